@@ -13,7 +13,8 @@ import (
 // (failover/etcd), a person ([Manual]). One Arbiter value is for one guest. Its
 // methods may be called from any goroutine.
 //
-// An error that matches [ErrRefused] is an answer and final. Any other error
+// An error that matches [ErrRefused] is an answer and final. One of Renew that
+// matches [ErrNotRenewed] is an answer, too, and not final. Any other error
 // says that nobody could be asked, which is no answer: what was asked for may
 // have happened or not. The same call may be repeated; an Acquire that had been
 // granted finds its own grant, by its token.

@@ -239,7 +239,7 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 			k.cfg.Lost(g.Generation, err)
 		}
 	case ctx.Err() == nil:
-		if k.cfg.Failed != nil {
+		if k.cfg.Failed != nil && !errors.Is(err, ErrNotRenewed) {
 			k.cfg.Failed(err)
 		}
 		wait.For(ctx, g.Term/10)

@@ -35,6 +35,50 @@ func run(t *testing.T, k *failover.Keeper) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
+// resting is an arbiter that at times renews nothing, by its own rules.
+type resting struct {
+	failover.Arbiter
+	rests atomic.Bool
+}
+
+func (a *resting) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	if a.rests.Load() {
+		return failover.Grant{}, failover.ErrNotRenewed
+	}
+	return a.Arbiter.Renew(ctx, g, note)
+}
+
+// An arbiter that renews nothing for now has been asked: nobody is told of a failure. The grant runs
+// out all the same, and is good again when it is renewed.
+func TestAnArbiterThatRenewsNothingForNowHasNotFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &resting{Arbiter: failover.NewStoreArbiter(new(failovertest.Store))}
+		k, err := failover.NewKeeper(failover.KeeperConfig{
+			Arbiter: a, Holder: "a", Term: time.Second,
+			Failed: func(err error) { t.Error("it has failed:", err) },
+			Lost:   func(_ uint64, why error) { t.Error("the grant is over:", why) },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, k)
+		defer stop()
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		a.rests.Store(true)
+		time.Sleep(2 * time.Second)
+		if k.Gate().Open() {
+			t.Error("the gate is open after the grant's end")
+		}
+		a.rests.Store(false)
+		time.Sleep(time.Second)
+		if !k.Gate().Open() {
+			t.Error("the gate is shut after a renewal")
+		}
+	})
+}
+
 func TestKeeperRenewsForAsLongAsItRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, s := keeper(t, time.Second)

@@ -7,3 +7,8 @@ import "errors"
 // ErrRefused says that nobody could be asked, which is no answer; the caller
 // asks again.
 var ErrRefused = errors.New("failover: arbiter refused")
+
+// ErrNotRenewed says that an arbiter renews no grant for now, by its own rules: two hosts in
+// step may go by each other's promises. It is an answer, and not final: the grant runs out
+// unless the holder asks again, and is granted that, before its end.
+var ErrNotRenewed = errors.New("failover: arbiter renews nothing for now")

@@ -164,6 +164,12 @@ func CommonCPUID(i int, others ...*CPU) ([]CPUIDEntry, error) {
 	if err != nil {
 		return nil, err
 	}
+	return common(table, others)
+}
+
+// common removes from a table what one of the hosts does not support, and returns it. Its
+// error is that of CommonCPUID.
+func common(table []CPUIDEntry, others []*CPU) ([]CPUIDEntry, error) {
 	for _, o := range others {
 		mask(table, o.Supported)
 	}
@@ -178,7 +184,7 @@ func CommonCPUID(i int, others ...*CPU) ([]CPUIDEntry, error) {
 // mask removes from a table the features that a host does not support.
 func mask(table, supported []CPUIDEntry) {
 	for _, w := range cpuidWords {
-		if e := findCPUID(table, w.function, w.index); e != nil {
+		if e := w.find(table); e != nil {
 			*reg(e, w.reg) &= cpuidValue(supported, w.function, w.index, w.reg) | w.ignore
 		}
 	}

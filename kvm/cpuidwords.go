@@ -119,14 +119,46 @@ func reg(e *CPUIDEntry, r int) *uint32 {
 	return &e.Edx
 }
 
-// findCPUID returns the entry of a leaf, nil if the table has none.
+// cpuidIndexed is the flag of an entry that answers for its own sub-leaf only.
+// (linux/kvm.h, KVM_CPUID_FLAG_SIGNIFCANT_INDEX.)
+const cpuidIndexed = 1 << 0
+
+// answers reports whether a vCPU with the entry finds a sub-leaf in it: an entry without the
+// flag answers for all of its leaf. (KVM api, "KVM_SET_CPUID2".)
+func answers(e *CPUIDEntry, function, index uint32) bool {
+	return e.Function == function && (e.Flags&cpuidIndexed == 0 || e.Index == index)
+}
+
+// findCPUID returns the entry in which a vCPU with the table finds a sub-leaf, nil if there is
+// none: it is the first that answers.
 func findCPUID(table []CPUIDEntry, function, index uint32) *CPUIDEntry {
 	for i := range table {
-		if e := &table[i]; e.Function == function && e.Index == index {
+		if e := &table[i]; answers(e, function, index) {
 			return e
 		}
 	}
 	return nil
+}
+
+// find returns the entry in which a guest with the table finds the word, nil if it does not look.
+//
+// An entry that answers for all of a leaf was hardly meant for its later sub-leaves. A guest
+// looks there if the first says so: leaf 7 has their number, and without XSAVES the
+// components that it could save do not matter.
+func (w cpuidWord) find(table []CPUIDEntry) *CPUIDEntry {
+	if w.function == kvmFeatures {
+		if w.function = kvmLeaf(table); w.function == 0 {
+			return nil
+		}
+	}
+	const xsaves = 1 << 3
+	e := findCPUID(table, w.function, w.index)
+	switch {
+	case e == nil, w.index == 0, e.Flags&cpuidIndexed != 0:
+	case w.function == 7 && e.Eax < w.index, w.function == xcr0CPUIDFn && w.reg != eax && e.Eax&xsaves == 0:
+		return nil
+	}
+	return e
 }
 
 // cpuidValue returns a register, 0 if the table does not have the leaf.
@@ -184,13 +216,12 @@ func missing(table, supported []CPUIDEntry) (list []string) {
 		list = append(list, fmt.Sprintf("the vendor %q, which is %q here (CPUID 0)", g, h))
 	}
 	for _, w := range cpuidWords {
-		has := cpuidValue(supported, w.function, w.index, w.reg)
-		if w.function == kvmFeatures {
-			if w.function = kvmLeaf(table); w.function == 0 {
-				continue
-			}
+		e := w.find(table)
+		if e == nil {
+			continue
 		}
-		if lacks := cpuidValue(table, w.function, w.index, w.reg) &^ w.ignore &^ has; lacks != 0 {
+		if lacks := *reg(e, w.reg) &^ w.ignore &^ cpuidValue(supported, w.function, w.index, w.reg); lacks != 0 {
+			w.function = e.Function
 			list = append(list, w.bitNames(lacks)...)
 		}
 	}

@@ -235,9 +235,9 @@ func sameCPUID(a, b []CPUIDEntry) bool {
 		switch {
 		case a.Function == 1:
 			ecx, edx = osxsave|mwait, apic
-		case a.Function == 7 && a.Index == 0:
+		case answers(&a, 7, 0):
 			ecx = ospke
-		case a.Function == xcr0CPUIDFn && a.Index < 2: // the size of what XCR0 and XSS enable
+		case answers(&a, xcr0CPUIDFn, 0), answers(&a, xcr0CPUIDFn, 1): // the size of what XCR0 and XSS enable
 			ebx = ^uint32(0)
 		}
 		a.Ebx, a.Ecx, a.Edx = a.Ebx&^ebx, a.Ecx&^ecx, a.Edx&^edx
@@ -248,10 +248,8 @@ func sameCPUID(a, b []CPUIDEntry) bool {
 
 // xcr0Allowed returns the bits of XCR0 that the CPUID table in the state allows.
 func (s *VCPUState) xcr0Allowed() uint64 {
-	for _, c := range s.cpuid.entries[:s.cpuid.n] {
-		if c.Function == xcr0CPUIDFn && c.Index == 0 {
-			return uint64(c.Edx)<<32 | uint64(c.Eax)
-		}
+	if e := findCPUID(s.cpuid.entries[:s.cpuid.n], xcr0CPUIDFn, 0); e != nil {
+		return uint64(e.Edx)<<32 | uint64(e.Eax)
 	}
 	return xcr0FPU | 2 // without the leaf: FPU and SSE
 }

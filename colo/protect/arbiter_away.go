@@ -42,6 +42,9 @@ func (a *toldArbiter) heard(ctx context.Context, mode event.Mode, err error) {
 	case errors.Is(err, failover.ErrRefused), errors.Is(err, failover.ErrClaim):
 		a.away.Store(false) // whoever has asked tells of it
 		return
+	case errors.Is(err, failover.ErrNotRenewed): // it has answered, and says nothing that was not known
+		a.away.Store(false)
+		return
 	case err == nil:
 		if !a.away.Swap(false) {
 			return

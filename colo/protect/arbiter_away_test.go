@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 )
 
 // An arbiter that is out of reach is told of by the host that needs it, whether or not
@@ -65,4 +66,46 @@ func TestAnArbiterThatIsOutOfReachIsToldOfOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// resting is an arbiter that renews nothing while two hosts are in step, whose promises count then.
+type resting struct {
+	failover.Arbiter
+	rests atomic.Bool
+	asked atomic.Int32 // while it rested
+}
+
+func (a *resting) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	if a.rests.Load() {
+		a.asked.Add(1)
+		return failover.Grant{}, failover.ErrNotRenewed
+	}
+	return a.Arbiter.Renew(ctx, g, note)
+}
+
+// An arbiter that has answered is not out of reach, though it renews nothing for now.
+func TestAnArbiterThatRenewsNothingForNowIsNotToldOf(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var log lines
+		arbiter := &resting{}
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			arbiter.Arbiter, c.Arbiter = c.Arbiter, arbiter
+			c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		a.is(Protected)
+		arbiter.rests.Store(true)
+		time.Sleep(4 * w.term)
+		if arbiter.asked.Load() == 0 {
+			t.Fatal("it was not asked")
+		}
+		if all := said[event.Arbitration](a); len(all) != 0 || log.with("msg=ARBITRATION") != 0 {
+			t.Errorf("%+v, %q", all, log.all())
+		}
+		if q := a.job.Query(); q.LastError != nil || !q.Open {
+			t.Errorf("%v, and the gate is open: %v", q.LastError, q.Open)
+		}
+		a.halt()
+		b.halt()
+	})
 }

@@ -220,7 +220,7 @@ func (b *between) early(after uint64, asks bool) bool {
 }
 
 // errPromises means that this host has no grant to renew.
-var errPromises = errors.New("in step, the other host's promises count")
+var errPromises = fmt.Errorf("%w: in step, the other host's promises count", failover.ErrNotRenewed)
 
 // Renew implements failover.Arbiter. What is granted while a pair synchronises is over
 // before the secondary's first promise can be.

@@ -158,14 +158,14 @@ func emptyMachine(o options, devices gokvmhost.Config) (*gokvmMachine, error) {
 func loadLinux(m *gokvmhost.Machine, o options) error {
 	kernel, err := os.Open(o.kernel)
 	if err != nil {
-		return err
+		return fmt.Errorf("-kernel: %w", err)
 	}
 	defer kernel.Close()
 	var initrd io.ReaderAt // nil, not a nil *os.File
 	if o.initrd != "" {
 		f, err := os.Open(o.initrd)
 		if err != nil {
-			return err
+			return fmt.Errorf("-initrd: %w", err)
 		}
 		defer f.Close()
 		initrd = f

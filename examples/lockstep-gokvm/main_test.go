@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"strings"
 	"testing"
 
@@ -91,8 +92,17 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 
 func TestAFileThatIsNotThereIsOneLineAndStatus1(t *testing.T) {
 	require.Outside(t, require.KVM) // which is looked at first
-	status, _, err := gokvmSays("boot", "-kernel", "/does/not/exist")
-	if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "lockstep-gokvm: ") {
-		t.Errorf("status %d, %q", status, err)
+	is, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for flag, args := range map[string][]string{
+		"-kernel": {"-kernel", "/does/not/exist"},
+		"-initrd": {"-kernel", is, "-initrd", "/does/not/exist"},
+	} {
+		status, _, err := gokvmSays(append([]string{"boot"}, args...)...)
+		if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "lockstep-gokvm: "+flag+": ") {
+			t.Errorf("status %d, %q, want %s", status, err, flag)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -30,6 +31,8 @@ type printer struct {
 	exit    event.COLOExit // how the last session ended
 	ending  bool           // it is about to end in good order
 	state   string         // the last state of the job, in its word
+	reason  string         // why it came to that, as it was told
+	wrong   string         // what trouble was told last
 	inStep  bool           // the two hosts have had a checkpoint in common since they met
 	epoch   uint64         // the number of the last checkpoint
 	status  func() string
@@ -148,11 +151,24 @@ func (p *printer) event(r event.Record) {
 	}
 }
 
+// trouble says what goes wrong, once, and not at all where it was said already: as the reason of the
+// present state, or by the arbiter that cannot decide.
+func (p *printer) trouble(err error) {
+	text := oneLine(err)
+	p.mu.Lock()
+	known := text == p.wrong || text == p.reason || errors.Is(err, errUndecided)
+	p.wrong = text
+	p.mu.Unlock()
+	if !known {
+		p.phase("trouble", "%s", text)
+	}
+}
+
 // changed is called with each new state of the job.
 func (p *printer) changed(e event.JobStatusChange) {
 	p.mu.Lock()
 	was, inStep, ending := p.state, p.inStep, p.ending
-	p.state = e.State
+	p.state, p.reason = e.State, oneLine(errors.New(e.Reason))
 	epoch := p.epoch
 	switch e.State {
 	case protect.Protected.String():

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +74,28 @@ func TestPeopleAreToldInLines(t *testing.T) {
 		if !strings.Contains(errs, want) {
 			t.Errorf("not told: %q in\n%s", want, errs)
 		}
+	}
+}
+
+// What goes wrong is told once: not again as trouble where it is why the state is what it is, or where the
+// arbiter that cannot decide has told it.
+func TestWhatGoesWrongIsToldOnce(t *testing.T) {
+	_, errs := printed(options{mode: modeSecondary}, func(p *printer) {
+		lost := errors.New("the peer\nis lost")
+		p.changed(event.JobStatusChange{State: protect.Waiting.String(), Reason: lost.Error()})
+		p.trouble(lost)
+		p.trouble(fmt.Errorf("the arbiter does not answer: %w", errUndecided))
+		for range 2 {
+			p.trouble(errors.New("connection refused"))
+		}
+		p.trouble(lost)
+		p.changed(event.JobStatusChange{State: protect.Following.String(), Reason: "follows a"})
+		p.trouble(errors.New("the disk is full"))
+	})
+	const want = "lockstep-gokvm: waiting: the peer\nis lost\nlockstep-gokvm: trouble: connection refused\n" +
+		"lockstep-gokvm: following: follows a\nlockstep-gokvm: trouble: the disk is full\n"
+	if errs != want {
+		t.Errorf("%q, want %q", errs, want)
 	}
 }
 

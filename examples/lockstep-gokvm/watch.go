@@ -12,7 +12,6 @@ import (
 func (h *host) watch() {
 	tick := time.NewTicker(retry)
 	defer tick.Stop()
-	var said string
 	told := false // that the pair is split
 	progress := time.Now()
 	for {
@@ -26,9 +25,8 @@ func (h *host) watch() {
 			h.p.phase("ended", "on the other host: %v", errEnded)
 			h.end(errEnded)
 		}
-		if q.LastError != nil && q.LastError.Error() != said {
-			said = q.LastError.Error()
-			h.p.phase("trouble", "%s", oneLine(q.LastError))
+		if q.LastError != nil {
+			h.p.trouble(q.LastError)
 		}
 		if there, split := h.parted(q); split && !told {
 			told = true
