@@ -149,6 +149,40 @@ func TestADiskThatIsNoMultipleOfTheSecondarysBlocksIsRefused(t *testing.T) {
 	must(t, p.Detach())
 }
 
+// blockDisk is a disk that takes only whole blocks.
+type blockDisk struct {
+	*fakeDisk
+	block int64
+}
+
+func (d blockDisk) Align() int64 { return d.block }
+
+// A guest, an overlay, a journal and metadata all write sectors, and find out before there is a
+// guest that a disk does not take them.
+func TestADiskOfLargerBlocksThanSectorsIsRefused(t *testing.T) {
+	fits := newFake(minJournal, 0)
+	for _, block := range []int64{1, SectorSize, 4096, ChunkSize} {
+		d := blockDisk{newFake(minJournal, 0), block}
+		for what, use := range map[string]func() error{
+			"the local disk of a primary": func() error { _, err := NewPrimary(d, PrimaryConfig{}); return err },
+			"the disk of a secondary":     func() error { _, err := NewSecondary(d, SecondaryConfig{}); return err },
+			"the log of pre-images":       func() error { _, err := OpenJournal(d, fits); return err },
+			"the active overlay":          func() error { _, err := OpenJournal(fits, d); return err },
+			"metadata":                    func() error { _, err := OpenMetadata(d); return err },
+		} {
+			err := use()
+			if block <= SectorSize {
+				must(t, err)
+				continue
+			}
+			wantErr(t, what, err, ErrSize)
+			if !strings.Contains(err.Error(), fmt.Sprint("blocks of ", block)) {
+				t.Errorf("%s, blocks of %d: %q does not name them", what, block, err)
+			}
+		}
+	}
+}
+
 // A connection with an identity beside it is still all that the connection is.
 func TestARemoteWithAnIdentityStillAlignsPushesAndMoves(t *testing.T) {
 	var _ interface {

@@ -104,6 +104,23 @@ func checkSize(what string, size int64) error {
 	return nil
 }
 
+// checkDisk returns an error unless d can be the disk of a guest, or a device of its journal.
+func checkDisk(what string, d Disk) error {
+	if err := checkSectors(what, d); err != nil {
+		return err
+	}
+	return checkSize(what, d.Size())
+}
+
+// checkSectors returns an error unless d can be read and written by sectors. A disk that is an
+// [Aligner] too, such as a connection to a server, may take only larger blocks.
+func checkSectors(what string, d Disk) error {
+	if a, ok := d.(Aligner); ok && a.Align() > SectorSize {
+		return fmt.Errorf("%w: %s takes blocks of %d bytes only, and it is read and written by sectors of %d", ErrSize, what, a.Align(), SectorSize)
+	}
+	return nil
+}
+
 // readFull reads all of p. Less than that is an error, but io.EOF together with all of p
 // is none.
 func readFull(d io.ReaderAt, p []byte, off int64) error {

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 
@@ -13,6 +14,29 @@ const (
 	fallocKeepSize  = 0x01
 	fallocPunchHole = 0x02
 )
+
+// checkFlags refuses a file whose flags do not let it be read and written at any place
+// and from any memory. With O_DIRECT the system takes only what is aligned as the device wants
+// it, and otherwise returns EINVAL, so that a guest would meet it at its first small write;
+// with O_APPEND it writes at the end.
+func checkFlags(f *os.File) error {
+	var flags int
+	err := retry(f, "fcntl", func(fd int) (err error) {
+		flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case flags&unix.O_DIRECT != 0:
+		return fmt.Errorf("replication: %s is open with O_DIRECT, and a disk is read and written in units that its device may not take: open it without: %w",
+			f.Name(), errors.ErrUnsupported)
+	case flags&unix.O_APPEND != 0:
+		return fmt.Errorf("replication: %s is open with O_APPEND, and a disk is not only written at its end: open it without: %w",
+			f.Name(), errors.ErrUnsupported)
+	}
+	return nil
+}
 
 // punchHole deallocates a range of f, which then reads as zeroes; parts of
 // file system blocks at its ends are zeroed. The error is

@@ -2,12 +2,15 @@ package replication
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/internal/require"
 )
@@ -53,5 +56,35 @@ func TestZeroesSmallerThanASectorOfTheDeviceAreWritten(t *testing.T) {
 	}
 	if got := extents(t, d, 0, size); len(got) != 1 || got[0] != (extent{size, 0}) {
 		t.Errorf("extents of a device %v, want all data", got)
+	}
+}
+
+// A descriptor that takes only some requests is refused before there is a guest that could
+// meet its errors: opened with O_DIRECT, a device of larger sectors returns EINVAL for a write
+// of one sector of the guest.
+func TestAFileThatTakesOnlySomeRequestsIsNoDisk(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	must(t, os.WriteFile(image, make([]byte, 1<<20), 0o600))
+	names := map[string]func(*testing.T) string{
+		"file":   func(*testing.T) string { return image },
+		"device": func(t *testing.T) string { return loopDevice(t, 1<<20) },
+	}
+	for what, name := range names {
+		for flag, word := range map[int]string{unix.O_DIRECT: "O_DIRECT", unix.O_APPEND: "O_APPEND", unix.O_SYNC: ""} {
+			t.Run(what+" "+word, func(t *testing.T) {
+				f, err := os.OpenFile(name(t), os.O_RDWR|flag, 0)
+				if errors.Is(err, unix.EINVAL) && word == "O_DIRECT" {
+					t.Skip("the file system has no", word)
+				}
+				must(t, err)
+				defer f.Close()
+				_, err = NewFile(f)
+				if word == "" {
+					must(t, err)
+				} else if wantErr(t, word, err, errors.ErrUnsupported); !strings.Contains(err.Error(), word) {
+					t.Errorf("%q does not name the flag", err)
+				}
+			})
+		}
 	}
 }

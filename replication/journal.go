@@ -155,7 +155,7 @@ func (b *superblock) decode(p []byte) bool {
 // overlays. Devices that begin with zeroes are a new journal. The caller
 // keeps the devices. Errors: ErrSize, ErrCorrupt, or what the device said.
 func OpenJournal(hidden, active Disk) (*Journal, error) {
-	if err := errors.Join(checkSize("the hidden device", hidden.Size()), checkSize("the active device", active.Size())); err != nil {
+	if err := errors.Join(checkDisk("the hidden device", hidden), checkDisk("the active device", active)); err != nil {
 		return nil, err
 	}
 	if hidden.Size() < minJournal || hidden.Size() > SectorSize*math.MaxUint32 || active.Size() < minJournal {

@@ -107,6 +107,9 @@ func (m *Metadata) open(dev Disk) error {
 	if dev.Size() < metadataHead {
 		return fmt.Errorf("%w: metadata of %d bytes", ErrSize, dev.Size())
 	}
+	if err := checkSectors("the device of the metadata", dev); err != nil {
+		return err
+	}
 	m.dev = newStableDisk(dev, "metadata")
 	blank, found := 0, false
 	for i := range 2 {

@@ -118,11 +118,11 @@ var (
 // NewPrimary returns a Primary over local, in state None and with no secondary.
 // The caller keeps local, and from now on writes it only through the Primary.
 // The error is ErrSize if the size of local is not that of a disk (see
-// SectorSize), and ErrInconsistent or ErrOutdated if its metadata says that a
+// SectorSize), or if it is an [Aligner] that takes only larger blocks, and ErrInconsistent or ErrOutdated if its metadata says that a
 // guest should not have it, see PermitOutdated.
 func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	size := local.Size()
-	if err := checkSize("the disk", size); err != nil {
+	if err := checkDisk("the disk", local); err != nil {
 		return nil, err
 	}
 	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events

@@ -134,15 +134,15 @@ func windowOf(h packet.TCP) uint32 { return uint32(binary.BigEndian.Uint16(h[14:
 const maxScale = 14
 
 // scaleOf returns the shift of the window that a SYN or SYN|ACK announces, at most
-// maxScale.
-func scaleOf(h packet.TCP) uint8 {
+// maxScale. Of several the last one counts.
+func scaleOf(h packet.TCP) (last uint8) {
 	for opts := h.Options(); ; {
 		kind, data, rest, ok := packet.NextOption(opts)
 		switch {
 		case !ok:
-			return 0
+			return last
 		case kind == packet.OptWScale && len(data) == 1:
-			return min(data[0], maxScale)
+			last = min(data[0], maxScale)
 		}
 		opts = rest
 	}

@@ -168,6 +168,7 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 		return e.passHalf(&k, frame, vnetHdr, inward)
 	}
 	h, over := p.TCP(), false
+	was := headSum(h)
 	switch {
 	case h.Flags()&packet.SYN != 0:
 		// Only a packet from the guest decides whether the connection is a new one.
@@ -201,7 +202,7 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 	if (over || s.over()) && s.ended.IsZero() {
 		s.ended = time.Now()
 	}
-	seal(p, packet.VNetOf(frame, vnetHdr))
+	seal(p, packet.VNetOf(frame, vnetHdr), was)
 	e.count++
 	return true
 }

@@ -126,7 +126,7 @@ func TestConnectionsOfTwoFailoversAreKeptTogether(t *testing.T) {
 			at = 36
 		}
 		binary.BigEndian.PutUint16(f[at:], 40001)
-		return f
+		return withSum(f)
 	}
 	c.r.Inbound(newer(true, 700, 0, packet.SYN), 0)
 	c.r.Outbound(newer(false, 7000, 701, synAck), 0)

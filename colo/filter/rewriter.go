@@ -14,8 +14,8 @@ import (
 //
 // Every packet to the guest goes through Inbound, every packet from it through
 // Outbound, as often as it is sent. They change the packet in place and
-// recompute its TCP checksum, unless the virtio-net header says that it is partial
-// and somebody else completes it; what is not TCP, or is a fragment or malformed,
+// its TCP checksum with it, which is as right or wrong as it was, unless the virtio-net
+// header says that it is partial and somebody else completes it; what is not TCP, or is a fragment or malformed,
 // passes unchanged, but for ICMP and ICMPv6 errors, whose quoted segment is
 // translated. A Rewriter is a colo.SecondaryNetwork. It does no I/O and belongs to
 // one goroutine at a time.
@@ -108,7 +108,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	k = k.Reverse()
 	if r.strict != nil {
 		if r.strict.inbound(k, h) {
-			r.translated(frame, vnetHdr)
+			r.sealAnew(frame, vnetHdr)
 		}
 		return true
 	}
@@ -137,11 +137,12 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 		r.clientResets(k, c, h)
 		return true
 	}
+	was := headSum(h)
 	if t != (translation{}) {
 		t.inward(h)
 	}
 	if c.past(h) || t != (translation{}) {
-		r.translated(frame, vnetHdr)
+		r.translated(frame, vnetHdr, was)
 	}
 	c.told(h)
 	r.clientResets(k, c, h)
@@ -215,9 +216,19 @@ func (c *conversation) answered(h packet.TCP) {
 	c.next = o.seq + 1
 }
 
-func (r *Rewriter) translated(frame []byte, vnetHdr int) {
+// translated counts the segment that has been parsed, and seals it. The sum of its header
+// was another before it was translated.
+func (r *Rewriter) translated(frame []byte, vnetHdr int, was uint16) {
 	r.stats.Rewritten++
-	seal(&r.pkt, packet.VNetOf(frame, vnetHdr))
+	seal(&r.pkt, packet.VNetOf(frame, vnetHdr), was)
+}
+
+// sealAnew does what translated does, but it computes the checksum anew, as QEMU does.
+func (r *Rewriter) sealAnew(frame []byte, vnetHdr int) {
+	r.stats.Rewritten++
+	if !packet.VNetOf(frame, vnetHdr).PartialChecksum(&r.pkt, packet.TCPChecksumAt) {
+		r.pkt.TCP().SetChecksum(r.pkt.TCPChecksum())
+	}
 }
 
 // quoted translates the segment that an ICMP error quotes, and returns its frame.
@@ -310,7 +321,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	if r.strict != nil {
 		frame = r.writable(frame, vnetHdr)
 		if r.strict.outbound(k, r.pkt.TCP()) {
-			r.translated(frame, vnetHdr)
+			r.sealAnew(frame, vnetHdr)
 		}
 		return frame, nil
 	}
@@ -353,8 +364,9 @@ func (r *Rewriter) outward(t translation, frame []byte, vnetHdr int) []byte {
 		return frame
 	}
 	frame = r.writable(frame, vnetHdr)
+	was := headSum(r.pkt.TCP())
 	t.outward(r.pkt.TCP())
-	r.translated(frame, vnetHdr)
+	r.translated(frame, vnetHdr, was)
 	return frame
 }
 

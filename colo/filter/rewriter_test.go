@@ -59,6 +59,9 @@ func numbers(t *testing.T, frame []byte) string {
 func TestRewriterDoesWhatQEMUDidOrShould(t *testing.T) {
 	for _, strict := range []bool{true, false} {
 		for _, c := range rewriterCases(t) {
+			if !strict && c.Name == "r7 bad input checksum is recomputed" {
+				continue // see TestADamagedSegmentStaysDamaged
+			}
 			r := newTwice(t, filter.RewriterConfig{Strict: strict})
 			want := c.Recommended
 			if strict {
@@ -128,11 +131,15 @@ func segment(toGuest, v6 bool, seq, ack uint32, flags uint8, opts, data []byte) 
 		binary.BigEndian.PutUint16(i[2:], uint16(len(i)+len(h)))
 		b = append(b, i...)
 	}
-	b = append(b, h...)
+	return withSum(append(b, h...))
+}
+
+// withSum sets the checksum of a segment, and returns its frame.
+func withSum(frame []byte) []byte {
 	var p packet.Packet
-	p.Parse(b)
+	p.Parse(frame)
 	p.TCP().SetChecksum(p.TCPChecksum())
-	return b
+	return frame
 }
 
 // established returns a rewriter with a connection whose numbers are 8000 apart.

@@ -49,10 +49,23 @@ func (t translation) inward(h packet.TCP) {
 // outward changes what the guest says of its numbers.
 func (t translation) outward(h packet.TCP) {
 	h.SetSeq(h.Seq() - t.seq)
-	if t.time != 0 {
-		if ts := timestamps(h); ts != nil {
-			add32(ts, -t.time)
+	if t.time == 0 {
+		return
+	}
+	opts := h.Options()
+	if len(opts) == 12 && usual(opts) {
+		add32(opts[4:], -t.time)
+		return
+	}
+	for {
+		kind, data, rest, ok := packet.NextOption(opts)
+		switch {
+		case !ok:
+			return
+		case kind == packet.OptTimestamps && len(data) == 8:
+			add32(data, -t.time)
 		}
+		opts = rest
 	}
 }
 
@@ -92,14 +105,20 @@ func ofGuest(k packet.Key, inward bool) packet.Key {
 	return k.Reverse()
 }
 
-// seal puts the checksum of a segment right that was changed. If the virtio-net
-// header says that the sender has left that to somebody else, the field has the
+// headSum returns the sum of a segment's header, for seal.
+func headSum(h packet.TCP) uint16 { return packet.Sum(0, h[:h.HeaderLen()]) }
+
+// seal changes the checksum of a segment with its header, whose sum was another before: it
+// is as right or wrong as it was. A segment that was damaged on its way must not become
+// a good one, or the guest would take the damage for data. If the virtio-net
+// header says that the sender has left the checksum to somebody else, the field has the
 // sum of the pseudo-header, which has not changed.
-func seal(p *packet.Packet, h packet.VNet) {
-	if h.PartialChecksum(p, packet.TCPChecksumAt) {
+func seal(p *packet.Packet, v packet.VNet, was uint16) {
+	if v.PartialChecksum(p, packet.TCPChecksumAt) {
 		return
 	}
-	p.TCP().SetChecksum(p.TCPChecksum())
+	h := p.TCP()
+	h.SetChecksum(packet.Update(h.Checksum(), uint32(was), uint32(headSum(h))))
 }
 
 func add32(b []byte, n uint32) { binary.BigEndian.PutUint32(b, binary.BigEndian.Uint32(b)+n) }
@@ -110,20 +129,20 @@ func usual(opts []byte) bool {
 	return len(opts) >= 12 && binary.BigEndian.Uint32(opts) == 0x0101080a
 }
 
-// timestamps returns the timestamp and the one that it echoes, nil if the
-// segment has none.
-func timestamps(h packet.TCP) []byte {
+// timestamps returns the timestamp and the one that it echoes, nil if the segment has none. Of
+// several the last one counts, as it does to those who read the options one after the other.
+func timestamps(h packet.TCP) (last []byte) {
 	opts := h.Options()
-	if usual(opts) {
+	if len(opts) == 12 && usual(opts) {
 		return opts[4:12]
 	}
 	for {
 		kind, data, rest, ok := packet.NextOption(opts)
 		switch {
 		case !ok:
-			return nil
+			return last
 		case kind == packet.OptTimestamps && len(data) == 8:
-			return data
+			last = data
 		}
 		opts = rest
 	}
