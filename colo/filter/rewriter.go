@@ -14,9 +14,9 @@ import (
 //
 // Every packet to the guest goes through Inbound, every packet from it through
 // Outbound, as often as it is sent. They change the packet in place and
-// its TCP checksum with it, which is as right or wrong as it was, unless the virtio-net
-// header says that it is partial and somebody else completes it; what is not TCP, or is a fragment or malformed,
-// passes unchanged, but for ICMP and ICMPv6 errors, whose quoted segment is
+// its TCP checksum with it, which is as right or wrong as it was, or right if it was zero,
+// unless the virtio-net header says that it is partial and somebody else completes it;
+// what is not TCP, or is a fragment or malformed, passes unchanged, but for ICMP and ICMPv6 errors, whose quoted segment is
 // translated. A Rewriter is a colo.SecondaryNetwork. It does no I/O and belongs to
 // one goroutine at a time.
 //
