@@ -13,12 +13,12 @@ import (
 // nothing.
 //
 // Every packet to the guest goes through Inbound, every packet from it through
-// Outbound, as often as it is sent. They change the packet in place and
-// its TCP checksum with it, which is as right or wrong as it was, or right if it was zero,
-// unless the virtio-net header says that it is partial and somebody else completes it;
-// what is not TCP, or is a fragment or malformed, passes unchanged, but for ICMP and ICMPv6 errors, whose quoted segment is
-// translated. A Rewriter is a colo.SecondaryNetwork. It does no I/O and belongs to
-// one goroutine at a time.
+// Outbound, as often as it is sent. They change the packet in place and its TCP checksum
+// with it, which is as right or wrong as it was, or right if it was zero, unless the
+// virtio-net header says that it is partial and somebody else completes it. What is not
+// TCP, or is a fragment or malformed, passes unchanged, but for ICMP and ICMPv6 errors,
+// whose quoted segment is translated. A Rewriter is a colo.SecondaryNetwork. It does no
+// I/O and belongs to one goroutine at a time.
 //
 // The rules are those of net/filter-rewriter.c with its gaps closed: guests may
 // open connections, the two halves of a handshake may come in any order, a SYN
