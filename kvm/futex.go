@@ -3,50 +3,58 @@
 package kvm
 
 import (
-	"sync/atomic"
 	"time"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"github.com/gocolo/lockstep/internal/futex"
 )
 
-// signal wakes threads that wait: a number that changes when they should look again. The
-// goroutine of a vCPU is bound to its thread, and the scheduler needs two steps to wake such
-// a goroutine from another; so the thread itself waits, in the kernel.
-type signal struct{ n atomic.Uint32 }
-
-// Operations of futex(2), on memory that is not shared with other processes.
-const (
-	futexWait = 0 | 128
-	futexWake = 1 | 128
-)
+// signal wakes threads that wait, in the kernel or before.
+type signal struct{ futex.Signal }
 
 // longestWait bounds a wait, after which the caller looks again: that costs next to nothing,
 // and a lost wake-up cannot hang a guest.
 const longestWait = 100 * time.Millisecond
 
-// raise wakes all that wait.
-func (s *signal) raise() {
-	s.n.Add(1)
-	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&s.n)), futexWake, 1<<30, 0, 0, 0)
-}
-
-// seen returns the number for wait. A caller takes it before it looks for work: if work
-// comes after that, wait returns at once.
-func (s *signal) seen() uint32 { return s.n.Load() }
-
-// wait returns when the signal has been raised since seen, or sooner.
-func (s *signal) wait(seen uint32) {
-	limit := unix.NsecToTimespec(int64(longestWait))
-	_, _, _ = unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&s.n)), futexWait, uintptr(seen), uintptr(unsafe.Pointer(&limit)), 0, 0)
-}
-
-// watch does what wait does, but spins for a while before it waits in the kernel.
-func (s *signal) watch(seen uint32, while time.Duration) {
+// watch does what Wait does, but spins for a while before it waits in the kernel. It reports
+// whether the signal was raised meanwhile.
+func (s *signal) watch(seen uint32, while time.Duration) bool {
 	for begun := time.Now(); time.Since(begun) < while; {
-		if s.n.Load() != seen {
-			return
+		if s.Seen() != seen {
+			return true
 		}
 	}
-	s.wait(seen)
+	s.Wait(seen, longestWait)
+	return false
+}
+
+// lookout decides whether a thread watches before it waits. To watch in vain takes a CPU that
+// whoever is to raise the signal may need. So a thread that has done that inVain times in turn
+// watches only now and then, until it sees the signal raised.
+type lookout struct{ vain, rests int }
+
+const (
+	inVain = 8
+	rests  = 15 // waits without watching before the next attempt
+)
+
+// length returns how long to watch this time: while, or 0.
+func (l *lookout) length(while time.Duration) time.Duration {
+	if while > 0 && l.rests > 0 {
+		l.rests--
+		return 0
+	}
+	return while
+}
+
+// learn is told what came of it.
+func (l *lookout) learn(watched time.Duration, raised bool) {
+	switch {
+	case watched == 0:
+	case raised:
+		l.vain = 0
+	default:
+		if l.vain = min(l.vain+1, inVain); l.vain == inVain {
+			l.rests = rests
+		}
+	}
 }

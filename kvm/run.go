@@ -45,7 +45,7 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 		v.vm.mu.Lock()
 		v.kick()
 		v.vm.mu.Unlock()
-		v.vm.parked.raise()
+		v.vm.parked.Raise()
 		close(canceled)
 	})
 	defer func() {
@@ -237,14 +237,14 @@ func (v *VCPU) release() {
 		v.vm.active--
 		v.own.Unlock()
 		if v.vm.active == 0 {
-			v.vm.still.raise()
+			v.vm.still.Raise()
 		}
 	}
 }
 
 // sleep gives the vCPU up until there may be something to do. vm.mu is held.
 func (v *VCPU) sleep(watching time.Duration) {
-	seen := v.vm.parked.seen()
+	seen := v.vm.parked.Seen()
 	v.release()
 	v.vm.mu.Unlock()
 	v.vm.parked.watch(seen, watching)

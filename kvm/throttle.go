@@ -49,7 +49,7 @@ func (vm *VM) Throttle(percent int) error {
 		v.slice.until = time.Time{}
 		v.kick() // it looks around, and begins a slice
 	}
-	vm.parked.raise()
+	vm.parked.Raise()
 	return nil
 }
 
@@ -63,7 +63,7 @@ func (v *VCPU) rests() bool {
 		s.ran = 0
 		s.until = time.Now().Add(rest)
 		if s.wake == nil {
-			s.wake = time.AfterFunc(rest, v.vm.parked.raise)
+			s.wake = time.AfterFunc(rest, v.vm.parked.Raise)
 		} else {
 			s.wake.Reset(rest)
 		}

@@ -36,10 +36,11 @@ type VM struct {
 	tscTold  atomic.Bool
 
 	mu       sync.Mutex
-	parked   signal // for vCPUs: pauses, a rest or a context has ended
-	still    signal // for Pause: active has become 0, or pauses or a context ended
-	pauses   int    // Pause calls that no Resume has undone; the VM is paused while there are any
-	resets   uint64 // how often pauses has become 0
+	parked   signal  // for vCPUs: pauses, a rest or a context has ended
+	still    signal  // for Pause: active has become 0, or pauses or a context ended
+	pausing  lookout // of Pause, which waits for still
+	pauses   int     // Pause calls that no Resume has undone; the VM is paused while there are any
+	resets   uint64  // how often pauses has become 0
 	closed   bool
 	watching time.Duration // watching, or 0 if there are too few CPUs; vCPUs are added before it is read
 	active   int           // vCPUs in Run and not parked
@@ -122,7 +123,7 @@ func (vm *VM) IdleCPUs() int {
 // ends first, this Pause is void and the context's error is returned; ErrResumed
 // if as many Resumes as Pauses were called meanwhile.
 func (vm *VM) Pause(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, vm.still.raise)
+	stop := context.AfterFunc(ctx, vm.still.Raise)
 	defer stop()
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -138,14 +139,16 @@ func (vm *VM) Pause(ctx context.Context) error {
 	for vm.active > 0 && vm.resets == resets {
 		if err := ctx.Err(); err != nil {
 			if vm.resume() {
-				vm.parked.raise()
+				vm.parked.Raise()
 			}
 			return fmt.Errorf("kvm: pause: %w", err)
 		}
-		seen := vm.still.seen()
+		seen := vm.still.Seen()
+		while := vm.pausing.length(vm.watching)
 		vm.mu.Unlock()
-		vm.still.watch(seen, vm.watching)
+		raised := vm.still.watch(seen, while)
 		vm.mu.Lock()
+		vm.pausing.learn(while, raised)
 	}
 	if vm.resets != resets {
 		return ErrResumed
@@ -165,8 +168,8 @@ func (vm *VM) Resume(context.Context) error {
 	closed, last := vm.closed, vm.resume()
 	vm.mu.Unlock()
 	if last { // whoever wakes finds the lock free
-		vm.parked.raise()
-		vm.still.raise()
+		vm.parked.Raise()
+		vm.still.Raise()
 	}
 	if closed {
 		return ErrClosed

@@ -23,7 +23,8 @@ type SecondaryConfig struct {
 	Deliver func(packet []byte) error
 
 	// Continuous, Limit and VNetHdr have the primary's values. Limit bounds the packets
-	// that the secondary's guest has sent since the last checkpoint.
+	// that the secondary's guest has sent since the last checkpoint. With Continuous the
+	// primary is sent none of them.
 	Continuous bool
 	Limit      int
 	VNetHdr    int
@@ -179,7 +180,7 @@ func (s *Secondary) compose(n int, compose func(packet []byte) bool) (early []by
 // send takes a packet of the guest that has been translated. mu is held.
 func (s *Secondary) send(packet []byte) error {
 	err := s.keep.WritePacket(packet)
-	if err == nil && !s.alone {
+	if err == nil && !s.alone && !s.cfg.Continuous {
 		s.silent = false
 		_ = s.out.WriteFrame(filter.Frame{Data: packet, VNetHdr: s.cfg.VNetHdr}) // if there is no room or no connection, it is missing at the primary
 	}
@@ -305,7 +306,7 @@ func (s *Secondary) attach() {
 	defer s.mu.Unlock()
 	s.connected = true
 	s.up.set(true)
-	if s.started && s.silent && !s.alone {
+	if s.started && s.silent && !s.alone && !s.cfg.Continuous {
 		_ = s.out.Mark(s.epoch)
 	}
 }
@@ -391,7 +392,7 @@ func (s *Secondary) Commit(epoch uint64) error {
 		return err
 	}
 	s.started, s.alone, s.silent, s.epoch = true, false, true, epoch
-	if s.connected {
+	if s.connected && !s.cfg.Continuous { // nobody reads it there, and each wakes both hosts
 		_ = s.out.Mark(epoch) // never fails
 	}
 	s.mu.Unlock()

@@ -216,8 +216,11 @@ func (w *world) replaceSecondary() {
 }
 
 // connect makes a new connection between the sides.
-func (w *world) connect() {
-	w.pconn, w.sconn = net.Pipe()
+func (w *world) connect() { w.join(net.Pipe()) }
+
+// join connects the two sides by the two ends of a connection.
+func (w *world) join(pconn, sconn net.Conn) {
+	w.pconn, w.sconn = pconn, sconn
 	w.pserve, w.sserve = make(chan error, 1), make(chan error, 1)
 	p, s, pe, se := w.pconn, w.sconn, w.pserve, w.sserve
 	primary, secondary := w.p, w.s

@@ -14,6 +14,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/examples/internal/threads"
+	"github.com/gocolo/lockstep/internal/futex"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
@@ -42,8 +43,8 @@ func newKVMMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (_
 	if err := m.Pause(context.Background()); err != nil {
 		return nil, err
 	}
-	m.nic = nic{pace: cfg.Pace, out: out, in: newInputs(cfg.Guest.VCPUs), write: write, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
-	close(m.nic.pausing)
+	m.nic = nic{pace: cfg.Pace, out: out, in: newInputs(cfg.Guest.VCPUs), write: write, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs)}
+	m.nic.pausing.Store(true)
 	if boot {
 		if err := m.boot(cfg.Guest); err != nil {
 			return nil, err
@@ -164,8 +165,8 @@ type nic struct {
 	mem   []byte
 	ports []port
 
-	mu      sync.Mutex
-	pausing chan struct{} // closed while the guest is paused, or about to be
+	pausing atomic.Bool  // the guest is paused, or about to be
+	changed futex.Signal // raised when it has become true
 }
 
 // marker is told what the host writes into guest memory.
@@ -183,35 +184,25 @@ const fullPoll = time.Millisecond
 
 // hold makes whoever waits in access return.
 func (n *nic) hold() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	select {
-	case <-n.pausing:
-	default:
-		if n.pausing != nil {
-			close(n.pausing)
-		}
-	}
+	n.pausing.Store(true)
+	n.changed.Raise()
 }
 
-func (n *nic) open() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.pausing = make(chan struct{})
-}
+func (n *nic) open() { n.pausing.Store(false) }
 
-// wait returns true after d, or false when the guest is to be paused.
+// wait returns true after d, or false when the guest is to be paused. The thread of the vCPU
+// itself waits, so that nothing but the kernel is between hold and it.
 func (n *nic) wait(d time.Duration) bool {
-	n.mu.Lock()
-	pausing := n.pausing
-	n.mu.Unlock()
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-pausing:
-		return false
+	for due := time.Now().Add(d); ; {
+		seen := n.changed.Seen()
+		if n.pausing.Load() {
+			return false
+		}
+		left := time.Until(due)
+		if left <= 0 {
+			return true
+		}
+		n.changed.Wait(seen, left)
 	}
 }
 

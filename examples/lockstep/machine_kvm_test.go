@@ -24,7 +24,7 @@ import (
 // testNIC returns a nic whose guest's memory holds one frame, at address 0.
 func testNIC(out sender, frame []byte) *nic {
 	mem := binary.LittleEndian.AppendUint32(nil, uint32(len(frame)))
-	return &nic{out: out, in: newInputs(1), mem: append(mem, frame...), ports: make([]port, 1), pausing: make(chan struct{})}
+	return &nic{out: out, in: newInputs(1), mem: append(mem, frame...), ports: make([]port, 1)}
 }
 
 // status reads PortStatus, as the guest does.
@@ -157,7 +157,7 @@ func (m *marks) MarkDirty(gpa, n uint64) { *m = append(*m, [2]uint64{gpa, n}) }
 func TestAVCPUThatMaySendIsGivenItsInput(t *testing.T) {
 	mem := make([]byte, guest.RingBase)
 	written := new(marks)
-	n := &nic{in: newInputs(2), mem: mem, vm: written, ports: make([]port, 2), pausing: make(chan struct{})}
+	n := &nic{in: newInputs(2), mem: mem, vm: written, ports: make([]port, 2)}
 	frame := guest.Input{VCPU: 0, M: 1, V: 2}.AppendFrame(nil)
 	if err := n.in.deliver(frame); err != nil {
 		t.Fatal(err)

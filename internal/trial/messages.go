@@ -78,22 +78,36 @@ func (r *Run) event(m message) error {
 	if !matters(m.event) {
 		return nil
 	}
+	// Of the events of a checkpoint, which are most, no more is read than is looked at.
+	var short struct {
+		Event string `json:"event"`
+		Data  struct {
+			Epoch uint64 `json:"epoch"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(m.event, &short); err != nil {
+		return fmt.Errorf("an event of the %s: %w", m.side, err)
+	}
+	switch short.Event {
+	case event.CheckpointStart{}.Name():
+		if m.side == Primary {
+			r.under = short.Data.Epoch
+		}
+		return nil
+	case event.CheckpointCommit{}.Name():
+		if m.side == Primary {
+			r.under = 0
+		}
+		if !r.tookOver {
+			r.last[m.side] = short.Data.Epoch
+		}
+		return nil
+	}
 	var rec event.Record
 	if err := json.Unmarshal(m.event, &rec); err != nil {
 		return fmt.Errorf("an event of the %s: %w", m.side, err)
 	}
 	switch e := rec.Event.(type) {
-	case event.CheckpointStart:
-		if m.side == Primary {
-			r.under = e.Epoch
-		}
-	case event.CheckpointCommit:
-		if m.side == Primary {
-			r.under = 0
-		}
-		if !r.tookOver {
-			r.last[m.side] = e.Epoch
-		}
 	case event.Throttled:
 		r.throttled = append(r.throttled, throttled{rec.Time, e.Percent})
 	case event.COLOExit:

@@ -148,6 +148,32 @@ func TestASurvivorThatIsProtectedAgainIsNoMoreOfTheRun(t *testing.T) {
 	}
 }
 
+func TestARunKnowsWhichCheckpointIsUnderWayAndWhichIsTheLast(t *testing.T) {
+	r := New(Config{}, "sim", 1, new(Printer))
+	r.out.W = io.Discard
+	for _, c := range []struct {
+		side        string
+		e           event.Event
+		under, last uint64 // after it, under way and the primary's last
+	}{
+		{Primary, event.CheckpointStart{Mode: event.ModePrimary, Epoch: 8, Cause: event.CauseTimer}, 8, 0},
+		{Secondary, event.CheckpointStart{Mode: event.ModeSecondary, Epoch: 9}, 8, 0},
+		{Secondary, event.CheckpointCommit{Mode: event.ModeSecondary, Epoch: 8}, 8, 0},
+		{Primary, event.CheckpointCommit{Mode: event.ModePrimary, Epoch: 8, Pages: 3}, 0, 8},
+	} {
+		e, err := json.Marshal(event.Record{Event: c.e})
+		if err = errors.Join(err, r.handle(message{side: c.side, event: e})); err != nil {
+			t.Fatal(err)
+		}
+		if r.under != c.under || r.last[Primary] != c.last {
+			t.Errorf("%+v of the %s: checkpoint %d under way, and %d the last, want %d and %d", c.e, c.side, r.under, r.last[Primary], c.under, c.last)
+		}
+	}
+	if r.last[Secondary] != 8 {
+		t.Errorf("the secondary's last checkpoint is %d, want 8", r.last[Secondary])
+	}
+}
+
 func TestAHostMayEndThatWasKilledOrIsToEnd(t *testing.T) {
 	for name, c := range map[string]struct {
 		killed, closing bool
