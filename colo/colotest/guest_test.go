@@ -3,6 +3,8 @@ package colotest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +19,10 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if err := require.Parallel(4); err != nil { // tests of hosts wait most of the time
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	require.SeldomCollect()
 	goleak.VerifyTestMain(m)
 }
@@ -50,6 +56,7 @@ func hostOf(g *Guest) Host {
 }
 
 func TestGuestIsAHost(t *testing.T) {
+	t.Parallel()
 	for name, cfg := range map[string]GuestConfig{
 		"one vCPU":          {Touch: 16, TSCPerMille: 500},
 		"four vCPUs":        {VCPUs: 4, Pages: 64, Touch: 8, Ring: 1024},
@@ -62,6 +69,7 @@ func TestGuestIsAHost(t *testing.T) {
 			if testing.Short() && name != "one vCPU" && name != "tracked" {
 				t.Skip("short: one with a tracker and one without")
 			}
+			t.Parallel()
 			if cfg.Tracked {
 				needTracker(t)
 			}

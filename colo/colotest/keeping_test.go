@@ -72,6 +72,7 @@ func (k *keeping) ReadDirty(block string, bitmap []uint64) error {
 }
 
 func TestALogThatLeavesPagesWritableConforms(t *testing.T) {
+	t.Parallel()
 	TestVM(t, func(t *testing.T) Host {
 		g := running(t, GuestConfig{Touch: 4})
 		h := hostOf(g)

@@ -28,86 +28,90 @@ type duplex struct {
 func TestAnOutboxWritesWhatItWasGiven(t *testing.T) {
 	for _, vnet := range []bool{false, true} {
 		for seed := range uint64(6) {
-			rnd := rand.New(rand.NewPCG(seed, 9))
-			r, w := io.Pipe()
-			out := filter.NewOutbox(1) // the least
-			cfg := filter.ConnConfig{VNetHdr: vnet, Marks: true}
-			ctx, cancel := context.WithCancel(t.Context())
-			var run sync.WaitGroup
-			to := filter.NewConn(duplex{nil, w}, cfg)
-			run.Go(func() {
-				out.Run(ctx, to)
-				w.Close()
-			})
-			var marks []uint64
-			cfg.OnMark = func(epoch uint64) error { marks = append(marks, epoch); return nil }
-			in := filter.NewConn(duplex{r, nil}, cfg)
-			got := make(chan uint32, 1<<12)
-			run.Go(func() {
-				defer close(got)
-				for {
-					p, err := in.ReadPacket()
-					if err != nil {
-						if err != io.EOF {
-							t.Errorf("seed %d: %v", seed, err)
-						}
-						return
-					}
-					n := binary.BigEndian.Uint32(p)
-					if !bytes.Equal(p, frameOf(n, len(p))) || vnet && in.VNetHdrLen() != int(n%3)*10 {
-						t.Errorf("seed %d: packet %d of %d bytes, with a header of %d, is another", seed, n, len(p), in.VNetHdrLen())
-					}
-					got <- n
+			synctest.Test(t, func(t *testing.T) { outboxWrites(t, vnet, seed) })
+		}
+	}
+}
+
+func outboxWrites(t *testing.T, vnet bool, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 9))
+	r, w := io.Pipe()
+	out := filter.NewOutbox(1) // the least
+	cfg := filter.ConnConfig{VNetHdr: vnet, Marks: true}
+	ctx, cancel := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	to := filter.NewConn(duplex{nil, w}, cfg)
+	run.Go(func() {
+		out.Run(ctx, to)
+		w.Close()
+	})
+	var marks []uint64
+	cfg.OnMark = func(epoch uint64) error { marks = append(marks, epoch); return nil }
+	in := filter.NewConn(duplex{r, nil}, cfg)
+	got := make(chan uint32, 1<<12)
+	run.Go(func() {
+		defer close(got)
+		for {
+			p, err := in.ReadPacket()
+			if err != nil {
+				if err != io.EOF {
+					t.Errorf("seed %d: %v", seed, err)
 				}
-			})
-			drained := func() {
-				for out.Pending() > 0 {
-					time.Sleep(time.Millisecond)
-				}
+				return
 			}
-			sent, epoch := uint32(0), uint64(0)
-			for range 400 {
-				size := 4 + 16 + rnd.IntN(1<<rnd.IntN(17))
-				f := filter.Frame{Data: frameOf(sent, min(size, filter.MaxFrame)), VNetHdr: int(sent%3) * 10}
-				if err := out.WriteFrame(f); err != nil && err != filter.ErrFull {
-					t.Fatal(err)
-				}
-				sent++
-				if rnd.IntN(40) == 0 {
-					out.Mark(epoch)
-					epoch++
-				}
-				if rnd.IntN(40) == 0 {
-					drained() // however slow the writer is, some come out
-				}
-				if rnd.IntN(100) == 0 {
-					out.Failover()
-					out.Mark(epoch)
-					epoch++
-				}
+			n := binary.BigEndian.Uint32(p)
+			if !bytes.Equal(p, frameOf(n, len(p))) || vnet && in.VNetHdrLen() != int(n%3)*10 {
+				t.Errorf("seed %d: packet %d of %d bytes, with a header of %d, is another", seed, n, len(p), in.VNetHdrLen())
 			}
-			drained()
+			got <- n
+		}
+	})
+	drained := func() {
+		for out.Pending() > 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	sent, epoch := uint32(0), uint64(0)
+	for range 400 {
+		size := 4 + 16 + rnd.IntN(1<<rnd.IntN(17))
+		f := filter.Frame{Data: frameOf(sent, min(size, filter.MaxFrame)), VNetHdr: int(sent%3) * 10}
+		if err := out.WriteFrame(f); err != nil && err != filter.ErrFull {
+			t.Fatal(err)
+		}
+		sent++
+		if rnd.IntN(40) == 0 {
 			out.Mark(epoch)
-			drained()
-			cancel()
-			out.Mark(epoch + 1) // it looks again
-			run.Wait()
-			last, n := int64(-1), uint64(0)
-			for k := range got {
-				if int64(k) <= last {
-					t.Fatalf("seed %d: packet %d comes after %d", seed, k, last)
-				}
-				last = int64(k)
-				n++
-			}
-			if n+out.LostFrames() > uint64(sent)+epoch || n < 20 { // markers may be among those
-				t.Errorf("seed %d: %d of %d packets came, %d are lost", seed, n, sent, out.LostFrames())
-			}
-			for i, m := range marks {
-				if i > 0 && m <= marks[i-1] {
-					t.Errorf("seed %d: marker %d comes after %d", seed, m, marks[i-1])
-				}
-			}
+			epoch++
+		}
+		if rnd.IntN(40) == 0 {
+			drained() // however slow the writer is, some come out
+		}
+		if rnd.IntN(100) == 0 {
+			out.Failover()
+			out.Mark(epoch)
+			epoch++
+		}
+	}
+	drained()
+	out.Mark(epoch)
+	drained()
+	cancel()
+	out.Mark(epoch + 1) // it looks again
+	run.Wait()
+	last, n := int64(-1), uint64(0)
+	for k := range got {
+		if int64(k) <= last {
+			t.Fatalf("seed %d: packet %d comes after %d", seed, k, last)
+		}
+		last = int64(k)
+		n++
+	}
+	if n+out.LostFrames() > uint64(sent)+epoch || n < 20 { // markers may be among those
+		t.Errorf("seed %d: %d of %d packets came, %d are lost", seed, n, sent, out.LostFrames())
+	}
+	for i, m := range marks {
+		if i > 0 && m <= marks[i-1] {
+			t.Errorf("seed %d: marker %d comes after %d", seed, m, marks[i-1])
 		}
 	}
 }

@@ -47,6 +47,7 @@ func TestAHostWithoutAnArbiterFollowsTheOneThatAnOperatorHasGoOn(t *testing.T) {
 			a.is(Asking)
 			b.is(Asking)
 			a.job.keeper.Drop() // the operator makes sure that nothing leaves here
+			synctest.Wait()     // a frame may be on its way
 			if err := verb(b.job); err != nil {
 				t.Fatal(err)
 			}

@@ -59,7 +59,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	interval, ring := time.Millisecond, 1<<16 // all rounds of the longest test
 	if testing.Short() {
-		interval *= 4 // what a guest does is most of what a test costs; where frames are counted it is set back
+		interval *= 8 // what a guest does is most of what a test costs; where frames are counted it is set back
 		ring /= 2
 	}
 	w := &world{

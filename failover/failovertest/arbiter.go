@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/failover"
@@ -16,34 +17,50 @@ type Two struct{ A, B failover.Arbiter }
 
 // TestArbiter checks an implementation of failover.Arbiter against its contract. newTwo
 // makes the arbiters for a guest that was never granted and frees them with t.Cleanup.
-// term is as short a term as the arbiters can keep. The test takes some terms, of real
-// time or of the time of a synctest bubble.
+// term is as short a term as the arbiters can keep. The test takes some terms of real time.
 func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
-	for _, c := range []struct {
-		name string
-		fn   func(*arbiters)
-	}{
-		{"first claim is granted generation 1", (*arbiters).first},
-		{"a claim waits for the holder's term", (*arbiters).waitsForTerm},
-		{"renewals keep the other out", (*arbiters).renewals},
-		{"release lets the other in at once", (*arbiters).release},
-		{"a holder's own claim begins a generation", (*arbiters).ownClaim},
-		{"an old copy is refused", (*arbiters).oldCopy},
-		{"a record that was put back is refused", (*arbiters).putBack},
-		{"a deposed holder is refused", (*arbiters).deposed},
-		{"a claim can be repeated", (*arbiters).repeated},
-		{"watch reports the holder, not renewals", (*arbiters).watch},
-		{"notes outlive the grant", (*arbiters).notes},
-		{"a claim ends with its context", (*arbiters).contexts},
-		{"of many claims one is granted", (*arbiters).race},
-		{"what is not valid is refused before anybody is asked", (*arbiters).invalid},
-	} {
+	for _, c := range checks {
+		t.Run(c.name, func(t *testing.T) { check(t, c.fn, term, newTwo) })
+	}
+}
+
+// TestArbiterInBubble is TestArbiter with each check in a bubble of testing/synctest, whose time
+// passes at once whenever all wait for it. It is for arbiters that wait for time, for one another
+// and for calls of the system that return by themselves, such as those of files; an arbiter that
+// waits for a network or for another process stops that time, and needs TestArbiter. newTwo is
+// called in the bubble.
+func TestArbiterInBubble(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
+	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 100*term+time.Minute)
-			defer cancel()
-			c.fn(&arbiters{TB: t, Two: newTwo(t), ctx: ctx, term: term})
+			synctest.Test(t, func(t *testing.T) { check(t, c.fn, term, newTwo) })
 		})
 	}
+}
+
+var checks = []struct {
+	name string
+	fn   func(*arbiters)
+}{
+	{"first claim is granted generation 1", (*arbiters).first},
+	{"a claim waits for the holder's term", (*arbiters).waitsForTerm},
+	{"renewals keep the other out", (*arbiters).renewals},
+	{"release lets the other in at once", (*arbiters).release},
+	{"a holder's own claim begins a generation", (*arbiters).ownClaim},
+	{"an old copy is refused", (*arbiters).oldCopy},
+	{"a record that was put back is refused", (*arbiters).putBack},
+	{"a deposed holder is refused", (*arbiters).deposed},
+	{"a claim can be repeated", (*arbiters).repeated},
+	{"watch reports the holder, not renewals", (*arbiters).watch},
+	{"notes outlive the grant", (*arbiters).notes},
+	{"a claim ends with its context", (*arbiters).contexts},
+	{"of many claims one is granted", (*arbiters).race},
+	{"what is not valid is refused before anybody is asked", (*arbiters).invalid},
+}
+
+func check(t *testing.T, fn func(*arbiters), term time.Duration, newTwo func(t *testing.T) Two) {
+	ctx, cancel := context.WithTimeout(t.Context(), 100*term+time.Minute)
+	defer cancel()
+	fn(&arbiters{TB: t, Two: newTwo(t), ctx: ctx, term: term})
 }
 
 // arbiters is a test of an arbiter, with the Arbiters of two hosts over one place.

@@ -13,9 +13,16 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestArbiterOverAStoreInMemory(t *testing.T) {
-	failovertest.TestArbiter(t, 50*time.Millisecond, func(t *testing.T) failovertest.Two {
+	inMemory := func(t *testing.T) failovertest.Two {
 		s := new(failovertest.Store)
 		return failovertest.Two{A: failover.NewStoreArbiter(s), B: failover.NewStoreArbiter(s)}
+	}
+	t.Run("in a bubble", func(t *testing.T) { failovertest.TestArbiterInBubble(t, time.Minute, inMemory) })
+	t.Run("in real time", func(t *testing.T) {
+		if testing.Short() {
+			t.Skip("short: the same in a bubble")
+		}
+		failovertest.TestArbiter(t, 50*time.Millisecond, inMemory)
 	})
 }
 

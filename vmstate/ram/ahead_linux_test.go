@@ -26,6 +26,7 @@ func haveMemory(t *testing.T, c *Cache) (pages int) {
 // A run of data has memory taken for what may follow it, in its block, and what did not
 // follow has given it back when the synchronisation is complete, or broken.
 func TestMemoryTakenAheadIsGivenBackWhereNothingCame(t *testing.T) {
+	t.Parallel()
 	probe, err := mapping.NewSparse(PageSize)
 	if err != nil {
 		t.Skip(err)

@@ -80,6 +80,7 @@ func beside(t testing.TB, s *Saver, c *Cache) *sides {
 // TestPagesBesideTheStreamMakeTheSameGuest has checkpoints of all forms: captured, by
 // one or several workers, in part, or not; with memory sent ahead; with differences.
 func TestPagesBesideTheStreamMakeTheSameGuest(t *testing.T) {
+	t.Parallel()
 	eachCache(t, func(t *testing.T, k kind) {
 		for _, x := range []struct {
 			name string

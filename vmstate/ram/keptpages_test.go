@@ -97,6 +97,7 @@ func keptCheckpoint(t *testing.T, s *Saver, c *Cache, l *link) (sent uint64) {
 // same: with pages that are always written, some that are often, and some at random, on both
 // sides. And the faults are fewer than without.
 func TestGuestsAreTheSameWhateverStaysWritable(t *testing.T) {
+	t.Parallel()
 	settings := []int{-1, 1, 2, 0, 7}
 	if testing.Short() {
 		settings = []int{-1, 0}

@@ -125,6 +125,7 @@ func kindsOfSaver() map[string]SaverConfig {
 // committed, or when the primary has heard so, costs nothing of the guest; and what the
 // next session sends is what was written since.
 func TestASessionGoesOnFromWhatTheSecondaryHolds(t *testing.T) {
+	t.Parallel()
 	eachCache(t, func(t *testing.T, k kind) {
 		for name, cfg := range kindsOfSaver() {
 			t.Run(name, func(t *testing.T) {

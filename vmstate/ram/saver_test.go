@@ -22,6 +22,7 @@ func unhex(t testing.TB, s string) []byte {
 }
 
 func TestRoundTripWithRandomDirtying(t *testing.T) {
+	t.Parallel()
 	eachCache(t, func(t *testing.T, k kind) {
 		for _, cfg := range []struct {
 			name string
@@ -233,6 +234,7 @@ func (f *failWriter) Write(p []byte) (int, error) {
 }
 
 func TestFailedSendPutsThePagesBack(t *testing.T) {
+	t.Parallel()
 	g := newGuest(t, pages(t, "ram", 4000))
 	s := NewSaver(g.blocks, g, SaverConfig{})
 	if err := s.SaveSetup(qemufile.NewWriter(io.Discard)); err != nil {
@@ -262,6 +264,7 @@ func TestFailedSendPutsThePagesBack(t *testing.T) {
 // TestConvergence drives the saver the way a migration does: until what is
 // pending is small, looking at the log only when the estimate says so.
 func TestConvergence(t *testing.T) {
+	t.Parallel()
 	eachCache(t, func(t *testing.T, k kind) {
 		r := rand.New(rand.NewPCG(1, 3))
 		prim := newGuest(t, pages(t, "ram", 1000))

@@ -48,6 +48,7 @@ func sendAhead(t *testing.T, l *link, s *Saver) {
 }
 
 func TestPagesThatAreWrittenAllTheTimeGoOnceWithEachCheckpoint(t *testing.T) {
+	t.Parallel()
 	eachAhead(t, func(t *testing.T, cfg SaverConfig, rest func(*link, *Saver)) {
 		const hot, cold, rounds = 160, 320, 12
 		prim := newGuest(t, pages(t, "ram", 600), pages(t, "vga", 20))
@@ -100,6 +101,7 @@ func TestPagesThatAreWrittenAllTheTimeGoOnceWithEachCheckpoint(t *testing.T) {
 }
 
 func TestNothingIsLostWhateverIsLeftOutAhead(t *testing.T) {
+	t.Parallel()
 	eachAhead(t, func(t *testing.T, cfg SaverConfig, rest func(*link, *Saver)) {
 		prim := newGuest(t, pages(t, "ram", 200), pages(t, "vga", 70))
 		sec := prim.twin(t)

@@ -25,6 +25,7 @@ func sendEarly(t *testing.T, l *link, s *Saver, most int) (pieces int) {
 }
 
 func TestHotPagesAreFoundBeforeTheCheckpoint(t *testing.T) {
+	t.Parallel()
 	eachAhead(t, func(t *testing.T, cfg SaverConfig, rest func(*link, *Saver)) {
 		const hot, cold, rounds, checkpoints = 160, 640, 8, 6
 		prim := newGuest(t, pages(t, "ram", 900), pages(t, "vga", 20))
@@ -93,6 +94,7 @@ func TestAPieceIsAsSmallAsItWasAskedFor(t *testing.T) {
 // Whatever comes early, the guest stays that of the last checkpoint and what it does itself,
 // until Flush; and where the session ends first the next one begins with all that was dropped.
 func TestWhatComesEarlyCountsWithItsCheckpointOnly(t *testing.T) {
+	t.Parallel()
 	eachCache(t, func(t *testing.T, k kind) {
 		for name, cfg := range kindsOfSaver() {
 			if cfg.XBZRLE > 0 && k.cfg.StagedOnly {

@@ -38,6 +38,7 @@ func checkpoint(t testing.TB, prim, sec *guest, s *Saver, c *Cache, l *link) uin
 }
 
 func TestAStagedOnlyCacheHoldsAtMostTwoDirtySets(t *testing.T) {
+	t.Parallel()
 	const n = 1024
 	prim, sec, s, c, l := stagedPair(t, n, SaverConfig{}, CacheConfig{})
 	if m := c.Memory(); m != 0 {
@@ -76,6 +77,7 @@ func TestAStagedOnlyCacheHoldsAtMostTwoDirtySets(t *testing.T) {
 }
 
 func TestThePagesOfALargeCheckpointAreGivenBack(t *testing.T) {
+	t.Parallel()
 	const n = 4096
 	prim, sec, s, c, l := stagedPair(t, n, SaverConfig{}, CacheConfig{})
 	for i := range n {

@@ -76,6 +76,7 @@ func (s *scribbler) write(t testing.TB, b *Block, i int) {
 }
 
 func TestTheTrackerReportsExactlyWhatWasWrittenIn10000Rounds(t *testing.T) {
+	t.Parallel()
 	rounds := 10_000
 	if testing.Short() {
 		rounds = 1000

@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/protect"
@@ -12,35 +13,38 @@ import (
 )
 
 func TestPrometheusCanWatchThePage(t *testing.T) {
-	t.Parallel()
-	s := serve(t, Config{Job: newJob(protect.Protected), Metrics: func(s *metrics.Set) {
-		s.Add(metrics.Gauge, "vmm_guests", "Guests of this host.", 1)
-	}})
-	live := s.live("/live")
-	s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary})
-	for {
-		snap, err := live.next()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(snap.Events) > 0 {
-			break
-		}
+	var body string
+	synctest.Test(t, func(t *testing.T) {
+		s := serveInMemory(t, Config{Job: newJob(protect.Protected), Metrics: func(s *metrics.Set) {
+			s.Add(metrics.Gauge, "vmm_guests", "Guests of this host.", 1)
+		}})
+		live := s.live("/live")
 		s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary})
-	}
-	_, body, h := s.request("GET", "/metrics", nil)
-	if h.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
-		t.Error(h)
-	}
-	for _, want := range []string{
-		`lockstep_protection_state{guest="db1",host="a",state="protected"} 1`, `lockstep_protection_state{guest="db1",host="a",state="alone"} 0`,
-		`lockstep_protection_generation{guest="db1",host="a"} 3`, `lockstep_session_epoch{guest="db1",mode="primary"} 12`,
-		`lockstep_events_total{guest="db1",event="HEARTBEAT_LOST"}`, "vmm_guests 1",
-	} {
-		if !strings.Contains(body, want) {
-			t.Errorf("no %s in\n%s", want, body)
+		for {
+			snap, err := live.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(snap.Events) > 0 {
+				break
+			}
+			s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary})
 		}
-	}
+		_, b, h := s.request("GET", "/metrics", nil)
+		body = b
+		if h.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
+			t.Error(h)
+		}
+		for _, want := range []string{
+			`lockstep_protection_state{guest="db1",host="a",state="protected"} 1`, `lockstep_protection_state{guest="db1",host="a",state="alone"} 0`,
+			`lockstep_protection_generation{guest="db1",host="a"} 3`, `lockstep_session_epoch{guest="db1",mode="primary"} 12`,
+			`lockstep_events_total{guest="db1",event="HEARTBEAT_LOST"}`, "vmm_guests 1",
+		} {
+			if !strings.Contains(body, want) {
+				t.Errorf("no %s in\n%s", want, body)
+			}
+		}
+	})
 	c := exec.CommandContext(t.Context(), require.Program(t, "promtool", "promtool"), "check", "metrics")
 	c.Stdin = strings.NewReader(body)
 	if out, err := c.CombinedOutput(); err != nil || len(out) > 0 {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -17,43 +18,44 @@ import (
 )
 
 func TestAPageTellsWhatHappensAsItHappens(t *testing.T) {
-	t.Parallel()
-	j := newJob(protect.Protected)
-	s := serve(t, Config{Job: j})
-	live := s.live("/live?width=400")
-	first, err := live.next()
-	if err != nil || first.State != "protected" || first.Sentence != "The guest runs here, on host a. Host b has every checkpoint." || first.Tone != "good" {
-		t.Fatalf("%+v, %v", first, err)
-	}
-	s.bus.Publish(event.CheckpointStart{Mode: event.ModePrimary, Epoch: 13, Cause: event.CauseTimer})
-	s.bus.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: 13, Cause: event.CauseDivergence, Pages: 5, Bytes: 20480, PauseNS: 1e6, TransferNS: 3e6, CommitNS: 1e6})
-	s.bus.Publish(event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.2:80", Destination: "10.0.0.9:4000", Protocol: 6}, Reason: "data"})
-	s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary, Epoch: 13, Error: "silence"})
-	got := live.until("the event", func(s snapshot) bool { return len(s.Events) > 0 })
-	if e := got.Events[0]; e.Name != "HEARTBEAT_LOST" || e.Tone != "warn" || e.Text != "side primary, checkpoint 13, error silence" {
-		t.Errorf("%+v", e)
-	}
-	if c := got.Checkpoints; len(c) != 1 || c[0] != (row{13, "divergence", "1.00\u00a0ms", "3.00\u00a0ms", "1.00\u00a0ms", 5, "20.0 KiB"}) {
-		t.Errorf("%+v", c)
-	}
-	if f := got.Flows; len(f) != 1 || f[0].Flow != "TCP 10.0.0.2:80 → 10.0.0.9:4000" || f[0].Count != 1 || f[0].Reason != "data" {
-		t.Errorf("%+v", f)
-	}
-	if !strings.Contains(got.Picture, `class="red"`) || !strings.Contains(got.Picture, `width="400"`) {
-		t.Errorf("the checkpoint is not in the picture: %s", got.Picture)
-	}
-	when := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	j.mu.Lock()
-	j.info.State, j.info.Peer = protect.Alone, ""
-	j.info.LastError, j.info.LastErrorAt = errors.New("silence"), when
-	j.mu.Unlock()
-	got = live.until("the state", func(s snapshot) bool { return s.State == "alone" })
-	if got.There.Host != "" || got.Boot != first.Boot {
-		t.Errorf("%+v", got)
-	}
-	if first.Error != "" || !first.ErrorAt.IsZero() || got.Error != "silence" || !got.ErrorAt.Equal(when) {
-		t.Errorf("the error was %q at %v, and is %q at %v", first.Error, first.ErrorAt, got.Error, got.ErrorAt)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		j := newJob(protect.Protected)
+		s := serveInMemory(t, Config{Job: j})
+		live := s.live("/live?width=400")
+		first, err := live.next()
+		if err != nil || first.State != "protected" || first.Sentence != "The guest runs here, on host a. Host b has every checkpoint." || first.Tone != "good" {
+			t.Fatalf("%+v, %v", first, err)
+		}
+		s.bus.Publish(event.CheckpointStart{Mode: event.ModePrimary, Epoch: 13, Cause: event.CauseTimer})
+		s.bus.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: 13, Cause: event.CauseDivergence, Pages: 5, Bytes: 20480, PauseNS: 1e6, TransferNS: 3e6, CommitNS: 1e6})
+		s.bus.Publish(event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.2:80", Destination: "10.0.0.9:4000", Protocol: 6}, Reason: "data"})
+		s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary, Epoch: 13, Error: "silence"})
+		got := live.until("the event", func(s snapshot) bool { return len(s.Events) > 0 })
+		if e := got.Events[0]; e.Name != "HEARTBEAT_LOST" || e.Tone != "warn" || e.Text != "side primary, checkpoint 13, error silence" {
+			t.Errorf("%+v", e)
+		}
+		if c := got.Checkpoints; len(c) != 1 || c[0] != (row{13, "divergence", "1.00\u00a0ms", "3.00\u00a0ms", "1.00\u00a0ms", 5, "20.0 KiB"}) {
+			t.Errorf("%+v", c)
+		}
+		if f := got.Flows; len(f) != 1 || f[0].Flow != "TCP 10.0.0.2:80 → 10.0.0.9:4000" || f[0].Count != 1 || f[0].Reason != "data" {
+			t.Errorf("%+v", f)
+		}
+		if !strings.Contains(got.Picture, `class="red"`) || !strings.Contains(got.Picture, `width="400"`) {
+			t.Errorf("the checkpoint is not in the picture: %s", got.Picture)
+		}
+		when := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		j.mu.Lock()
+		j.info.State, j.info.Peer = protect.Alone, ""
+		j.info.LastError, j.info.LastErrorAt = errors.New("silence"), when
+		j.mu.Unlock()
+		got = live.until("the state", func(s snapshot) bool { return s.State == "alone" })
+		if got.There.Host != "" || got.Boot != first.Boot {
+			t.Errorf("%+v", got)
+		}
+		if first.Error != "" || !first.ErrorAt.IsZero() || got.Error != "silence" || !got.ErrorAt.Equal(when) {
+			t.Errorf("the error was %q at %v, and is %q at %v", first.Error, first.ErrorAt, got.Error, got.ErrorAt)
+		}
+	})
 }
 
 // The token is for the page, which is the only one that can read the stream.

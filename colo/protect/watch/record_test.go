@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -91,32 +92,33 @@ func (c *counter) leave(packets int, after time.Duration) {
 }
 
 func TestAPageShowsHowLongPacketsReallyWaited(t *testing.T) {
-	t.Parallel()
-	c := &counter{job: newJob(protect.Protected)}
-	c.job.info.Session.Hold.Histogram[20] = 3 // the bound of a checkpoint, which is of no interest here
-	c.leave(50, time.Hour)                    // before anybody looked
-	s := serve(t, Config{Job: c})
-	live := s.live("/live?width=800")
-	c.leave(98, 2*time.Millisecond)
-	c.leave(2, 40*time.Millisecond)
-	got := live.until("the figure", func(s snapshot) bool {
-		return slices.ContainsFunc(s.Figures, func(f fact) bool { return strings.HasPrefix(f.Value, "half of 100 packets ") })
-	})
-	i := slices.IndexFunc(got.Figures, func(f fact) bool { return f.Name == "Output latency, last minute" })
-	if v := got.Figures[i].Value; !regexp.MustCompile(`^half of 100 packets 2\.\d\d\x{a0}ms or less, 99 % 4[01]\.\d\x{a0}ms, longest 4[01]\.\d\x{a0}ms$`).MatchString(v) {
-		t.Errorf("%q", v)
-	}
-	for _, want := range []string{"Output latency of packets that left, ms \\(median to 99 %\\)", "100 packets left; in the worst quarter of a second 99 of 100 were kept for 4[01]\\.\\d\\d ms or less\\."} {
-		if !regexp.MustCompile(want).MatchString(got.Picture) {
-			t.Errorf("the picture does not say %q", want)
+	synctest.Test(t, func(t *testing.T) {
+		c := &counter{job: newJob(protect.Protected)}
+		c.job.info.Session.Hold.Histogram[20] = 3 // the bound of a checkpoint, which is of no interest here
+		c.leave(50, time.Hour)                    // before anybody looked
+		s := serveInMemory(t, Config{Job: c})
+		live := s.live("/live?width=800")
+		c.leave(98, 2*time.Millisecond)
+		c.leave(2, 40*time.Millisecond)
+		got := live.until("the figure", func(s snapshot) bool {
+			return slices.ContainsFunc(s.Figures, func(f fact) bool { return strings.HasPrefix(f.Value, "half of 100 packets ") })
+		})
+		i := slices.IndexFunc(got.Figures, func(f fact) bool { return f.Name == "Output latency, last minute" })
+		if v := got.Figures[i].Value; !regexp.MustCompile(`^half of 100 packets 2\.\d\d\x{a0}ms or less, 99 % 4[01]\.\d\x{a0}ms, longest 4[01]\.\d\x{a0}ms$`).MatchString(v) {
+			t.Errorf("%q", v)
 		}
-	}
-	if strings.Contains(got.Picture, "at most, ms (median to longest)") {
-		t.Error("the picture has the bounds of checkpoints")
-	}
-	if _, body, _ := s.request("GET", "/metrics", nil); !strings.Contains(body, `lockstep_output_latency_seconds_bucket{guest="db1",le="0.005"} 98`) || !strings.Contains(body, `lockstep_output_latency_seconds_count{guest="db1"} 150`) {
-		t.Errorf("the metrics do not say it:\n%s", body)
-	}
+		for _, want := range []string{"Output latency of packets that left, ms \\(median to 99 %\\)", "100 packets left; in the worst quarter of a second 99 of 100 were kept for 4[01]\\.\\d\\d ms or less\\."} {
+			if !regexp.MustCompile(want).MatchString(got.Picture) {
+				t.Errorf("the picture does not say %q", want)
+			}
+		}
+		if strings.Contains(got.Picture, "at most, ms (median to longest)") {
+			t.Error("the picture has the bounds of checkpoints")
+		}
+		if _, body, _ := s.request("GET", "/metrics", nil); !strings.Contains(body, `lockstep_output_latency_seconds_bucket{guest="db1",le="0.005"} 98`) || !strings.Contains(body, `lockstep_output_latency_seconds_count{guest="db1"} 150`) {
+			t.Errorf("the metrics do not say it:\n%s", body)
+		}
+	})
 }
 
 func TestLatencyOfPacketsIsThatSinceTheLastLook(t *testing.T) {

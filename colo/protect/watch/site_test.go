@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -83,13 +84,58 @@ type site struct {
 }
 
 func serve(t *testing.T, cfg Config) *site {
-	s := &site{t: t}
+	return serveOn(t, cfg, httptest.NewUnstartedServer(nil))
+}
+
+// pipes is a listener in memory, for a site in a bubble of testing/synctest, whose time stands
+// still while anybody waits for a socket.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error { p.once.Do(func() { close(p.closed) }); return nil }
+
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
+
+func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case p.conns <- there:
+		return here, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func serveInMemory(t *testing.T, cfg Config) *site {
+	p := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+	s := serveOn(t, cfg, &httptest.Server{Listener: p, Config: new(http.Server)})
+	s.srv.Client().Transport.(*http.Transport).DialContext = p.dial
+	return s
+}
+
+func serveOn(t *testing.T, cfg Config, srv *httptest.Server) *site {
+	s := &site{t: t, srv: srv}
 	cfg.Events = &s.bus
 	s.page = New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { s.page.Run(ctx) })
-	s.srv = httptest.NewServer(s.page)
+	srv.Config.Handler = s.page
+	srv.Start()
 	s.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(func() { s.stop(); s.srv.Close() })
 	hears := func() bool { // Run has subscribed before it looks at the job
