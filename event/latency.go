@@ -20,10 +20,10 @@ type Latency struct {
 
 // Add counts d; a negative d counts as zero. It allocates nothing.
 func (l *Latency) Add(d time.Duration) {
-	us := uint64(max(d, 0)) / uint64(time.Microsecond)
-	l.count[latencyClass(us)]++
+	d = max(d, 0)
+	l.count[latencyClass(uint64(d)/uint64(time.Microsecond))]++
 	l.n++
-	l.total = addDuration(l.total, max(d, 0))
+	l.total = addDuration(l.total, d)
 	l.longest = max(l.longest, d)
 }
 

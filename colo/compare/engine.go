@@ -61,6 +61,7 @@ type call struct {
 	now     instant
 	ids     uint64 // counts packets
 	in      pkt
+	plain   plain         // the header fields of the packet, if it may be plain; here they need not be zeroed for each
 	key     connKey       // the key of the packet in
 	speaks  side          // who has sent in
 	inbound packet.Packet // that Inbound has been given
@@ -129,7 +130,13 @@ func NewEngine(cfg Config) *Engine {
 	return e
 }
 
-// begin is called first by everything that has a Result.
+// begun reports whether begin would change nothing, as for the first of two packets that
+// match. It is inlined.
+func (e *Engine) begun() bool {
+	return len(e.spent) == 0 && len(e.notes) == 0 && e.drafted == nil && !e.res.Diverged && !e.res.Full
+}
+
+// begin is called first by everything that has a Result, unless begun says that it need not be.
 func (e *Engine) begin() {
 	if e.drafted != nil {
 		e.scrap()
@@ -206,14 +213,19 @@ func (e *Engine) recovered(c *conn) {
 }
 
 // Primary takes a packet of the primary's guest.
-func (e *Engine) Primary(f Frame, now time.Time) Result {
+func (e *Engine) Primary(f Frame, now time.Time) (r Result) {
 	if e.strict != nil {
 		e.strict.taken = e.strict.taken[:0]
 		return e.strict.primary(f, now)
 	}
-	e.begin()
+	if !e.begun() {
+		e.begin()
+	}
 	if e.primaryPlain(&f, now) {
-		return Result{Release: e.out}
+		if len(e.out) > 0 { // else the caller copies sooner what is not written
+			r.Release = e.out
+		}
+		return r
 	}
 	return e.primary(f, now)
 }
@@ -290,19 +302,22 @@ func (e *Engine) pass(p *pkt) {
 }
 
 // Secondary takes a packet of the secondary's guest. It is never released.
-func (e *Engine) Secondary(f Frame, now time.Time) Result {
+func (e *Engine) Secondary(f Frame, now time.Time) (r Result) {
 	if e.strict != nil {
 		e.strict.taken = e.strict.taken[:0]
 		return e.strict.secondary(f, now)
 	}
-	e.begin()
+	if !e.begun() {
+		e.begin()
+	}
 	if !e.secondaryPlain(&f, now) {
 		return e.secondary(f, now)
 	}
 	if e.res.Diverged || len(e.notes) > 0 { // packets that waited behind p leave too
 		return e.end()
 	}
-	return Result{Release: e.out}
+	r.Release = e.out
+	return r
 }
 
 // secondary does what Secondary does, for frames that are not plain segments.

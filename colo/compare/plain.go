@@ -136,7 +136,13 @@ func (e *Engine) plainConn(s *plain) *conn {
 		return c
 	}
 	x := &e.conns
-	h := x.hashPlain(s)
+	var h uint64
+	if s.kind == packet.IP4 {
+		h = x.hash4(s)
+	} else {
+		h = x.hash6(s)
+	}
+	h = x.hashPorts(h, s)
 	mask := uint64(len(x.slots) - 1)
 	for i := h & mask; ; i = (i + 1) & mask {
 		t := x.slots[i]
@@ -175,13 +181,9 @@ func (t *told) notePlain(s *plain) {
 	serialMax(&t.end, &t.data, s.last)
 }
 
-// notePlain does what left.note does, for a plain segment that leaves unchanged, with the
-// timestamp stamp if it has one. id is its place in the order of arrival.
-func (l *left) notePlain(t *told, stamped bool, stamp, ack uint32, win uint16, id uint64) {
-	if stamped {
-		l.ts, l.tss = stamp, true // leavesAsItIs: it is no older
-	}
-	l.last = id
+// notePlain does what left.note does, but for the timestamp, for a plain segment that leaves
+// unchanged, and for its place in the order of arrival. It is inlined.
+func (l *left) notePlain(t *told, ack uint32, win uint16) {
 	if !l.acks || after(ack, l.ack) || ack == l.ack && win > l.win {
 		l.ack, l.acks, l.win = ack, true, win
 	}
@@ -193,11 +195,11 @@ func (l *left) notePlain(t *told, stamped bool, stamp, ack uint32, win uint16, i
 // primaryPlain does what Primary does if f is a plain segment and nothing but the usual
 // step follows from it. ok reports that; otherwise nothing has changed.
 func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
-	var s plain
+	s := &e.plain
 	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+atMost(len(f.Data))) > e.cfg.MaxBytes {
 		return false
 	}
-	c := e.plainConn(&s)
+	c := e.plainConn(s)
 	if c == nil || c.apart || c.blind || c.loner != neither || c.owed != nil || c.p.len() > e.cfg.MaxQueue {
 		return false
 	}
@@ -208,7 +210,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 		return false
 	case s.bare():
 		// An acknowledgment leaves if the secondary's guest has given it too.
-		if !e.cfg.LowerAcks || !v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, &s) {
+		if !e.cfg.LowerAcks || !v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, s) {
 			return false
 		}
 	case !v.agreed || !v.ahead(s.last):
@@ -230,15 +232,15 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 		}
 		e.arrive(c, now)
 		e.compared = e.now
-		t.told.notePlain(&s)
-		q := e.holdPlain(c, f, &s)
+		t.told.notePlain(s)
+		q := e.holdPlain(c, f, s)
 		q.ok = from
 		c.p.push(q)
 		return true
 	default:
 		// The secondary's guest may have said it before.
 		if w := c.s.at(0); c.p.len() > 0 || w.seq != s.seq || w.end != s.last || !v.inStep || v.done != s.seq || v.fin ||
-			!v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, &s) || !bytes.Equal(w.data(), s.data()) {
+			!v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, s) || !bytes.Equal(w.data(), s.data()) {
 			return false
 		}
 		v.done = s.last
@@ -246,9 +248,13 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	}
 	e.arrive(c, now)
 	e.compared = e.now
-	t.told.notePlain(&s)
+	t.told.notePlain(s)
 	c.agreed()
-	t.left.notePlain(&t.told, s.ts > 0, s.stamp, s.ack, s.win, e.ids)
+	if s.ts > 0 {
+		t.left.ts, t.left.tss = s.stamp, true // leavesAsItIs: it is no older
+	}
+	t.left.last = e.ids
+	t.left.notePlain(&t.told, s.ack, s.win)
 	if w := t.flight; w != nil && !s.bare() {
 		w.leave(s.last, e.now)
 		e.record(c, s.seq, s.data(), f, s.l4, false)
@@ -262,11 +268,11 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 
 // secondaryPlain does what Secondary does, as primaryPlain does for Primary.
 func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
-	var s plain
+	s := &e.plain
 	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+atMost(len(f.Data))) > e.cfg.MaxBytes {
 		return false
 	}
-	c := e.plainConn(&s)
+	c := e.plainConn(s)
 	if c == nil || c.apart || c.blind || c.diverged || c.loner != neither || c.owed != nil || c.s.len() > e.cfg.MaxQueue {
 		return false
 	}
@@ -280,7 +286,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 			return false // the owed acknowledgment may wait for this packet
 		}
 		e.arrive(c, now)
-		t.hearPlain(&s)
+		t.hearPlain(s)
 		return true
 	}
 	if !v.agreed || !v.ahead(s.last) {
@@ -294,8 +300,8 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 			return false
 		}
 		e.arrive(c, now)
-		t.hearPlain(&s)
-		c.s.push(e.holdPlain(c, f, &s))
+		t.hearPlain(s)
+		c.s.push(e.holdPlain(c, f, s))
 		return true
 	}
 	// In nearly all cases the primary's guest has just said the same.
@@ -328,16 +334,24 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 		return false
 	}
 	e.arrive(c, now)
-	t.hearPlain(&s)
+	t.hearPlain(s)
 	c.p.remove(0)
 	v.done = s.last
 	c.agreed()
-	l.notePlain(&t.told, p.ts > 0, stamp, p.ack, p.win, p.id)
+	if p.ts > 0 {
+		l.ts, l.tss = stamp, true
+	}
+	l.last = p.id
+	l.notePlain(&t.told, p.ack, p.win)
 	if w := t.flight; w != nil {
 		w.leave(s.last, e.now)
 		e.record(c, p.seq, p.data(), &p.Frame, p.L4, p.signed)
 	}
-	e.release(p, &e.stats.Matched)
+	// What release does, for a packet in memory of the engine.
+	e.stats.Matched++
+	e.waits.Add(e.now.Sub(p.at))
+	e.trails(p.at)
+	e.out, e.spent = append(e.out, p.Frame), append(e.spent, spent{at: p.at, p: p})
 	if c.p.len() > 0 {
 		e.advance(c, false)
 	}
@@ -354,10 +368,11 @@ func (t *stream) hearPlain(s *plain) {
 	}
 }
 
-// arrive notes that a packet of c has come.
+// arrive notes that a packet of c has come. The engine knows when it began, since another
+// packet has made c.
 func (e *Engine) arrive(c *conn, now time.Time) {
 	e.ids++
-	e.now = e.instant(now)
+	e.now = max(1, instant(now.Sub(e.began)))
 	c.used = e.now
 }
 
