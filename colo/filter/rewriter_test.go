@@ -270,12 +270,12 @@ func TestTheTableIsBoundedAndEndedConnectionsGoFirst(t *testing.T) {
 	open := func(port byte) {
 		f := segment(true, false, 500, 0, packet.SYN, nil, nil)
 		f[35] = port
-		r.Inbound(f, 0)
+		r.Inbound(resealed(f), 0)
 		// Too early, and so kept; a second one is not.
 		for range 2 {
 			f = segment(true, false, 501, 1001, packet.ACK, nil, nil)
 			f[35] = port
-			r.Inbound(f, 0)
+			r.Inbound(resealed(f), 0)
 		}
 	}
 	open(1)
@@ -286,7 +286,7 @@ func TestTheTableIsBoundedAndEndedConnectionsGoFirst(t *testing.T) {
 	}
 	f := segment(true, false, 501, 1001, packet.RST, nil, nil)
 	f[35] = 1
-	r.Inbound(f, 0)
+	r.Inbound(resealed(f), 0)
 	open(4)
 	if s := r.Stats(); s.Conns != 2 || s.Held != 3 {
 		t.Errorf("%+v", s)
