@@ -356,7 +356,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	if c.byGuest && !c.peerKnown && flags&(packet.ACK|packet.RST) == packet.ACK {
 		c.answered(h)
 	}
-	if !c.known() {
+	if !c.known() || r.pkt.Signed() {
 		return frame, nil
 	}
 	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) {
