@@ -272,7 +272,11 @@ func translators(t *testing.T, v6 bool, own, peer view, wrap func(f []byte) []by
 // right checksum if it had one, or none.
 func TestFramesOfEveryKindChangeInTheirNumbersAlone(t *testing.T) {
 	own := view{9000, 100_077}
-	for _, peer := range []view{{1000, 100_000}, {1<<32 - 3, 1<<32 - 2}} {
+	peers := []view{{1<<32 - 3, 1<<32 - 2}, {1000, 100_000}} // the first wrap
+	if testing.Short() {
+		peers = peers[:1]
+	}
+	for _, peer := range peers {
 		for _, k := range frameKinds() {
 			for _, v6 := range []bool{false, true} {
 				for _, toGuest := range []bool{true, false} {
@@ -327,9 +331,13 @@ func TestFramesOfEveryKindChangeInTheirNumbersAlone(t *testing.T) {
 }
 
 func TestFramesThatAreNotOfTheConnectionStayAsTheyAre(t *testing.T) {
+	headers := []int{0, 12, 10, 20, 24}
+	if testing.Short() {
+		headers = headers[:2]
+	}
 	for what, say := range untouchedKinds() {
 		for _, v6 := range []bool{false, true} {
-			for _, vnet := range []int{0, 10, 12, 20, 24} {
+			for _, vnet := range headers {
 				for _, x := range translators(t, v6, view{9000, 100_077}, view{1000, 100_000}, bare) {
 					for _, toGuest := range []bool{true, false} {
 						f := append(make([]byte, vnet), say(toGuest, v6)...)
