@@ -315,7 +315,7 @@ func BenchmarkRewriter(b *testing.B) {
 						at = 36
 					}
 					binary.BigEndian.PutUint16(f[at:], uint16(1000+i))
-					return f
+					return resealed(f)
 				}
 				r.Inbound(one(true, 500, 0, packet.SYN, nil), 0)
 				r.Outbound(one(false, 9000, 501, packet.SYN|packet.ACK, nil), 0)
@@ -339,6 +339,9 @@ func BenchmarkRewriter(b *testing.B) {
 					i = 0
 				}
 				r.Outbound(frames[i], 0)
+			}
+			if n := r.Stats().Rewritten; n < uint64(b.N) {
+				b.Errorf("%d of %d packets are translated", n, b.N)
 			}
 			ns := float64(b.Elapsed().Nanoseconds()) / float64(b.N)
 			b.ReportMetric(1e3/ns, "Mpackets/s")
