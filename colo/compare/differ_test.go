@@ -81,6 +81,7 @@ func TestWhatTwoPacketsMayDifferIn(t *testing.T) {
 		{"SYN: a greatest segment", opening, set(57, 0xb3), "options"},
 		{"SYN: the scale of the window", opening, set(65, 6), "options"},
 		{"SYN: selective acknowledgments", opening, set(58, 1, 1), "options"},
+		{"SYN: selective acknowledgments, of a length that nobody takes", opening, set(58, 4, 4), "options"},
 		{"SYN: timestamps", opening, set(66, []byte(strings.Repeat("\x01", 12))...), "options"},
 		{"SYN: the acknowledgment", opening, set(42, 0, 0, 3, 0xe7), "timeout"},
 		{"SYN: Multipath TCP, with a key", keyed, set(66, []byte("\x1e\x0c\x01\x01another.")...), "options"},

@@ -77,7 +77,7 @@ func (p *pkt) synOptions() (o synOptions) {
 			o.mss = binary.BigEndian.Uint16(data)
 		case kind == packet.OptWScale && len(data) == 1:
 			o.scale, o.scales = min(data[0], maxScale), true
-		case kind == packet.OptSACKPermit:
+		case kind == packet.OptSACKPermit && len(data) == 0:
 			o.sack = true
 		case kind == packet.OptTimestamps && len(data) == 8:
 			o.time = true

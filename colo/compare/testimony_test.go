@@ -66,7 +66,7 @@ func says(p *packet.Packet) (flow string, facts []string, ack uint32, has bool) 
 			switch {
 			case kind == packet.OptMSS && len(data) == 2, kind == packet.OptWScale && len(data) == 1:
 				opts[kind] = string(data)
-			case kind == packet.OptTimestamps && len(data) == 8, kind == packet.OptSACKPermit:
+			case kind == packet.OptTimestamps && len(data) == 8, kind == packet.OptSACKPermit && len(data) == 0:
 				opts[kind] = ""
 			}
 		}

@@ -183,9 +183,13 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 	case p.Signed():
 		return true
 	case inward:
+		ends := h.Flags()&packet.RST != 0 || s.ends(h)
+		lost := ends && damaged(p, packet.VNetOf(frame, vnetHdr)) // the guest drops it
 		s.inward(h)
 		if s.begun {
 			s.past(h)
+		}
+		if s.begun && !lost {
 			s.told(h)
 			over = h.Flags()&packet.RST != 0 && h.Seq() == s.next
 		}

@@ -34,7 +34,8 @@ import (
 // 5961 section 4). The numbers of the primary's guest come from the first
 // acknowledgment whose own number is the one that the guest expects. A RST ends
 // what the guest would end with it, which is what has exactly that number (RFC
-// 5961 section 3).
+// 5961 section 3). A segment to the guest whose checksum is wrong teaches nothing,
+// since the guest drops it.
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest
@@ -114,16 +115,25 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	}
 	c := r.conn(&k)
 	flags := h.Flags()
+	v := packet.VNetOf(frame, vnetHdr)
+	// The guest drops one that is damaged, which teaches nothing then.
+	lost := (c.teaches(h) || len(r.opens) > 0 && r.opens[k] != nil) && damaged(&r.pkt, v)
 	switch {
+	case lost && (c == nil || !c.known()):
+		return true
 	case flags&(packet.SYN|packet.ACK) == packet.SYN:
-		r.clientAsks(k, c, h)
+		if !lost {
+			r.clientAsks(k, c, h)
+		}
 		return true
 	case r.pkt.Signed() || c != nil && c.signed:
 		return true
 	case flags&packet.ACK == 0:
-		r.clientResets(k, c, h)
+		if !lost {
+			r.clientResets(k, c, h)
+		}
 		return true
-	case flags&(packet.RST|packet.SYN) == 0 && r.isOfOpening(k, c, h):
+	case !lost && flags&(packet.RST|packet.SYN) == 0 && r.isOfOpening(k, c, h):
 		return r.holdOpening(k, h, frame, vnetHdr)
 	case c == nil:
 		return true
@@ -143,6 +153,9 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	}
 	if c.past(h) || t != (translation{}) {
 		r.translated(frame, vnetHdr, was)
+	}
+	if lost {
+		return true
 	}
 	c.told(h)
 	r.clientResets(k, c, h)
@@ -343,7 +356,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	if c.byGuest && !c.peerKnown && flags&(packet.ACK|packet.RST) == packet.ACK {
 		c.answered(h)
 	}
-	if !c.known() {
+	if !c.known() || r.pkt.Signed() {
 		return frame, nil
 	}
 	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) {

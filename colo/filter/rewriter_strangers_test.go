@@ -149,7 +149,7 @@ func TestOnlyWhatTheGuestTakesMakesRoomForOthers(t *testing.T) {
 					at = 36
 				}
 				binary.BigEndian.PutUint16(f[at:], 40001)
-				return f
+				return resealed(f)
 			}
 			x.r.Inbound(other(true, 600, 0, packet.SYN), 0)
 			x.r.Outbound(other(false, 19000, 601, synAck), 0)

@@ -270,12 +270,12 @@ func TestTheTableIsBoundedAndEndedConnectionsGoFirst(t *testing.T) {
 	open := func(port byte) {
 		f := segment(true, false, 500, 0, packet.SYN, nil, nil)
 		f[35] = port
-		r.Inbound(f, 0)
+		r.Inbound(resealed(f), 0)
 		// Too early, and so kept; a second one is not.
 		for range 2 {
 			f = segment(true, false, 501, 1001, packet.ACK, nil, nil)
 			f[35] = port
-			r.Inbound(f, 0)
+			r.Inbound(resealed(f), 0)
 		}
 	}
 	open(1)
@@ -286,7 +286,7 @@ func TestTheTableIsBoundedAndEndedConnectionsGoFirst(t *testing.T) {
 	}
 	f := segment(true, false, 501, 1001, packet.RST, nil, nil)
 	f[35] = 1
-	r.Inbound(f, 0)
+	r.Inbound(resealed(f), 0)
 	open(4)
 	if s := r.Stats(); s.Conns != 2 || s.Held != 3 {
 		t.Errorf("%+v", s)
@@ -315,7 +315,7 @@ func BenchmarkRewriter(b *testing.B) {
 						at = 36
 					}
 					binary.BigEndian.PutUint16(f[at:], uint16(1000+i))
-					return f
+					return resealed(f)
 				}
 				r.Inbound(one(true, 500, 0, packet.SYN, nil), 0)
 				r.Outbound(one(false, 9000, 501, packet.SYN|packet.ACK, nil), 0)
@@ -339,6 +339,9 @@ func BenchmarkRewriter(b *testing.B) {
 					i = 0
 				}
 				r.Outbound(frames[i], 0)
+			}
+			if n := r.Stats().Rewritten; n < uint64(b.N) {
+				b.Errorf("%d of %d packets are translated", n, b.N)
 			}
 			ns := float64(b.Elapsed().Nanoseconds()) / float64(b.N)
 			b.ReportMetric(1e3/ns, "Mpackets/s")
