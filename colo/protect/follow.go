@@ -11,7 +11,6 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/vmstate"
 )
 
 // A pending pair has a control connection, and not yet the others. It is guarded
@@ -28,18 +27,24 @@ func (j *Job) follow(ctx context.Context) error {
 	if j.restart == 0 {
 		j.fenceDisks() // for good: the guest never runs over them as they are now
 	}
-	j.mayFollow()
+	broken := j.diskFailed() // each session over such a disk would end at its first checkpoint
+	if broken != nil {
+		j.turnsAway(broken)
+		j.note(fmt.Errorf("protect: this host follows nobody: %w", broken))
+	}
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)
 		}
 	}
-	if err := j.describe(); err != nil {
-		j.turnsAway(err)
-		return j.unable(ctx, Waiting, err)
+	if err := j.rehearse(ctx); err != nil {
+		return j.unready(ctx, err)
 	}
 	if there, err := j.hasMemory(ctx, Waiting); !there {
 		return err
+	}
+	if broken == nil {
+		j.turnsAway(nil)
 	}
 	p, err := j.awaitOrRestart(ctx)
 	switch {
@@ -53,12 +58,10 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil
 	}
 	s, err := j.newSecondary(ctx, p)
-	if errors.Is(err, errRegister) {
+	if err != nil {
+		p.sayCannotFollow(j.followsNobody(err))
 		p.close()
-		j.turnsAway(err)
-		return j.unable(ctx, Waiting, err)
-	} else if err != nil {
-		return err
+		return j.unready(ctx, err)
 	}
 	j.hindered = ""
 	if err := j.tellWritten(ctx, s); err != nil {
@@ -203,7 +206,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		return "", nil, refuse("%s is %s", j.cfg.Host, s)
 	}
 	if j.unfit != nil {
-		return "", nil, refuse("%s follows nobody: %v", j.cfg.Host, j.unfit)
+		return "", nil, refuse("%s", j.followsNobody(j.unfit))
 	}
 	if h.Generation == j.wrote && j.wrote > 0 {
 		// Nobody else can have that generation but by a mistake, of persons or of an
@@ -243,16 +246,6 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 	return h.Token, nil, nil
 }
 
-// mayFollow finds out whether this host's disks can be a secondary's. Each session over
-// one that has failed would end at its first checkpoint.
-func (j *Job) mayFollow() {
-	why := j.diskFailed()
-	j.turnsAway(why)
-	if why != nil {
-		j.note(fmt.Errorf("protect: this host follows nobody: %w", why))
-	}
-}
-
 // turnsAway has each primary refused that comes, or has come, from now on, and told why; nil has
 // none refused.
 func (j *Job) turnsAway(why error) {
@@ -262,6 +255,11 @@ func (j *Job) turnsAway(why error) {
 	if why != nil {
 		j.refuseAll()
 	}
+}
+
+// followsNobody says in words, for a primary, why this host does not follow.
+func (j *Job) followsNobody(why error) string {
+	return fmt.Sprintf("%s follows nobody: %v", j.cfg.Host, why)
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
@@ -290,10 +288,9 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 			s.wire.Close()
 		}
 	}()
-	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
+	if err := j.followNetworks(ctx); err != nil {
 		return nil, err
 	}
-	reg := new(vmstate.Registry)
 	cache, err := j.takeCopy(p)
 	if err != nil {
 		return nil, err
@@ -303,16 +300,12 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 			cache.Close()
 		}
 	}()
-	if err := reg.RegisterLive(ramEntry(), nil, cache); err != nil {
+	reg, err := j.registerSecondary(cache)
+	if err != nil {
 		return nil, err
 	}
-	if err := j.register(reg); err != nil {
+	if err := j.followDisks(ctx); err != nil {
 		return nil, err
-	}
-	for _, d := range j.cfg.Disks {
-		if err := d.follow(ctx); err != nil {
-			return nil, err
-		}
 	}
 	cfg := colo.SecondaryConfig{
 		Logger: j.sessionLog(), Disks: group(j.cfg.Disks),
