@@ -89,7 +89,7 @@ func (j *Job) follow(ctx context.Context) error {
 func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
-		j.note(err)
+		j.noteLoss(s.lossWith(err))
 		j.took = s.peer.token
 		why := "switched over from " + s.peer.host
 		if !s.wasHanded() {

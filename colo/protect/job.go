@@ -50,6 +50,7 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	lastErrAt  time.Time
+	loss       error // why the guest here is unprotected, since the other host was lost; nil: it was not; guarded by mu
 	stats      Stats
 	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
@@ -402,6 +403,9 @@ func (j *Job) enter(in input, reason string, of *session) (State, error) {
 	if (in == handed || in == migrated) && j.current != nil {
 		j.current.handed = true
 	}
+	if !to.lasts() {
+		j.loss = nil
+	}
 	if to != from {
 		j.since = time.Now()
 		close(j.changed)
@@ -433,7 +437,7 @@ func (j *Job) note(err error) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.lastErr, j.lastErrAt = err, time.Now()
+	j.lastErr, j.lastErrAt = j.beside(err), time.Now()
 }
 
 // State returns the present state.
