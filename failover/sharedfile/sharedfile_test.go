@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,7 @@ func TestArbiterOverADirectory(t *testing.T) {
 		term /= 3
 	}
 	failovertest.TestArbiter(t, term, func(t *testing.T) failovertest.Two {
-		dir := filepath.Join(t.TempDir(), "shared", "guest")
+		dir := t.TempDir()
 		open := func() failover.Arbiter {
 			a, err := New(dir)
 			if err != nil {
@@ -325,5 +326,19 @@ func TestStoppedProcessKeepsNobodyOut(t *testing.T) {
 		if err := w.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A directory that is not there is not made, nor is what should be above it: on a host where the file
+// system that both hosts reach is not mounted it would be that host's alone.
+func TestADirectoryThatIsNotThereIsNotMade(t *testing.T) {
+	above := t.TempDir()
+	for _, dir := range []string{filepath.Join(above, "db1"), filepath.Join(above, "shared", "db1")} {
+		if _, err := New(dir); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "mount what both hosts reach") {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	if left, err := os.ReadDir(above); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
 	}
 }
