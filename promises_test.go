@@ -107,6 +107,7 @@ var promises = []struct {
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
 	{"docs/operations.md", "So does a host that waits and lacks what it follows with", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
 	{"docs/operations.md", "A host on which that is not mounted refuses to start", []string{"failover/sharedfile.TestADirectoryThatIsNotThereIsNotMade"}},
+	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},
 	{"docs/operations.md", "A host that has lost the other one says so in words", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
 	{"docs/operations.md", "That stays in `LastError` until the guest is protected again", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
 	{"docs/operations.md", "Told also when a grant cannot be renewed", []string{"colo/protect.TestAnArbiterThatIsOutOfReachIsToldOfOnce"}},
@@ -223,7 +224,6 @@ var promises = []struct {
 	{"docs/security.md", "keep a goroutine of this process after the session.", []string{"colo.TestMain", "colo/protect.TestMain"}},
 	{"docs/security.md", "one of an old generation is refused.", []string{"colo/protect.TestOldGenerationGetsNowhere"}},
 	{"docs/security.md", "At most 256 connections are at that at one time", []string{"colo/protect.TestStrangersKeepNobodyOut"}},
-	{"docs/security.md", "is told nothing, not even whether a guest is here.", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
 	{"docs/security.md", "a forged RST counts only with the exact sequence number.", []string{"colo/filter.TestOnlyWhatTheGuestTakesMakesRoomForOthers", "colo/filter.TestWhatAStrangerSendsChangesNothing"}},
 	{"docs/security.md", "fill what holds its output (bounded;", []string{"colo/filter.TestFullBufferLeavesThePacketWithTheDevice", "colo/compare.TestLimitsHoldAndAskAndLoseNothing"}},
 	{"docs/security.md", "What it puts into device state, memory or packets is bounded and checked on the other host", []string{

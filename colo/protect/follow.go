@@ -127,6 +127,9 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 // welcome implements welcomer: a connection has come that is meant for this
 // guest. It runs on a goroutine of the port and does not wait.
 func (j *Job) welcome(conn net.Conn, h hello) {
+	j.mu.Lock()
+	j.strange = false
+	j.mu.Unlock()
 	if h.Channel == chAsk {
 		j.tell(conn, h)
 		return
@@ -260,6 +263,24 @@ func (j *Job) turnsAway(why error) {
 // followsNobody says in words, for a primary, why this host does not follow.
 func (j *Job) followsNobody(why error) string {
 	return fmt.Sprintf("%s follows nobody: %v", j.cfg.Host, why)
+}
+
+// isStranger implements welcomer. Who has such a certificate is told nothing, and the operator of
+// this host once, up to the next connection of the host that is meant.
+func (j *Job) isStranger(err error) {
+	words := err.Error()
+	if len(words) > maxNote/8 {
+		words = words[:maxNote/8] + "..." // a certificate may be for many names
+	}
+	why := fmt.Errorf("protect: a host is turned away whose certificate is not for Peer.Name: %s", words)
+	j.mu.Lock()
+	told := j.strange
+	j.strange = true
+	j.mu.Unlock()
+	if !told {
+		j.note(why)
+		j.ownLog().Warn("a host is turned away", "side", event.ModeNone.String(), "checkpoint", uint64(0), "error", why)
+	}
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }

@@ -143,6 +143,9 @@ type Port struct {
 type welcomer interface {
 	welcome(conn net.Conn, h hello)
 	peerName() string
+	// isStranger is told of a host whose certificate, which the authorities have signed, is for
+	// another name.
+	isStranger(err error)
 }
 
 // Listen opens a Port. It lets nobody in before Serve is called.
@@ -268,8 +271,13 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	p.mu.Unlock()
 	if secure != nil {
 		// A stranger to this guest is not told whether it is here.
-		if job == nil || secure.ConnectionState().PeerCertificates[0].VerifyHostname(job.peerName()) != nil {
+		if job == nil {
 			conn.Close()
+			return
+		}
+		if err := secure.ConnectionState().PeerCertificates[0].VerifyHostname(job.peerName()); err != nil {
+			conn.Close()
+			job.isStranger(err)
 			return
 		}
 	}
@@ -318,6 +326,9 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 		secure := tls.Client(raw, cfg.Peer.port().client(cfg.Peer.Name))
 		conn = abrupt{secure, raw}
 		if err := secure.HandshakeContext(ctx); err != nil {
+			if isEnd(err) {
+				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does: %w", err)
+			}
 			return nil, hello{}, errors.Join(err, raw.Close())
 		}
 	}
@@ -327,6 +338,13 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 	}
 	if err != nil {
 		conn.Close()
+		if isEnd(err) {
+			why := "as a host does that wants TLS"
+			if cfg.Peer.TLS != nil {
+				why = "as a host does whose Peer.Name is not the name in the certificate here, or that does not have the guest"
+			}
+			err = fmt.Errorf("protect: the other side has ended the connection before its answer, %s: %w", why, err)
+		}
 		return nil, hello{}, err
 	}
 	return conn, answer, nil

@@ -83,6 +83,14 @@ type sink struct {
 	name string
 	mu   sync.Mutex
 	got  []hello
+
+	strangers []error
+}
+
+func (s *sink) isStranger(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strangers = append(s.strangers, err)
 }
 
 func (s *sink) welcome(conn net.Conn, h hello) {
