@@ -94,7 +94,9 @@ type Peer struct {
 
 	// Name is the name for which the other host's certificate must be. Required with TLS.
 	// A host that dials with a certificate for another name is told nothing, as nobody is who
-	// could be a stranger: its connection ends before the answer (ErrHello, with io.EOF).
+	// could be a stranger: its connection ends before the answer (ErrHello, with io.EOF). The
+	// other host says in its log (Warn) and in Info.LastError that it has turned it away, once up
+	// to the next connection of the host that is meant.
 	Name string
 	PortConfig
 }

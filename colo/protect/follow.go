@@ -11,7 +11,6 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/vmstate"
 )
 
 // A pending pair has a control connection, and not yet the others. It is guarded
@@ -28,18 +27,24 @@ func (j *Job) follow(ctx context.Context) error {
 	if j.restart == 0 {
 		j.fenceDisks() // for good: the guest never runs over them as they are now
 	}
-	j.mayFollow()
+	broken := j.diskFailed() // each session over such a disk would end at its first checkpoint
+	if broken != nil {
+		j.turnsAway(broken)
+		j.note(fmt.Errorf("protect: this host follows nobody: %w", broken))
+	}
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)
 		}
 	}
-	if err := j.describe(); err != nil {
-		j.turnsAway(err)
-		return j.unable(ctx, Waiting, err)
+	if err := j.rehearse(ctx); err != nil {
+		return j.unready(ctx, err)
 	}
 	if there, err := j.hasMemory(ctx, Waiting); !there {
 		return err
+	}
+	if broken == nil {
+		j.turnsAway(nil)
 	}
 	p, err := j.awaitOrRestart(ctx)
 	switch {
@@ -53,12 +58,10 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil
 	}
 	s, err := j.newSecondary(ctx, p)
-	if errors.Is(err, errRegister) {
+	if err != nil {
+		p.sayCannotFollow(j.followsNobody(err))
 		p.close()
-		j.turnsAway(err)
-		return j.unable(ctx, Waiting, err)
-	} else if err != nil {
-		return err
+		return j.unready(ctx, err)
 	}
 	j.hindered = ""
 	if err := j.tellWritten(ctx, s); err != nil {
@@ -86,7 +89,7 @@ func (j *Job) follow(ctx context.Context) error {
 func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
-		j.note(err)
+		j.noteLoss(s.lossWith(err))
 		j.took = s.peer.token
 		why := "switched over from " + s.peer.host
 		if !s.wasHanded() {
@@ -124,6 +127,9 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 // welcome implements welcomer: a connection has come that is meant for this
 // guest. It runs on a goroutine of the port and does not wait.
 func (j *Job) welcome(conn net.Conn, h hello) {
+	j.mu.Lock()
+	j.strange = false
+	j.mu.Unlock()
 	if h.Channel == chAsk {
 		j.tell(conn, h)
 		return
@@ -203,7 +209,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		return "", nil, refuse("%s is %s", j.cfg.Host, s)
 	}
 	if j.unfit != nil {
-		return "", nil, refuse("%s follows nobody: %v", j.cfg.Host, j.unfit)
+		return "", nil, refuse("%s", j.followsNobody(j.unfit))
 	}
 	if h.Generation == j.wrote && j.wrote > 0 {
 		// Nobody else can have that generation but by a mistake, of persons or of an
@@ -243,16 +249,6 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 	return h.Token, nil, nil
 }
 
-// mayFollow finds out whether this host's disks can be a secondary's. Each session over
-// one that has failed would end at its first checkpoint.
-func (j *Job) mayFollow() {
-	why := j.diskFailed()
-	j.turnsAway(why)
-	if why != nil {
-		j.note(fmt.Errorf("protect: this host follows nobody: %w", why))
-	}
-}
-
 // turnsAway has each primary refused that comes, or has come, from now on, and told why; nil has
 // none refused.
 func (j *Job) turnsAway(why error) {
@@ -261,6 +257,29 @@ func (j *Job) turnsAway(why error) {
 	j.mu.Unlock()
 	if why != nil {
 		j.refuseAll()
+	}
+}
+
+// followsNobody says in words, for a primary, why this host does not follow.
+func (j *Job) followsNobody(why error) string {
+	return fmt.Sprintf("%s follows nobody: %v", j.cfg.Host, why)
+}
+
+// isStranger implements welcomer. Who has such a certificate is told nothing, and the operator of
+// this host once, up to the next connection of the host that is meant.
+func (j *Job) isStranger(err error) {
+	words := err.Error()
+	if len(words) > maxNote/8 {
+		words = words[:maxNote/8] + "..." // a certificate may be for many names
+	}
+	why := fmt.Errorf("protect: a host is turned away whose certificate is not for Peer.Name: %s", words)
+	j.mu.Lock()
+	told := j.strange
+	j.strange = true
+	j.mu.Unlock()
+	if !told {
+		j.note(why)
+		j.ownLog().Warn("a host is turned away", "side", event.ModeNone.String(), "checkpoint", uint64(0), "error", why)
 	}
 }
 
@@ -290,10 +309,9 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 			s.wire.Close()
 		}
 	}()
-	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
+	if err := j.followNetworks(ctx); err != nil {
 		return nil, err
 	}
-	reg := new(vmstate.Registry)
 	cache, err := j.takeCopy(p)
 	if err != nil {
 		return nil, err
@@ -303,16 +321,12 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 			cache.Close()
 		}
 	}()
-	if err := reg.RegisterLive(ramEntry(), nil, cache); err != nil {
+	reg, err := j.registerSecondary(cache)
+	if err != nil {
 		return nil, err
 	}
-	if err := j.register(reg); err != nil {
+	if err := j.followDisks(ctx); err != nil {
 		return nil, err
-	}
-	for _, d := range j.cfg.Disks {
-		if err := d.follow(ctx); err != nil {
-			return nil, err
-		}
 	}
 	cfg := colo.SecondaryConfig{
 		Logger: j.sessionLog(), Disks: group(j.cfg.Disks),

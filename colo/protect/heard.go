@@ -46,6 +46,9 @@ func (j *Job) heard(s *session, n note) {
 			defer s.peer.say(note{Say: sayHeard})
 		}
 		if s.getPurpose() != toHandOver {
+			if _, whole := s.committed(); n.Say == sayCannot && s.primary != nil && !whole {
+				s.colo.Lost(&RefusedError{Reason: n.Reason, There: true})
+			}
 			return
 		}
 		why := errSwitchover

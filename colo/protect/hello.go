@@ -276,7 +276,7 @@ const (
 	sayFarewell = "farewell" // of sayLeaves: it has been heard
 	sayGo       = "go"       // primary: the guest is released, claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
-	sayCannot   = "cannot"   // secondary: it does not
+	sayCannot   = "cannot"   // secondary: it does not; or, before the first checkpoint, it cannot follow
 )
 
 const maxNote = 4 << 10

@@ -50,6 +50,7 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	lastErrAt  time.Time
+	loss       error // why the guest here is unprotected, since the other host was lost; nil: it was not; guarded by mu
 	stats      Stats
 	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
@@ -57,6 +58,7 @@ type Job struct {
 	known      bool            // what the disks hold has been read, which begin does; guarded by mu
 	claims     bool            // the guest is asked for, to start it, or will be; guarded by mu
 	vain       int             // sessions in a row that have left the guest over a disk that has failed; Run's alone
+	strange    bool            // that a host with a certificate for another name has come has been told; guarded by mu
 	unfit      error           // why this host follows nobody, while it waits; nil: it may; guarded by mu
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
@@ -402,6 +404,9 @@ func (j *Job) enter(in input, reason string, of *session) (State, error) {
 	if (in == handed || in == migrated) && j.current != nil {
 		j.current.handed = true
 	}
+	if !to.lasts() {
+		j.loss = nil
+	}
 	if to != from {
 		j.since = time.Now()
 		close(j.changed)
@@ -433,7 +438,7 @@ func (j *Job) note(err error) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.lastErr, j.lastErrAt = err, time.Now()
+	j.lastErr, j.lastErrAt = j.beside(err), time.Now()
 }
 
 // State returns the present state.

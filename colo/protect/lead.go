@@ -82,7 +82,7 @@ func (j *Job) lead(ctx context.Context) error {
 func (j *Job) led(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
-		j.note(err)
+		j.noteLoss(s.lossWith(err))
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -121,7 +121,8 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		j.keeper.Drop()
 		return j.do(refused, err.Error())
 	case j.State() == Synchronising && j.vm.isRunning():
-		j.note(err)
+		err = s.lossOf(err, j.cfg.Lost)
+		j.noteLoss(err)
 		s.unharmed = true
 		return j.do(unharmed, err.Error())
 	}

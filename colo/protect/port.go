@@ -30,6 +30,11 @@ type PortConfig struct {
 	// and the name in it is checked against Peer.Name of the job that is asked
 	// for; a configuration that GetConfigForClient returns is asked for no less, with
 	// these RootCAs if it has none. Required, unless Insecure.
+	//
+	// A host whose certificate changes has GetCertificate, which is asked for each new
+	// connection: for those that this host makes as well, unless there is a
+	// GetClientCertificate, with a ClientHelloInfo that has only the schemes and the version.
+	// Where it returns none, one of Certificates is shown.
 	TLS *tls.Config
 	// Insecure says that connections are neither encrypted nor authenticated:
 	// whoever reaches the port can read and replace the guest. For one machine,
@@ -79,6 +84,14 @@ func demanding(t *tls.Config, authorities *x509.CertPool) *tls.Config {
 	t.MinVersion = tls.VersionTLS13
 	t.ClientAuth = tls.RequireAndVerifyClientCert
 	t.ClientCAs = authorities
+	if get := t.GetCertificate; get != nil && len(t.Certificates) > 0 {
+		// Else it would not be asked where the other side names no host, as for an address.
+		all := t.Certificates
+		t.Certificates = nil
+		t.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return oneOf(get, h, all, h.SupportsCertificate)
+		}
+	}
 	return t
 }
 
@@ -86,13 +99,30 @@ func (c PortConfig) client(name string) *tls.Config {
 	t := c.TLS.Clone()
 	t.MinVersion = tls.VersionTLS13
 	t.ServerName = name
-	if len(t.Certificates) == 0 && t.GetClientCertificate == nil {
-		get := t.GetCertificate
-		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return get(&tls.ClientHelloInfo{})
+	if get := t.GetCertificate; get != nil && t.GetClientCertificate == nil {
+		t.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			h := &tls.ClientHelloInfo{SignatureSchemes: r.SignatureSchemes, SupportedVersions: []uint16{r.Version}}
+			return oneOf(get, h, t.Certificates, r.SupportsCertificate)
 		}
 	}
 	return t
+}
+
+// oneOf returns the certificate that get has for h, and if that is none the first of all that the
+// other side supports, or the first.
+func oneOf(get func(*tls.ClientHelloInfo) (*tls.Certificate, error), h *tls.ClientHelloInfo, all []tls.Certificate, supports func(*tls.Certificate) error) (*tls.Certificate, error) {
+	if cert, err := get(h); cert != nil || err != nil {
+		return cert, err
+	}
+	for i := range all {
+		if supports(&all[i]) == nil {
+			return &all[i], nil
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.New("protect: TLS has no certificate of this host at the moment")
+	}
+	return &all[0], nil
 }
 
 // A Port is where the jobs of a process are reached: one address for any number
@@ -113,6 +143,9 @@ type Port struct {
 type welcomer interface {
 	welcome(conn net.Conn, h hello)
 	peerName() string
+	// isStranger is told of a host whose certificate, which the authorities have signed, is for
+	// another name.
+	isStranger(err error)
 }
 
 // Listen opens a Port. It lets nobody in before Serve is called.
@@ -238,8 +271,13 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	p.mu.Unlock()
 	if secure != nil {
 		// A stranger to this guest is not told whether it is here.
-		if job == nil || secure.ConnectionState().PeerCertificates[0].VerifyHostname(job.peerName()) != nil {
+		if job == nil {
 			conn.Close()
+			return
+		}
+		if err := secure.ConnectionState().PeerCertificates[0].VerifyHostname(job.peerName()); err != nil {
+			conn.Close()
+			job.isStranger(err)
 			return
 		}
 	}
@@ -288,6 +326,9 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 		secure := tls.Client(raw, cfg.Peer.port().client(cfg.Peer.Name))
 		conn = abrupt{secure, raw}
 		if err := secure.HandshakeContext(ctx); err != nil {
+			if isEnd(err) {
+				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does: %w", err)
+			}
 			return nil, hello{}, errors.Join(err, raw.Close())
 		}
 	}
@@ -297,6 +338,13 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 	}
 	if err != nil {
 		conn.Close()
+		if isEnd(err) {
+			why := "as a host does that wants TLS"
+			if cfg.Peer.TLS != nil {
+				why = "as a host does whose Peer.Name is not the name in the certificate here, or that does not have the guest"
+			}
+			err = fmt.Errorf("protect: the other side has ended the connection before its answer, %s: %w", why, err)
+		}
 		return nil, hello{}, err
 	}
 	return conn, answer, nil

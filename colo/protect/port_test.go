@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -50,6 +52,14 @@ func newAuthority(t testing.TB) *authority {
 	return &authority{cert, key, pool}
 }
 
+// addresses returns the address that a name is, if it is one.
+func addresses(name string) (all []net.IP) {
+	if ip := net.ParseIP(name); ip != nil {
+		all = append(all, ip)
+	}
+	return all
+}
+
 // host returns the TLS configuration of a host of that name.
 func (a *authority) host(t testing.TB, name string) *tls.Config {
 	t.Helper()
@@ -58,7 +68,7 @@ func (a *authority) host(t testing.TB, name string) *tls.Config {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2), DNSNames: []string{name}, NotAfter: time.Now().AddDate(10, 0, 0),
+		SerialNumber: big.NewInt(2), DNSNames: []string{name}, IPAddresses: addresses(name), NotAfter: time.Now().AddDate(10, 0, 0),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
@@ -73,6 +83,14 @@ type sink struct {
 	name string
 	mu   sync.Mutex
 	got  []hello
+
+	strangers []error
+}
+
+func (s *sink) isStranger(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strangers = append(s.strangers, err)
 }
 
 func (s *sink) welcome(conn net.Conn, h hello) {
@@ -194,6 +212,59 @@ func TestAConfigurationForEachClientLetsNobodyElseIn(t *testing.T) {
 	choice.Store(nil) // the port's own
 	if err := connect(ours.host(t, "a")); err == nil || !strings.Contains(err.Error(), "old") {
 		t.Errorf("with the port's own certificate: %v", err)
+	}
+}
+
+// A host whose certificate changes shows the one that it has now, in either direction and whether
+// or not the other side can name it, and goes on with the connections that it has.
+func TestACertificateThatChangesIsShownInBothDirections(t *testing.T) {
+	for name, static := range map[string]bool{"GetCertificate alone": false, "with Certificates": true} {
+		for _, as := range []string{"host", "127.0.0.1"} {
+			t.Run(name+" as "+as, func(t *testing.T) {
+				ours := newAuthority(t)
+				var now atomic.Pointer[tls.Certificate]
+				rotating := ours.host(t, as)
+				old := rotating.Certificates[0]
+				if !static {
+					rotating.Certificates = nil
+				}
+				rotating.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return now.Load(), nil }
+				other := ours.host(t, "other")
+				shown := func(cert tls.Certificate, what string) {
+					t.Helper()
+					for direction, ends := range map[string][2]*tls.Config{
+						"in":  {PortConfig{TLS: rotating}.server(), PortConfig{TLS: other}.client(as)},
+						"out": {PortConfig{TLS: rotating}.client("other"), PortConfig{TLS: other}.server()},
+					} {
+						here, there := net.Pipe()
+						a, b := tls.Server(here, ends[0]), tls.Client(there, ends[1])
+						if direction == "out" {
+							a, b = tls.Client(here, ends[0]), tls.Server(there, ends[1])
+						}
+						done := make(chan error, 1)
+						go func() { done <- a.HandshakeContext(t.Context()) }()
+						err := errors.Join(b.HandshakeContext(t.Context()), <-done)
+						if err != nil {
+							t.Fatalf("%s, %s: %v", what, direction, err)
+						}
+						if got := b.ConnectionState().PeerCertificates[0].Raw; !bytes.Equal(got, cert.Certificate[0]) {
+							t.Errorf("%s, %s: another certificate is shown", what, direction)
+						}
+						here.Close()
+						there.Close()
+					}
+				}
+				for i := range 2 {
+					next := ours.host(t, as).Certificates[0]
+					now.Store(&next)
+					shown(next, fmt.Sprint("certificate ", i))
+				}
+				now.Store(nil)
+				if static {
+					shown(old, "none of its own")
+				}
+			})
+		}
 	}
 }
 

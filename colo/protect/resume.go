@@ -136,7 +136,7 @@ func (j *Job) takeCopy(p *peer) (*ram.Cache, error) {
 		return cache, nil
 	}
 	j.dropCopy()
-	return ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.cache())
+	return j.newCopy()
 }
 
 // keepCopy keeps the memory of a session that has ended, if another can go on from it.

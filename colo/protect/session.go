@@ -44,6 +44,7 @@ type session struct {
 	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
+	loss     error     // the same in words, where that was by no order of this host, and it was settled who goes on
 	began    time.Time // when the synchronisation began
 
 	handed bool // the other side has said that it runs the guest, and the state says so; guarded by the job's mu

@@ -80,7 +80,11 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		}
 	}
 	why := j.betterThere(s, c)
-	ends := s.inWords(c.Cause)
+	loss := s.lossOf(c.Cause, j.cfg.Lost)
+	ends := s.inWords(loss)
+	if !c.Ordered && !errors.Is(c.Cause, errOrdered) {
+		s.lostBy(loss)
+	}
 	said := ends
 	if why != nil {
 		said = why.Error() + ": " + said

@@ -19,7 +19,9 @@ type Sided interface {
 	// a second later, and Info.LastError says why.
 	Lead(ctx context.Context) error
 	// Follow is called before each session that this host follows, while the
-	// guest stands still, and Register after it. An error ends the job.
+	// guest stands still, and Register after it. An error ends the attempt: primaries are
+	// refused, and told why, and it is called again each second, without a session, until it
+	// succeeds.
 	Follow(ctx context.Context) error
 	// Serve uses a session's connection, which it owns, until that or ctx ends.
 	Serve(ctx context.Context, conn net.Conn)

@@ -1,21 +1,39 @@
 package protect
 
 import (
+	"errors"
 	"net"
+	"os"
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// counted counts what is written to a connection.
+// counted counts what is written to a connection, and notes what has ended that, if not this host
+// or a deadline has.
 type counted struct {
 	net.Conn
-	n atomic.Uint64
+	n     atomic.Uint64
+	ended atomic.Pointer[error]
+}
+
+func (c *counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.note(err)
+	return n, err
+}
+
+func (c *counted) note(err error) {
+	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		why := err // err itself would be allocated in each call
+		c.ended.CompareAndSwap(nil, &why)
+	}
 }
 
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.n.Add(uint64(n))
+	c.note(err)
 	return n, err
 }
 
@@ -40,5 +58,6 @@ type vectored struct {
 func (v vectored) WriteBuffers(b *net.Buffers) (int64, error) {
 	n, err := v.write(b)
 	v.n.Add(uint64(n))
+	v.note(err)
 	return n, err
 }

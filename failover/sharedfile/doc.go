@@ -4,6 +4,10 @@
 //
 //	arbiter, err := sharedfile.New("/shared/lockstep/db1")
 //
+// The directory is made by whoever sets the pair up, once, below the place where the file system
+// that both hosts reach is mounted: a host on which that is not mounted is refused then, and does
+// not decide alone.
+//
 // # How it is written
 //
 // Each state of the record is a file of its own, named by its number, and a new

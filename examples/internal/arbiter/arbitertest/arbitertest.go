@@ -21,7 +21,11 @@ func Main() {
 	if dir == "" {
 		return
 	}
-	store, err := sharedfile.Open(dir)
+	err := os.MkdirAll(dir, 0o755)
+	var store *sharedfile.Store
+	if err == nil {
+		store, err = sharedfile.Open(dir)
+	}
 	if err == nil {
 		err = program.Serve(context.Background(), os.Stdin, os.Stdout, store)
 	}
