@@ -62,20 +62,21 @@ after a takeover some of it may be missing, or come twice.
 Who goes on? A host that has not heard the other one for -lost-after waits until that
 one may not act for the guest any more (-term), and takes the guest. If both live, and
 only the network between them is cut, both would take it. So that one of them does,
--arbiter names a place that both reach: file:DIR, a directory, which is made beforehand;
-etcd:HOST:PORT,..., an etcd cluster, by the program lockstep-etcd, which is beside this
-one or on the PATH, and the key /lockstep/NAME; store:COMMAND, another program that
-keeps the record. Or -arbiter-command is a command that says yes (exit status 0) to one
-host only. Each question has a $LOCKSTEP_GENERATION of its own. A command that was ended
-before it answered may be asked again by the same host, $LOCKSTEP_HOST, and must then
-answer the same. One that is killed by a signal, exits with 126, 127 or more, or takes
-longer than a minute has not answered. One whose host is killed goes on to its end, so
-that it is not cut off while it fences the other one; what it says then nobody hears,
-and that host, started again, may ask it once more. Without an arbiter two hosts that were parted both run the
-guest, and still do when the network is whole again: each says "split". What the two
-guests have done since cannot be put together. A person ends one host, and starts it
-again with a new image: with the old one it may be refused. A host that says anything
-at all, even something that cannot be understood, counts as alive, and keeps the guest.
+-arbiter names a place that both reach: file:DIR, a directory (what is above it must be
+there); etcd:HOST:PORT,..., an etcd cluster, by the program lockstep-etcd, which is
+beside this one or on the PATH, and the key /lockstep/NAME; store:COMMAND, another
+program that keeps the record. Or -arbiter-command is a command that says yes (exit
+status 0) to one host only. Each question has a $LOCKSTEP_GENERATION of its own. A
+command that was ended before it answered may be asked again by the same host,
+$LOCKSTEP_HOST, and must then answer the same. One that is killed by a signal, exits
+with 126, 127 or more, or takes longer than a minute has not answered. One whose host is
+killed goes on to its end, so that it is not cut off while it fences the other one; what
+it says then nobody hears, and that host, started again, may ask it once more. Without
+an arbiter two hosts that were parted both run the guest, and still do when the network
+is whole again: each says "split". What the two guests have done since cannot be put
+together. A person ends one host, and starts it again with a new image: with the old one
+it may be refused. A host that says anything at all, even something that cannot be
+understood, counts as alive, and keeps the guest.
 
 Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
 other one first, for as long as it takes: that may run the guest, or have the newer

@@ -142,7 +142,7 @@ func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 	t.Helper()
 	needsQEMU(t)
 	g = &guarded{t: t, dir: qemutest.Dir(t), back: qemutest.Dir(t)}
-	arbiter := "file:" + qemutest.Dir(t)
+	arbiter := "file:" + filepath.Join(qemutest.Dir(t), "arbiter")
 	g.standby = start(t, append([]string{"standby", "-json", "-listen", "unix:" + g.dir + "/s", "-state", g.dir, "-control", "unix:" + g.dir + "/c", "-insecure",
 		"-arbiter", arbiter, "-holder", "there", "-peer-timeout", "3s", "-idle-timeout", "4s"}, same(t, g.back, "pc")...)...)
 	g.standby.text("listening")

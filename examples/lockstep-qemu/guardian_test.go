@@ -314,9 +314,6 @@ func TestAGuestRunsOnWhileTheArbiterIsDownAndTheStandbyAnswers(t *testing.T) {
 	t.Parallel()
 	where := qemutest.Dir(t)
 	dir := filepath.Join(where, "arbiter")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	g := guard(t, []string{"-arbiter", "file:" + dir, "-holder", "there"}, []string{"-arbiter", "file:" + dir, "-holder", "here", "-term", "5s"})
 	if err := os.Rename(dir, dir+"-gone"); err != nil {
 		t.Fatal(err)
@@ -346,7 +343,7 @@ func TestAGuardianThatIsStartedAgainFindsItsGuest(t *testing.T) {
 			g := &guarded{t: t, dir: qemutest.Dir(t), back: qemutest.Dir(t)}
 			var arbiter []string
 			if name == "with an arbiter" {
-				arbiter = []string{"-arbiter", "file:" + qemutest.Dir(t)}
+				arbiter = []string{"-arbiter", "file:" + filepath.Join(g.dir, "arbiter")}
 			}
 			g.standby = start(t, slices.Concat([]string{"standby", "-json", "-listen", "unix:" + g.dir + "/s", "-state", g.dir, "-control", "unix:" + g.dir + "/c", "-insecure"},
 				arbiter, same(t, g.back, "pc"))...)

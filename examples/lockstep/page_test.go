@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -80,7 +81,7 @@ func aloneConfig(t *testing.T) trial.SideConfig {
 	return trial.SideConfig{
 		Side: "a", Backend: "sim", Guest: p, Memory: p.MemSize(), Client: l.Addr().String(), Mode: trial.ModeContinuous,
 		Interval: 10 * time.Millisecond, EarlyResume: true,
-		Listen: "127.0.0.1:0", Dial: "127.0.0.1:1", Arbiter: t.TempDir(), Start: true,
+		Listen: "127.0.0.1:0", Dial: "127.0.0.1:1", Arbiter: filepath.Join(t.TempDir(), "guest"), Start: true,
 		Beat: time.Second, Lost: time.Minute, Term: time.Minute,
 	}
 }

@@ -199,9 +199,6 @@ func newPair(dir string, secure bool, mode string) (*pair, error) {
 		p.addr[h] = l.Addr().String()
 		defer l.Close() // when both have been chosen
 	}
-	if err := os.Mkdir(filepath.Join(dir, "arbiter"), 0o755); err != nil {
-		return nil, err
-	}
 	if secure {
 		return p, makeCertificates(dir, "a", "b")
 	}

@@ -3,7 +3,6 @@
 //
 // On two hosts, or in two terminals of one, with a directory that both reach:
 //
-//	mkdir /tmp/db1
 //	protected -host a -listen :7001 -dial localhost:7002 -arbiter /tmp/db1 -insecure -start
 //	protected -host b -listen :7002 -dial localhost:7001 -arbiter /tmp/db1 -insecure
 //
@@ -61,7 +60,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	peer := f.String("peer", "", "the other host's `name`, which its certificate is for")
 	listen := f.String("listen", "", "`address` at which this host is reached")
 	dial := f.String("dial", "", "`address` of the other host")
-	arbiter := f.String("arbiter", "", "`directory` that both hosts reach, and that is there; without one an operator decides")
+	arbiter := f.String("arbiter", "", "`directory` that both hosts reach; without one an operator decides")
 	start := f.Bool("start", false, "this is the guest's first start")
 	insecure := f.Bool("insecure", false, "no TLS")
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")

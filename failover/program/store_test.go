@@ -49,10 +49,6 @@ func behave(how string) int {
 	}
 	switch how {
 	case "serve":
-		if err := os.MkdirAll(arg, 0o755); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
 		store, err := sharedfile.Open(arg)
 		if err == nil {
 			err = Serve(context.Background(), os.Stdin, os.Stdout, store)

@@ -4,9 +4,9 @@
 //
 //	arbiter, err := sharedfile.New("/shared/lockstep/db1")
 //
-// The directory is made by whoever sets the pair up, once, below the place where the file system
-// that both hosts reach is mounted: a host on which that is not mounted is refused then, and does
-// not decide alone.
+// The directory is made if it is not there, and what is above it is not: a host on which the file
+// system that both hosts reach is not mounted is refused, and does not decide alone. So let it be
+// below a directory of that file system, and not the place where that is mounted.
 //
 // # How it is written
 //

@@ -19,12 +19,7 @@ func Example() {
 	}
 	defer os.RemoveAll(shared)
 
-	dir := filepath.Join(shared, "db1")
-	if err := os.Mkdir(dir, 0o755); err != nil { // once, for both hosts
-		fmt.Println(err)
-		return
-	}
-	arbiter, err := sharedfile.New(dir)
+	arbiter, err := sharedfile.New(filepath.Join(shared, "db1"))
 	if err != nil {
 		fmt.Println(err)
 		return

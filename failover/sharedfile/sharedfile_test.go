@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,7 +40,7 @@ func TestArbiterOverADirectory(t *testing.T) {
 		check = failovertest.TestArbiterInBubble
 	}
 	check(t, 300*time.Millisecond, func(t *testing.T) failovertest.Two {
-		dir := filepath.Join(t.TempDir(), "shared", "guest")
+		dir := filepath.Join(t.TempDir(), "guest")
 		open := func() failover.Arbiter {
 			a, err := New(dir)
 			if err != nil {
@@ -333,6 +334,23 @@ func TestStoppedProcessKeepsNobodyOut(t *testing.T) {
 		}
 		if err := w.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A directory is made, and what should be above it is not: on a host where the file system that both
+// hosts reach is not mounted it would be that host's alone.
+func TestWhatIsAboveADirectoryIsNotMade(t *testing.T) {
+	above := t.TempDir()
+	if _, err := New(filepath.Join(above, "shared", "db1")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "mount what both hosts reach") {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(above); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
+	}
+	for range 2 { // of two hosts, or twice by one
+		if _, err := New(filepath.Join(above, "db1")); err != nil {
+			t.Error(err)
 		}
 	}
 }

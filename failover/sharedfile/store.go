@@ -49,17 +49,17 @@ func New(dir string) (*failover.StoreArbiter, error) {
 	return failover.NewStoreArbiter(s), nil
 }
 
-// Open returns the store in dir, which must be there: one that was made where a file system is not
-// mounted would be this host's alone, and the other host would have another. Whoever sets the
-// pair up makes it once. A directory that is not there (fs.ErrNotExist), that cannot be
-// written, or in which link(2) is not what the store needs, is an error.
+// Open returns the store in dir, which is made if it is not there. What is above it is not made
+// (fs.ErrNotExist): where a file system is not mounted that would be this host's alone, and the
+// other host would have another. A directory that cannot be written, or in which link(2) is not
+// what the store needs, is an error.
 func Open(dir string) (*Store, error) { return openBy(dir, os.Link) }
 
 // openBy is Open for a directory whose link(2) is link.
 func openBy(dir string, link func(oldname, newname string) error) (*Store, error) {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("sharedfile: %w: mount what both hosts reach, and make the directory there, once for both", err)
-	} else if err != nil {
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("sharedfile: %w: mount what both hosts reach, or make what is above the directory there", err)
+	} else if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
 	s := &Store{dir, link}

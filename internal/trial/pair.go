@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -126,7 +127,7 @@ func (p *pair) config(host string, start bool) SideConfig {
 		Side: host, Backend: p.backend, Guest: o.Guest(p.seed), Memory: o.Mem, Disk: p.images[host], Client: p.output,
 		Pace: o.Pace, Mode: o.Mode, VLAN: VLAN(o.VLAN), Interval: o.Interval, EarlyResume: o.EarlyResume, Throttle: o.Throttle / 100,
 		Keep: o.Keep, VerifyDirty: o.VerifyDirty, Seed: p.seed,
-		Listen: p.addr[host], Dial: p.addr[p.other(host)], Arbiter: p.dir, Start: start,
+		Listen: p.addr[host], Dial: p.addr[p.other(host)], Arbiter: filepath.Join(p.dir, "guest"), Start: start,
 		Beat: min(maxBeat, o.Lost/10), Lost: o.Lost, Term: o.Term,
 	}
 	cfg.handles(o)

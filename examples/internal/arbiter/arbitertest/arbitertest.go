@@ -21,11 +21,7 @@ func Main() {
 	if dir == "" {
 		return
 	}
-	err := os.MkdirAll(dir, 0o755)
-	var store *sharedfile.Store
-	if err == nil {
-		store, err = sharedfile.Open(dir)
-	}
+	store, err := sharedfile.Open(dir)
 	if err == nil {
 		err = program.Serve(context.Background(), os.Stdin, os.Stdout, store)
 	}

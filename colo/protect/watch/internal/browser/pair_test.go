@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -75,9 +74,6 @@ func (p *pair) url(host string) string { return fmt.Sprintf("http://127.0.0.1:%d
 func (p *pair) start(host string, more ...string) {
 	p.t.Helper()
 	peer := map[string]string{"a": "b", "b": "a"}[host]
-	if err := os.MkdirAll(filepath.Join(p.dir, "arbiter"), 0o755); err != nil {
-		p.t.Fatal(err)
-	}
 	c := exec.Command(p.program, append([]string{"-host", host, "-listen", p.addr[host], "-dial", p.addr[peer],
 		"-arbiter", filepath.Join(p.dir, "arbiter"), "-insecure", "-term", "4s", "-beat", "2s", "-http", strconv.Itoa(p.page[host])}, more...)...)
 	c.Stderr = logOf{p, host}
