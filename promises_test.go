@@ -105,6 +105,8 @@ var promises = []struct {
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "A host that seeks the other one tells it when it is refused for longer than a second", []string{"colo/protect.TestWhyTheOtherHostDoesNotFollowIsToldOnce", "colo/protect.TestARefusalThatPassesIsNotTold"}},
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
+	{"docs/operations.md", "A host that follows, and whose arbiter does not know of the other host's grant within a term, warns of it", []string{
+		"colo/protect.TestAHostThatFollowsTellsOfAnArbiterThatDoesNotKnowOfThePrimary", "colo/protect.TestAnArbiterThatIsSlowIsTheSame"}},
 	{"docs/operations.md", "Told also when a grant cannot be renewed", []string{"colo/protect.TestAnArbiterThatIsOutOfReachIsToldOfOnce"}},
 	{"docs/operations.md", "at least two beats", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/operations.md", "A checkpoint that is older than `CheckpointTimeout` is an outage", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch", "colo.TestAHeartbeatExcusesNoOutage"}},
