@@ -12,7 +12,6 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/heartbeat"
-	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -368,27 +367,6 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 		}
 	}
 	return s.peer.say(note{Say: sayDisks})
-}
-
-// watch sees the primary's renewals, so that a claim need not wait for a whole
-// term from when it is made, and its release, after which nothing that was promised to it
-// is of use any more.
-func (j *Job) watch(ctx context.Context, s *session) {
-	if j.manual != nil {
-		return
-	}
-	var seen failover.Record
-	for ctx.Err() == nil {
-		r, err := j.cfg.Arbiter.Watch(ctx, seen)
-		if err == nil {
-			seen = r
-			if gaveBack(r, s.peer.generation) {
-				s.peer.set(func() { s.peer.gaveBack = true })
-			}
-		} else if wait.For(ctx, maxRedial) != nil {
-			return
-		}
-	}
 }
 
 // wasHanded reports whether this host, a secondary, has been told to go on, and has not
