@@ -222,6 +222,22 @@ func TestADiskThatSaysThatItCannotBeWrittenIsRefused(t *testing.T) {
 	}
 }
 
+// Nor does one that grows get such a connection in the place of the one that it has.
+func TestADiskDoesNotGrowOntoOneThatCannotBeWritten(t *testing.T) {
+	file, err := CreateFile(filepath.Join(t.TempDir(), "local"), testSize)
+	must(t, err)
+	defer file.Close()
+	p, err := NewPrimary(file, PrimaryConfig{InSync: true})
+	must(t, err)
+	must(t, p.Attach(DiskRemote(newFake(testSize, 0))))
+	err = p.Grow(context.Background(), 2*testSize, DiskRemote(deafDisk{newFake(2*testSize, 0), errInjected}))
+	wantErr(t, "grow", err, errInjected)
+	if p.Size() != testSize {
+		t.Errorf("it has %d bytes", p.Size())
+	}
+	must(t, p.Detach())
+}
+
 // A connection with an identity beside it is still all that the connection is.
 func TestARemoteWithAnIdentityStillAlignsPushesAndMoves(t *testing.T) {
 	var _ interface {
