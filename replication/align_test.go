@@ -163,13 +163,10 @@ func TestADiskOfLargerBlocksThanSectorsIsRefused(t *testing.T) {
 	fits := newFake(minJournal, 0)
 	for _, block := range []int64{1, SectorSize, 4096, ChunkSize} {
 		d := blockDisk{newFake(minJournal, 0), block}
-		for what, use := range map[string]func() error{
-			"the local disk of a primary": func() error { _, err := NewPrimary(d, PrimaryConfig{}); return err },
-			"the disk of a secondary":     func() error { _, err := NewSecondary(d, SecondaryConfig{}); return err },
-			"the log of pre-images":       func() error { _, err := OpenJournal(d, fits); return err },
-			"the active overlay":          func() error { _, err := OpenJournal(fits, d); return err },
-			"metadata":                    func() error { _, err := OpenMetadata(d); return err },
-		} {
+		for what, use := range uses(d, fits) {
+			if strings.HasPrefix(what, "a remote") { // it is sent whole blocks
+				continue
+			}
 			err := use()
 			if block <= SectorSize {
 				must(t, err)
@@ -181,6 +178,64 @@ func TestADiskOfLargerBlocksThanSectorsIsRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+// deafDisk is a disk that cannot be written, or not be made stable.
+type deafDisk struct {
+	*fakeDisk
+	err error
+}
+
+func (d deafDisk) CheckWrites() error { return d.err }
+
+// uses are all ways to give a Disk for something that is written.
+func uses(d Disk, fits *fakeDisk) map[string]func() error {
+	attach := func(r Remote) error {
+		p, err := NewPrimary(fits, PrimaryConfig{InSync: true})
+		if err != nil {
+			return err
+		}
+		return errors.Join(p.Attach(r), p.Detach())
+	}
+	return map[string]func() error{
+		"what a guest may have":               func() error { return CheckDisk(d) },
+		"the local disk of a primary":         func() error { _, err := NewPrimary(d, PrimaryConfig{}); return err },
+		"the disk of a secondary":             func() error { _, err := NewSecondary(d, SecondaryConfig{}); return err },
+		"the log of pre-images":               func() error { _, err := OpenJournal(d, fits); return err },
+		"the active overlay":                  func() error { _, err := OpenJournal(fits, d); return err },
+		"metadata":                            func() error { _, err := OpenMetadata(d); return err },
+		"a remote":                            func() error { return attach(DiskRemote(d)) },
+		"a remote with an identity beside it": func() error { return attach(WithIdentity(DiskRemote(d), newFake(SectorSize, 0))) },
+	}
+}
+
+// Nobody's guest finds out at its first write, or a primary at its first checkpoint, what a disk
+// knew from the beginning.
+func TestADiskThatSaysThatItCannotBeWrittenIsRefused(t *testing.T) {
+	for what, use := range uses(deafDisk{newFake(minJournal, 0), errInjected}, newFake(minJournal, 0)) {
+		wantErr(t, what, use(), errInjected)
+	}
+	for what, use := range uses(deafDisk{newFake(minJournal, 0), nil}, newFake(minJournal, 0)) {
+		if err := use(); err != nil && what != "a remote with an identity beside it" { // that one is blank
+			t.Errorf("%s that can be written: %v", what, err)
+		}
+	}
+}
+
+// Nor does one that grows get such a connection in the place of the one that it has.
+func TestADiskDoesNotGrowOntoOneThatCannotBeWritten(t *testing.T) {
+	file, err := CreateFile(filepath.Join(t.TempDir(), "local"), testSize)
+	must(t, err)
+	defer file.Close()
+	p, err := NewPrimary(file, PrimaryConfig{InSync: true})
+	must(t, err)
+	must(t, p.Attach(DiskRemote(newFake(testSize, 0))))
+	err = p.Grow(context.Background(), 2*testSize, DiskRemote(deafDisk{newFake(2*testSize, 0), errInjected}))
+	wantErr(t, "grow", err, errInjected)
+	if p.Size() != testSize {
+		t.Errorf("it has %d bytes", p.Size())
+	}
+	must(t, p.Detach())
 }
 
 // A connection with an identity beside it is still all that the connection is.

@@ -66,6 +66,15 @@ type SyncStarter interface {
 	StartSync()
 }
 
+// WriteChecker is a Disk, or a [Remote], that knows beforehand whether what is written to it can
+// become stable, as a connection to a server does. One that cannot is refused where it is given,
+// and not when a guest has begun to write.
+type WriteChecker interface {
+	// CheckWrites returns nil, or why the disk can only be read, or cannot make stable what
+	// is written. It does not wait, and always returns the same.
+	CheckWrites() error
+}
+
 // Errors that a caller can tell apart with errors.Is. The errno that each names matches
 // too.
 var (
@@ -104,19 +113,35 @@ func checkSize(what string, size int64) error {
 	return nil
 }
 
+// CheckDisk returns nil if a guest can have d for its disk, on either side, or why it cannot.
+// [NewPrimary] and [NewSecondary] ask it too. The error is ErrSize if the size of d is not that
+// of a disk (see SectorSize), or if d is an [Aligner] that takes only larger blocks, and what
+// CheckWrites returns if d is a [WriteChecker].
+func CheckDisk(d Disk) error { return checkDisk("the disk", d) }
+
 // checkDisk returns an error unless d can be the disk of a guest, or a device of its journal.
 func checkDisk(what string, d Disk) error {
-	if err := checkSectors(what, d); err != nil {
+	if err := checkDevice(what, d); err != nil {
 		return err
 	}
 	return checkSize(what, d.Size())
 }
 
-// checkSectors returns an error unless d can be read and written by sectors. A disk that is an
-// [Aligner] too, such as a connection to a server, may take only larger blocks.
-func checkSectors(what string, d Disk) error {
+// checkDevice returns an error unless d can be read and written by sectors, and made stable. A
+// disk that is an [Aligner] too, such as a connection to a server, may take only larger blocks.
+func checkDevice(what string, d Disk) error {
 	if a, ok := d.(Aligner); ok && a.Align() > SectorSize {
 		return fmt.Errorf("%w: %s takes blocks of %d bytes only, and it is read and written by sectors of %d", ErrSize, what, a.Align(), SectorSize)
+	}
+	return checkWrites(what, d)
+}
+
+// checkWrites returns an error if d, a Disk or a [Remote], says that it cannot be written.
+func checkWrites(what string, d any) error {
+	if c, ok := d.(WriteChecker); ok {
+		if err := c.CheckWrites(); err != nil {
+			return fmt.Errorf("replication: %s cannot be used: %w", what, err)
+		}
 	}
 	return nil
 }

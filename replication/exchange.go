@@ -127,6 +127,14 @@ func (r identifiedRemote) Align() int64 {
 	return 1
 }
 
+// CheckWrites implements [WriteChecker] if the Remote does.
+func (r identifiedRemote) CheckWrites() error {
+	if c, ok := r.Remote.(WriteChecker); ok {
+		return c.CheckWrites()
+	}
+	return nil
+}
+
 func (r identifiedRemote) Close() error {
 	err := r.Remote.Close()
 	r.part.Close()

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"errors"
+	"io"
 	"os"
 	"syscall"
 )
@@ -18,7 +19,8 @@ func fileExtent(f *os.File, off, end int64) (next int64, hole bool, err error) {
 	data, err := f.Seek(off, seekData)
 	switch {
 	case errors.Is(err, syscall.ENXIO): // no data from here on
-		return end, true, nil
+		size, err := f.Seek(0, io.SeekEnd)
+		return end, size >= end, err // where the file has become shorter, reading tells
 	case errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EOPNOTSUPP):
 		return end, false, nil
 	case err != nil:

@@ -80,6 +80,42 @@ func TestHolesOfAFileAreExtents(t *testing.T) {
 	}
 }
 
+// Where an image has become shorter, under a File or a disk over it, there is nothing that reads as
+// zeroes, and no copy is told so.
+func TestWhatIsCutOffAFileIsNoHole(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("needs SEEK_HOLE")
+	}
+	d := sparse(t, 8<<20)
+	must(t, d.f.Truncate(2<<20+1000))
+	end := int64(0)
+	must(t, d.Extents(0, d.Size(), func(n int64, flags uint32) bool {
+		if end += n; flags&ExtentZero != 0 && end > 2<<20+1000 {
+			t.Errorf("%d bytes up to %d are zeroes", n, end)
+		}
+		return true
+	}))
+	if end != d.Size() {
+		t.Errorf("%d of %d bytes are told of", end, d.Size())
+	}
+	for off := int64(3 << 20); off < d.Size(); off += 1 << 20 {
+		if got := extents(t, d, off, 1<<20); len(got) != 1 || got[0].flags != 0 {
+			t.Errorf("at %d: %v", off, got)
+		}
+	}
+
+	local := sparse(t, 8<<20)
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
+	must(t, err)
+	must(t, local.f.Truncate(2<<20))
+	far := newFake(8<<20, 0)
+	far.data[5<<20] = 0x77
+	must(t, p.Attach(DiskRemote(far)))
+	if err := p.Synchronise(context.Background(), SyncConfig{}); err == nil || far.data[5<<20] != 0x77 {
+		t.Errorf("an image that is shorter than its disk was copied: %v, %#x", err, far.data[5<<20])
+	}
+}
+
 func TestExtentsPassThroughWhatHasADisk(t *testing.T) {
 	ctx := context.Background()
 	d := sparse(t, 4<<20)

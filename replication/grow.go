@@ -141,6 +141,9 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 		if align, err = alignOf(remote, size); err != nil {
 			return err
 		}
+		if err := checkWrites("the secondary's disk", remote); err != nil {
+			return err
+		}
 	}
 	if other, ok := remote.(Identified); ok {
 		theirs, err := other.Identity()

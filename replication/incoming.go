@@ -1,13 +1,17 @@
 package replication
 
-import "bytes"
+import (
+	"bytes"
+	"cmp"
+)
 
 // Export returns the disk that the primary writes, to be served to it (by
 // replication/nbd). In state None it is the secondary disk, for the first
-// synchronisation. In state Running a write first saves what it replaces;
-// after an error, which keeps any checkpoint from succeeding, writes get that
-// error. Once replication has stopped, and while a checkpoint runs, changes are refused
-// with ErrGated; reads are allowed as long as the state is None or Running.
+// synchronisation, as long as the copy and its Journal have not failed. In
+// state Running a write first saves what it replaces; after an error, which
+// keeps any checkpoint from succeeding, writes get that error. Once replication
+// has stopped, and while a checkpoint runs, changes are refused with ErrGated;
+// reads are allowed as long as the state is None or Running.
 func (s *Secondary) Export() Disk { return incoming{s} }
 
 // incoming is the disk that a Secondary's primary writes to.
@@ -95,6 +99,11 @@ func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, e
 	case err != nil:
 		return false, err
 	case st == None:
+		// A Start that has failed may be on stable storage all the same, which then says
+		// that the disk, as it is, is that of a checkpoint.
+		if err := cmp.Or(s.copyFailed(), s.stable.failed()); err != nil {
+			return false, err
+		}
 		if err := s.keep(off, n); err != nil {
 			return false, err
 		}

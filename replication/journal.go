@@ -153,7 +153,7 @@ func (b *superblock) decode(p []byte) bool {
 
 // OpenJournal opens the journal on two devices, whose sizes bound the
 // overlays. Devices that begin with zeroes are a new journal. The caller
-// keeps the devices. Errors: ErrSize, ErrCorrupt, or what the device said.
+// keeps the devices. Errors: those of [CheckDisk], ErrCorrupt, or what the device said.
 func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if err := errors.Join(checkDisk("the hidden device", hidden), checkDisk("the active device", active)); err != nil {
 		return nil, err

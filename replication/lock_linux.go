@@ -33,18 +33,22 @@ func unlockFile(f *os.File) {
 }
 
 // birth tells a file from another of the same name: its inode number and the
-// time at which it was made.
-func birth(f *os.File) (id [32]byte) {
+// time at which it was made. It is zero where the system has no way to ask; where it could not
+// be asked now there is an error, since another answer would be taken for another file.
+func birth(f *os.File) (id [32]byte, err error) {
 	var st unix.Statx_t
-	err := retry(f, "statx", func(fd int) error {
+	err = retry(f, "statx", func(fd int) error {
 		return unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &st)
 	})
-	if err != nil {
-		return id
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM): // an old kernel, or a filter of system calls
+		return id, nil
+	case err != nil:
+		return id, err
 	}
 	copy(id[:], fmt.Sprintf("%x", st.Ino))
 	if st.Mask&unix.STATX_BTIME != 0 {
 		copy(id[16:], fmt.Sprintf("%x.%x", uint32(st.Btime.Sec), st.Btime.Nsec))
 	}
-	return id
+	return id, nil
 }

@@ -80,7 +80,7 @@ const (
 // one that begins with zeroes is that of a blank copy. The caller keeps the
 // device. What comes after 8 KiB is for the write-intent bitmap of a primary,
 // which wants 512 bytes for each 4 GiB of the guest's disk, and is not kept if
-// there is no room. Errors: ErrSize, ErrCorrupt, or what the device said.
+// there is no room. Errors: ErrSize, ErrCorrupt, or what the device said, also as a [WriteChecker].
 func OpenMetadata(dev Disk) (*Metadata, error) {
 	m := &Metadata{}
 	if err := m.open(dev); err != nil {
@@ -107,7 +107,7 @@ func (m *Metadata) open(dev Disk) error {
 	if dev.Size() < metadataHead {
 		return fmt.Errorf("%w: metadata of %d bytes", ErrSize, dev.Size())
 	}
-	if err := checkSectors("the device of the metadata", dev); err != nil {
+	if err := checkDevice("the device of the metadata", dev); err != nil {
 		return err
 	}
 	m.dev = newStableDisk(dev, "metadata")

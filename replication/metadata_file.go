@@ -31,12 +31,18 @@ func (d *File) Metadata() (*Metadata, error) {
 	if d.meta != nil {
 		return d.meta, nil
 	}
-	name := d.metadataName()
+	name, err := d.metadataName()
+	if err != nil {
+		return nil, err
+	}
 	if name == "" {
 		d.meta = newMetadata(nil)
 		return d.meta, nil
 	}
-	bound := birth(d.f)
+	bound, err := birth(d.f)
+	if err != nil {
+		return nil, err
+	}
 	m, err := openMetadataFile(name, d.size.Load())
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -54,14 +60,16 @@ func (d *File) Metadata() (*Metadata, error) {
 	return m, nil
 }
 
-func (d *File) metadataName() string {
+// metadataName returns the name of the file with the metadata, or "" if there is none.
+func (d *File) metadataName() (string, error) {
 	if d.metaName != "" {
-		return d.metaName
+		return d.metaName, nil
 	}
-	if st, err := d.f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return ""
+	st, err := d.f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return "", err
 	}
-	return d.f.Name() + metadataSuffix
+	return d.f.Name() + metadataSuffix, nil
 }
 
 // Rebind says that the image and the file with its metadata belong together,
@@ -76,15 +84,22 @@ func (d *File) Rebind() error {
 	if d.meta != nil {
 		return errors.New("replication: the metadata of " + d.f.Name() + " is in use")
 	}
-	name := d.metadataName()
+	name, err := d.metadataName()
+	if err != nil {
+		return err
+	}
 	if name == "" {
 		return fmt.Errorf("replication: %s has no metadata", d.f.Name())
+	}
+	bound, err := birth(d.f)
+	if err != nil {
+		return err
 	}
 	m, err := openMetadataFile(name, d.size.Load())
 	if err != nil {
 		return err
 	}
-	m.bound = birth(d.f)
+	m.bound = bound
 	id := m.id
 	if m.peer.Copy != (ID{}) && m.peer.Generation == id.Generation {
 		id.begin() // the guest goes on from there, without its secondary
@@ -126,7 +141,11 @@ func ReadIdentity(name string) (Identity, error) {
 	if m.seq == 0 {
 		return Identity{}, nil // nothing has been recorded yet
 	}
-	if m.bound != birth(f) {
+	bound, err := birth(f)
+	if err != nil {
+		return Identity{}, err
+	}
+	if m.bound != bound {
 		return Identity{}, fmt.Errorf("%w: %s is that of a file which was replaced", ErrIdentity, g.Name())
 	}
 	return m.id, nil

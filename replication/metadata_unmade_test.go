@@ -35,3 +35,35 @@ func TestAFileBesideWhichNothingCanBeMadeFailsWhenItIsAttachedOrStarted(t *testi
 	must(t, err)
 	refused("the secondary is started", s.Start(context.Background()))
 }
+
+// A file that cannot be asked who it is, for its descriptor is bad or its file system does not
+// answer, is not taken for another one, which would make its metadata void.
+func TestAFileThatCannotBeAskedWhoItIsKeepsItsMetadata(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	d, err := CreateFile(name, testSize)
+	must(t, err)
+	m, err := d.Metadata()
+	must(t, err)
+	must(t, m.update(func(i *Identity, _ *peerBase) { i.Disk = newID() }))
+	want := m.Identity()
+	must(t, d.Close())
+	for _, place := range []string{"", name + metadataSuffix} {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		must(t, err)
+		d, err := NewFile(f)
+		must(t, err)
+		must(t, d.KeepMetadata(place))
+		must(t, f.Close())
+		if _, err := d.Metadata(); err == nil {
+			t.Errorf("metadata at %q of a file that nobody can ask", place)
+		}
+		if d.Rebind() == nil {
+			t.Errorf("a file that nobody can ask is bound to the metadata at %q", place)
+		}
+	}
+	got, err := ReadIdentity(name)
+	must(t, err)
+	if got != want {
+		t.Errorf("it was %v, and is %v", want, got)
+	}
+}

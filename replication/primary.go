@@ -117,9 +117,8 @@ var (
 
 // NewPrimary returns a Primary over local, in state None and with no secondary.
 // The caller keeps local, and from now on writes it only through the Primary.
-// The error is ErrSize if the size of local is not that of a disk (see
-// SectorSize), or if it is an [Aligner] that takes only larger blocks, and ErrInconsistent or ErrOutdated if its metadata says that a
-// guest should not have it, see PermitOutdated.
+// The error is that of [CheckDisk], or ErrInconsistent or ErrOutdated if the
+// metadata of local says that a guest should not have it, see PermitOutdated.
 func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	size := local.Size()
 	if err := checkDisk("the disk", local); err != nil {
@@ -150,7 +149,8 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // an Export serves the second when the first has ended.
 //
 // To an [Aligner] the guest's smaller writes are sent as whole blocks, with what the local
-// disk has around them. The error is ErrSize if the disk is no multiple of its blocks.
+// disk has around them. The error is ErrSize if the disk is no multiple of its blocks. A
+// [WriteChecker] that cannot be written, or not made stable, is refused with its error.
 //
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since
@@ -166,6 +166,9 @@ func (p *Primary) Attach(remote Remote) error {
 	}
 	align, err := alignOf(remote, p.size.Load())
 	if err != nil {
+		return err
+	}
+	if err := checkWrites("the secondary's disk", remote); err != nil {
 		return err
 	}
 	p.mu.Lock()

@@ -162,6 +162,22 @@ func (r diskRemote) Progress(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// Align implements [Aligner] if the disk does.
+func (r diskRemote) Align() int64 {
+	if a, ok := r.d.(Aligner); ok {
+		return a.Align()
+	}
+	return 1
+}
+
+// CheckWrites implements [WriteChecker] if the disk does.
+func (r diskRemote) CheckWrites() error {
+	if c, ok := r.d.(WriteChecker); ok {
+		return c.CheckWrites()
+	}
+	return nil
+}
+
 func (r diskRemote) ReadAt(p []byte, off int64) (int, error) { return r.d.ReadAt(p, off) }
 
 // Close implements [Remote].

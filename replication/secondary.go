@@ -178,9 +178,8 @@ func (volatileState) emptied()                          {}
 
 // NewSecondary returns the secondary's view of disk, in state None. The caller
 // keeps disk, and from now on uses it only through what is returned. The error
-// is ErrSize if the size of disk is not that of a disk (see SectorSize), or if it is
-// an [Aligner] that takes only larger blocks, or
-// ErrUnclean if the configured Journal must be recovered first.
+// is that of [CheckDisk], or ErrUnclean if the configured Journal must be
+// recovered first.
 func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	size := disk.Size()
 	if err := checkDisk("the disk", disk); err != nil {

@@ -90,10 +90,14 @@ type Disk struct {
 
 var _ replication.Disk = (*Disk)(nil)
 
-// NewDisk makes a disk. It may be used when New has been given it.
+// NewDisk makes a disk. It may be used when New has been given it. An Image that cannot be the
+// disk of a guest is refused with the error of replication.CheckDisk.
 func NewDisk(cfg DiskConfig) (*Disk, error) {
 	if cfg.Name == "" || len(cfg.Name) > maxDiskName || cfg.Image == nil {
 		return nil, fmt.Errorf("protect: DiskConfig needs an Image and a Name of at most %d bytes", maxDiskName)
+	}
+	if err := replication.CheckDisk(cfg.Image); err != nil {
+		return nil, fmt.Errorf("protect: disk %q: %w", cfg.Name, err)
 	}
 	d := &Disk{cfg: cfg, image: cfg.Image}
 	if _, ok := cfg.Image.(replication.MetadataKeeper); !ok && cfg.Journal == nil {

@@ -46,6 +46,22 @@ func (r *remembered) Extents(off, n int64, yield func(n int64, flags uint32) boo
 	return replication.Extents(r.Disk, off, n, yield)
 }
 
+// Align implements replication.Aligner.
+func (r *remembered) Align() int64 {
+	if a, ok := r.Disk.(replication.Aligner); ok {
+		return a.Align()
+	}
+	return 1
+}
+
+// CheckWrites implements replication.WriteChecker.
+func (r *remembered) CheckWrites() error {
+	if c, ok := r.Disk.(replication.WriteChecker); ok {
+		return c.CheckWrites()
+	}
+	return nil
+}
+
 // memory is a small disk in memory, for the metadata of an image that has no
 // place for it.
 type memory struct {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/replication"
 )
 
 const diskSize = 1 << 20
@@ -374,6 +375,44 @@ func TestDisksThatDoNotFitAreRefused(t *testing.T) {
 		b.halt()
 		a.halt()
 	})
+}
+
+// choosyImage is an image that is a connection to a server, which takes some writes only.
+type choosyImage struct {
+	*image
+	block  int64
+	writes error
+}
+
+func (c choosyImage) Align() int64       { return c.block }
+func (c choosyImage) CheckWrites() error { return c.writes }
+
+// What an image says of itself is asked before it has a job, and is still said by what the job
+// has made of it.
+func TestAnImageThatNoGuestCanWriteIsRefused(t *testing.T) {
+	none := &image{b: make([]byte, 1000)}
+	good := &image{b: make([]byte, 4096)}
+	for _, x := range []struct {
+		image replication.Disk
+		want  error
+	}{
+		{none, replication.ErrSize},
+		{choosyImage{good, 4096, nil}, replication.ErrSize},
+		{choosyImage{good, 512, errors.ErrUnsupported}, errors.ErrUnsupported},
+		{choosyImage{good, 512, nil}, nil},
+	} {
+		d, err := NewDisk(DiskConfig{Name: "root", Image: x.image})
+		if !errors.Is(err, x.want) || (err == nil) != (x.want == nil) {
+			t.Errorf("%+v: %v, want %v", x.image, err, x.want)
+		}
+		kept := &remembered{Disk: x.image}
+		if err := replication.CheckDisk(kept); !errors.Is(err, x.want) {
+			t.Errorf("%+v, of which something is known: %v, want %v", x.image, err, x.want)
+		}
+		if d != nil && replication.CheckDisk(d.image) != nil {
+			t.Errorf("%+v is taken, and then refused", x.image)
+		}
+	}
 }
 
 func TestDiskBelongsToOneJob(t *testing.T) {

@@ -106,6 +106,39 @@ func TestAPrimaryThatIsRefusedDisturbsNobody(t *testing.T) {
 	s.expect("state running, epoch 1,")
 }
 
+// An image that has grown, on both hosts, is followed with the journal that it had, and brought back
+// with it first.
+func TestAnImageThatHasGrownHasTheSameJournal(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	journal := []string{"-journal", path("j")}
+	s := start(t, append([]string{"secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b")}, journal...)...)
+	s.expect("waiting for a primary")
+	p := start(t, "primary", "-image", path("a.img"), "-size", "4M", "-secondary", path("b"), "-listen", path("a"))
+	p.expect("replication runs")
+	write(t, guest(t, path("a"), "disk"), 0x22, 0)
+	p.say("checkpoint")
+	p.expect("checkpoint 1")
+	write(t, guest(t, path("a"), "disk"), 0x44, 0) // what is in no checkpoint
+	p.quit()
+	s.kill()
+	for _, name := range []string{"a.img", "b.img"} {
+		if err := os.Truncate(path(name), 8<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = start(t, append([]string{"secondary", "-image", path("b.img"), "-listen", path("b")}, journal...)...)
+	s.expect("recovered the disk of epoch 1")
+	s.expect("waiting for a primary")
+	p = start(t, "primary", "-image", path("a.img"), "-secondary", path("b"), "-listen", path("a"))
+	p.expect("replication runs")
+	write(t, guest(t, path("a"), "disk"), 0x33, 6<<20)
+	p.say("checkpoint")
+	p.expect("checkpoint 1")
+	want(t, "the secondary's guest", guest(t, path("b"), "guest"), 0x33, 6<<20)
+	want(t, "the secondary's guest", guest(t, path("b"), "guest"), 0x44, 0)
+}
+
 func TestReconnectNeedsNoOtherProcess(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }

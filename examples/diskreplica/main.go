@@ -63,7 +63,10 @@ primary's since the checkpoint is undone, as its guest's memory would be:
 
 With -journal the secondary's overlays are in BASE.hidden and BASE.active, and
 its disk survives kill -9 or a power cut: the next start brings it back to the
-last checkpoint, and so it does if a synchronisation was interrupted.
+last checkpoint, and so it does if a synchronisation was interrupted. Both are made
+twice as long as the image, sparse, and stay as long when the image grows.
+
+An image grows while no process uses it, on both sides: truncate -s makes a file longer.
 
 FILE.lockstep, beside each image, says whose copy it is, how far in its history,
 and on a primary what its secondary may lack; "status" prints it, also while the

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 
@@ -24,6 +25,19 @@ func openImage(o options) (*replication.File, error) {
 		return nil, fmt.Errorf("%w (-size makes it)", err)
 	}
 	return f, err
+}
+
+// journalBytes returns how long the files of a journal are: as long as they were made, also where
+// the image has grown since, and else so that all of the image fits.
+func journalBytes(base string, size int64) (int64, error) {
+	st, err := os.Stat(base + ".hidden")
+	switch {
+	case err == nil && st.Size() > 0:
+		return st.Size(), nil
+	case err == nil, errors.Is(err, fs.ErrNotExist):
+		return max(size*2, 1<<20), nil
+	}
+	return 0, err
 }
 
 // secondary is the process of the secondary's side.
@@ -49,7 +63,11 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	s.events.SubscribeAll(out.event)
 	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events, Overwrite: o.overwrite, Blank: image.Made()}
 	if o.journal != "" {
-		j, err := replication.OpenJournalFiles(o.journal, max(image.Size()*2, 1<<20))
+		bytes, err := journalBytes(o.journal, image.Size())
+		if err != nil {
+			return err
+		}
+		j, err := replication.OpenJournalFiles(o.journal, bytes)
 		if err != nil {
 			return err
 		}

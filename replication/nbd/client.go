@@ -105,6 +105,19 @@ func (c *Client) Size() int64 { return c.info.Size }
 // Align implements replication.Aligner: it returns the minimum block of the server.
 func (c *Client) Align() int64 { return int64(c.info.MinBlock) }
 
+// CheckWrites implements replication.WriteChecker: the error is ErrReadOnly if the export can
+// only be read, and errors.ErrUnsupported if the server knows no flush, without which nobody
+// learns what is stable. A server that does not know FUA is asked to flush instead.
+func (c *Client) CheckWrites() error {
+	if c.info.ReadOnly {
+		return fmt.Errorf("%w, and a disk is written", ErrReadOnly)
+	}
+	if err := c.canFlush(); err != nil {
+		return fmt.Errorf("the server of export %q never says that what was written is stable: %w", c.info.Name, err)
+	}
+	return nil
+}
+
 // Err returns why the connection has ended, or nil.
 func (c *Client) Err() error {
 	c.mu.Lock()

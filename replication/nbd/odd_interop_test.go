@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,56 @@ func TestHolesAtOddPlacesAreZeroesAndTheRestIsData(t *testing.T) {
 		if end != c.Size() || (filter == "--filter=noextents") != (zero == 0) {
 			t.Errorf("%q: %d of %d bytes are told of, %d are zeroes", filters, end, c.Size(), zero)
 		}
+	}
+}
+
+// What a server says that it cannot do is known before a guest has its disk: read-only, no flush,
+// a size that is none of a disk, and blocks that are larger than sectors.
+func TestAServerThatCannotBeAGuestsDiskIsRefused(t *testing.T) {
+	fits := filepath.Join(t.TempDir(), "fits")
+	local, err := replication.CreateFile(fits, oddSize)
+	must(t, err)
+	defer local.Close()
+	for _, x := range []struct {
+		args string
+		disk error // as a guest's disk; nil: it is taken
+		far  error // as the disk of a primary's secondary
+	}{
+		{"-r memory size=8388608", nbd.ErrReadOnly, nbd.ErrReadOnly},
+		{"eval get_size=@8388608 pread=@ pwrite=@", errors.ErrUnsupported, errors.ErrUnsupported},
+		{"memory size=8388609", replication.ErrSize, replication.ErrSize},
+		{"null size=0", replication.ErrSize, replication.ErrSize},
+		{"--filter=blocksize-policy memory size=8388608 blocksize-minimum=4096", replication.ErrSize, nil},
+		{"--filter=blocksize-policy memory size=8388608 blocksize-minimum=512", nil, nil},
+		{"eval get_size=@8388608 pread=@ pwrite=@ can_flush=@ flush=@ can_fua=@none", nil, nil}, // and no FUA
+		{"--filter=multi-conn memory size=8388608 multi-conn-mode=disable", nil, nil},
+	} {
+		t.Run(strings.ReplaceAll(x.args, "/", "_"), func(t *testing.T) {
+			args := strings.Fields(x.args)
+			for i, a := range args { // a script that says so
+				if name, text, ok := strings.Cut(a, "=@"); ok {
+					args[i] = name + "=cat >/dev/null </dev/null; echo " + text
+				}
+			}
+			c := nbdkit(t, args...)
+			if i := c.Info(); strings.HasPrefix(x.args, "eval") && i.FUA {
+				t.Errorf("the server knows FUA: %+v", i)
+			}
+			is := func(what string, err, want error) {
+				t.Helper()
+				if !errors.Is(err, want) || (err == nil) != (want == nil) {
+					t.Errorf("%s: %v, want %v", what, err, want)
+				}
+			}
+			_, err := replication.NewPrimary(c, replication.PrimaryConfig{})
+			is("the disk of a primary", err, x.disk)
+			_, err = replication.NewSecondary(c, replication.SecondaryConfig{})
+			is("the disk of a secondary", err, x.disk)
+			p, err := replication.NewPrimary(local, replication.PrimaryConfig{InSync: true})
+			must(t, err)
+			is("the secondary of a primary", p.Attach(c), x.far)
+			must(t, p.Detach())
+		})
 	}
 }
 
