@@ -23,7 +23,44 @@ type benchHosts struct {
 	guest   colotest.GuestConfig
 	mu      sync.Mutex
 	commits []event.CheckpointCommit // of the primary
+	stops   time.Time                // when a guest began to stand still last
+	stood   time.Duration            // until the next one ran, on either host
 	group   sync.WaitGroup           // ports
+}
+
+// timedGuest is the guest of a host that notes when it stands still and when it runs.
+type timedGuest struct {
+	*colotest.Guest
+	x    *benchHosts
+	host *benchHost
+}
+
+func (g timedGuest) Pause(ctx context.Context) error {
+	at := time.Now()
+	if g.host.job.State() == SwitchingOver {
+		g.x.mu.Lock()
+		g.x.stops = at
+		g.x.mu.Unlock()
+	}
+	return g.Guest.Pause(ctx)
+}
+
+func (g timedGuest) Resume(ctx context.Context) error {
+	err := g.Guest.Resume(ctx)
+	at := time.Now()
+	if g.host.job.State() == TakingOver {
+		g.x.mu.Lock()
+		g.x.stood = at.Sub(g.x.stops)
+		g.x.mu.Unlock()
+	}
+	return err
+}
+
+// lastStood returns how long the guest stood still in the last switchover: both hosts have one clock.
+func (x *benchHosts) lastStood() time.Duration {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.stood
 }
 
 // A benchHost is one of them that runs.
@@ -80,7 +117,7 @@ func (x *benchHosts) boot(i int, start bool, prepare func(mem []byte), change fu
 		}
 	})
 	cfg := Config{
-		Name: "g", Host: names[i], Guest: h.guest, Start: start, Arbiter: failover.NewStoreArbiter(x.store), Events: bus, CheckpointDelay: 20 * time.Millisecond,
+		Name: "g", Host: names[i], Guest: timedGuest{h.guest, x, h}, Start: start, Arbiter: failover.NewStoreArbiter(x.store), Events: bus, CheckpointDelay: 20 * time.Millisecond,
 		Peer: Peer{Port: x.ports[i], PortConfig: x.terms[i], Dialer: func(ctx context.Context) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, "tcp", x.ports[1-i].Addr().String())
 			if err == nil {
