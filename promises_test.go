@@ -105,7 +105,7 @@ var promises = []struct {
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "A host that seeks the other one tells it when it is refused for longer than a second", []string{"colo/protect.TestWhyTheOtherHostDoesNotFollowIsToldOnce", "colo/protect.TestARefusalThatPassesIsNotTold"}},
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
-	{"docs/operations.md", "So does a host that waits and lacks what it follows with", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
+	{"docs/operations.md", "A host that waits and lacks what it follows with tells it, too", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
 	{"docs/operations.md", "a host on which the storage that both reach is not mounted refuses to start", []string{"failover/sharedfile.TestWhatIsAboveADirectoryIsNotMade"}},
 	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},
 	{"docs/operations.md", "A host that has lost the other one says so in words", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},

@@ -36,7 +36,9 @@ type Arbiter interface {
 	// changes nothing.
 	Release(ctx context.Context, g Grant, note string) error
 
-	// Record returns what the arbiter knows.
+	// Record returns what the arbiter knows. One that does not know what the other host was
+	// granted, since each host has its own, returns an error while that one has the guest: a
+	// host that follows warns where the record lacks the grant of the host that it follows.
 	Record(ctx context.Context) (Record, error)
 
 	// Watch returns the record as soon as its generation or holder is not that

@@ -44,9 +44,10 @@ type Info struct {
 	Until time.Time
 	// LastError is the last thing that went wrong, and LastErrorAt when. They stay when
 	// things go well again. On a host that has lost the other one, and on which the guest runs
-	// alone, it is that loss, in words, and what has gone wrong since then beside it, until the guest is
-	// protected again: errors.Is and errors.As find both, and what was noticed first behind the words. The end of a session that somebody has ordered, on either host, is
-	// none, unless the guest has ended (ErrCompleted). Nil and the zero time: nothing did.
+	// alone, it is that loss, in words, and what has gone wrong since then beside it, until
+	// the guest is protected again: errors.Is and errors.As find both, and what was noticed
+	// first behind the words. The end of a session that somebody has ordered, on either host,
+	// is none, unless the guest has ended (ErrCompleted). Nil and the zero time: nothing did.
 	LastError   error
 	LastErrorAt time.Time
 	Progress    *Progress  // while synchronising and switching over, on the primary

@@ -79,6 +79,18 @@ var lacking = map[string]func(*testing.T, *Config, *lack){
 	},
 }
 
+// lacking boots a pair of which host b, which waited for a primary, has come to lack something.
+func (w *world) lacking(lacks func(*testing.T, *Config, *lack)) (a, b *host, l *lack) {
+	w.guest.Interval, w.compared = 20*time.Millisecond, true
+	l = new(lack)
+	b = w.boot("b", false, func(c *Config) { lacks(w.t, c, l) })
+	b.is(Waiting)
+	l.there.Store(true)
+	a = w.boot("a", true, nil)
+	a.is(Alone)
+	return a, b, l
+}
+
 // A host that cannot follow since it lacks something waits until it has it, and the guest runs on at
 // the other. Both hosts' operators are told why, once, and nothing moves meanwhile: a primary that
 // comes is refused in words.
@@ -86,13 +98,7 @@ func TestAHostThatLacksWhatItFollowsWithWaitsForIt(t *testing.T) {
 	t.Parallel()
 	for of, lacks := range lacking {
 		withDisk(t, of, func(t *testing.T, w *world) {
-			w.guest.Interval, w.compared = 20*time.Millisecond, true
-			l := new(lack)
-			b := w.boot("b", false, func(c *Config) { lacks(t, c, l) })
-			b.is(Waiting)
-			l.there.Store(true)
-			a := w.boot("a", true, nil)
-			a.is(Alone)
+			a, b, l := w.lacking(lacks)
 			time.Sleep(20 * time.Second)
 			if s := b.job.State(); s != Waiting || a.job.State() != Alone || a.guest.Paused() {
 				t.Fatalf("a is %v, paused: %t; b is %v", a.job.State(), a.guest.Paused(), s)
@@ -133,13 +139,7 @@ func TestAHostThatLacksSomethingCanLeave(t *testing.T) {
 	t.Parallel()
 	for of, lacks := range lacking {
 		withDisk(t, of, func(t *testing.T, w *world) {
-			w.guest.Interval, w.compared = 20*time.Millisecond, true
-			l := new(lack)
-			b := w.boot("b", false, func(c *Config) { lacks(t, c, l) })
-			b.is(Waiting)
-			l.there.Store(true)
-			a := w.boot("a", true, nil)
-			a.is(Alone)
+			a, b, _ := w.lacking(lacks)
 			time.Sleep(5 * time.Second)
 			if err := b.halt(); !errors.Is(err, errHalt) {
 				t.Error(err)

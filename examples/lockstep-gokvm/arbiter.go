@@ -253,8 +253,15 @@ func (b *between) Release(_ context.Context, g failover.Grant, note string) erro
 	return err
 }
 
-// Record implements failover.Arbiter.
+// errElsewhere means that the other host knows, and this one does not.
+var errElsewhere = errors.New("what the other host was granted is not known here")
+
+// Record implements failover.Arbiter. While this host follows it does not know by which grant the
+// other one acts.
 func (b *between) Record(context.Context) (failover.Record, error) {
+	if b.state() == protect.Following {
+		return failover.Record{}, errElsewhere
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.record, nil

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/require"
@@ -74,6 +75,23 @@ func TestTheSecondaryGoesOnWhenThePrimaryFails(t *testing.T) {
 			w.judge()
 		})
 	}
+}
+
+// Without a place that both hosts reach each has an arbiter of its own, which knows nothing of the other
+// host's grant. That is how it is meant, and no sign that somebody has set it up wrong.
+func TestAPairWithoutAnArbiterIsNotToldOfTwo(t *testing.T) {
+	w := newSimWorld(t)
+	w.args = []string{"-term", "300ms"}
+	a, b := w.pair()
+	time.Sleep(time.Second) // three terms: it would be told after one
+	w.mu.Lock()
+	said := a.said.String() + b.said.String()
+	w.mu.Unlock()
+	if strings.Contains(said, "ask the same arbiter") {
+		t.Error(said)
+	}
+	w.moreLeaves(a)
+	w.judge()
 }
 
 func TestThePrimaryGoesOnWhenTheSecondaryLeaves(t *testing.T) {
