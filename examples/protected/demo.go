@@ -8,17 +8,16 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
@@ -185,20 +184,11 @@ func (p *pair) start(host string, first bool, more ...string) error {
 // newPair makes a pair whose processes keep what they share in a directory.
 func newPair(dir string, secure bool, mode string) (*pair, error) {
 	p := &pair{dir: dir, tls: secure, mode: mode, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
-	// Until the hosts listen nobody else may be given their ports: on Linux they are of
-	// a loopback host of this process's own.
-	local := "127.0.0.1"
-	if pid := os.Getpid(); runtime.GOOS == "linux" {
-		local = fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
+	addresses, err := loopback.Choose(2)
+	if err != nil {
+		return nil, err
 	}
-	for _, h := range []string{"a", "b"} {
-		l, err := net.Listen("tcp", local+":0")
-		if err != nil {
-			return nil, err
-		}
-		p.addr[h] = l.Addr().String()
-		defer l.Close() // when both have been chosen
-	}
+	p.addr["a"], p.addr["b"] = addresses[0], addresses[1]
 	if secure {
 		return p, makeCertificates(dir, "a", "b")
 	}

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/oracle"
 )
 
@@ -96,24 +96,14 @@ func (p *pair) do(ctx context.Context, drive func(context.Context) error) (err e
 	return drive(ctx)
 }
 
-// addresses finds a free port for each host: a host that comes back has the one that it
-// had. They lie below those that a kernel gives to outgoing connections (Linux,
-// ip_local_port_range, from 32768 on), which would take the port of a host that is dead.
+// addresses finds an address for each host: a host that comes back has the one that it had, which
+// nobody else takes in the meantime.
 func (p *pair) addresses() error {
-	for _, host := range []string{p.first, p.second} {
-		var l net.Listener
-		var err error
-		for range 100 {
-			if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))); err == nil {
-				break
-			}
-		}
-		if err != nil {
-			return err
-		}
-		defer l.Close() // not before the other has another one
-		p.addr[host] = l.Addr().String()
+	found, err := loopback.Choose(2)
+	if err != nil {
+		return err
 	}
+	p.addr[p.first], p.addr[p.second] = found[0], found[1]
 	return nil
 }
 

@@ -118,7 +118,7 @@ func (b *tab) listen(e any) {
 			s = e.Entry.Text
 		}
 	case *network.EventRequestWillBeSent:
-		if u := e.Request.URL; !strings.HasPrefix(u, "http://127.0.0.1:") && !strings.HasPrefix(u, "data:") {
+		if u := e.Request.URL; !strings.HasPrefix(u, "http://127.") && !strings.HasPrefix(u, "data:") {
 			s = "asks elsewhere: " + u
 		}
 	}

@@ -4,11 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,7 +25,7 @@ type pair struct {
 	program string
 	dir     string
 	addr    map[string]string // where a host is reached by the other
-	page    map[string]int
+	page    map[string]string // the address of its page
 	procs   map[string]*exec.Cmd
 
 	mu  sync.Mutex
@@ -35,16 +33,16 @@ type pair struct {
 }
 
 func newPair(t *testing.T) *pair {
-	p := &pair{t: t, dir: t.TempDir(), addr: map[string]string{}, page: map[string]int{}, procs: map[string]*exec.Cmd{}}
+	p := &pair{t: t, dir: t.TempDir(), addr: map[string]string{}, page: map[string]string{}, procs: map[string]*exec.Cmd{}}
 	p.program = filepath.Join(p.dir, "protected")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "go", "build", "-C", "../../../../..", "-o", p.program, "./examples/protected").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	addr := loopback.Free(t, 2)
+	addr := loopback.Free(t, 4)
 	for i, h := range []string{"a", "b"} {
-		p.addr[h], p.page[h] = addr[i], freePort(t)
+		p.addr[h], p.page[h] = addr[i], addr[2+i]
 	}
 	t.Cleanup(func() {
 		for h := range p.procs {
@@ -59,23 +57,14 @@ func newPair(t *testing.T) *pair {
 	return p
 }
 
-func freePort(t *testing.T) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func (p *pair) url(host string) string { return fmt.Sprintf("http://127.0.0.1:%d/", p.page[host]) }
+func (p *pair) url(host string) string { return "http://" + p.page[host] + "/" }
 
 // start starts a host. Its times are long, so that a busy machine loses nobody.
 func (p *pair) start(host string, more ...string) {
 	p.t.Helper()
 	peer := map[string]string{"a": "b", "b": "a"}[host]
 	c := exec.Command(p.program, append([]string{"-host", host, "-listen", p.addr[host], "-dial", p.addr[peer],
-		"-arbiter", filepath.Join(p.dir, "arbiter"), "-insecure", "-term", "4s", "-beat", "2s", "-http", strconv.Itoa(p.page[host])}, more...)...)
+		"-arbiter", filepath.Join(p.dir, "arbiter"), "-insecure", "-term", "4s", "-beat", "2s", "-http", p.page[host]}, more...)...)
 	c.Stderr = logOf{p, host}
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.Start(); err != nil {
