@@ -24,6 +24,16 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 			in <- conn
 		}
 	}()
+	enters := func() net.Conn {
+		t.Helper()
+		select {
+		case conn := <-in:
+			return conn
+		case err := <-ended:
+			t.Fatal(err)
+			return nil
+		}
+	}
 	var strangers, visitors []net.Conn
 	for range maxConnections + 2 {
 		conn, err := net.Dial("tcp", l.Addr().String())
@@ -33,7 +43,7 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 		strangers = append(strangers, conn)
 	}
 	for range maxConnections {
-		visitors = append(visitors, <-in)
+		visitors = append(visitors, enters())
 	}
 	if n := len(l.(*listener).room); n != maxConnections {
 		t.Errorf("%d are in", n)
@@ -45,7 +55,7 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 	}
 	visitors[7].Close()
 	visitors[7].Close() // which leaves once
-	visitors[7] = <-in
+	visitors[7] = enters()
 	if n := len(l.(*listener).room); n != maxConnections {
 		t.Errorf("%d are in when another has come for one that left", n)
 	}
