@@ -15,6 +15,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func TestAddressesAreWrittenAsForQEMU(t *testing.T) {
@@ -33,7 +34,7 @@ const greeting = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major"
 // monitor answers commands as fn says, one line of command at a time.
 func monitor(t *testing.T, hello string, fn func(line string, n int) string) string {
 	t.Helper()
-	sock := filepath.Join(t.TempDir(), "s")
+	sock := filepath.Join(socket.Dir(t), "s")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +208,7 @@ func TestACommandThatIsGivenUpHarmsNoOther(t *testing.T) {
 // A QEMU says why it ends, and ends. Who finds that out by a command that cannot be sent
 // has not heard it yet.
 func TestWhatAMonitorSaidBeforeItsEndIsHeardAfterACommandThatFails(t *testing.T) {
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	l, err := net.Listen("unix", filepath.Join(socket.Dir(t), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}

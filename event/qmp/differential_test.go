@@ -16,6 +16,7 @@ import (
 
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // emulator runs a QEMU without a machine until the test ends, and returns where
@@ -27,7 +28,7 @@ func emulator(t *testing.T) (addr string) {
 	if err != nil || !strings.Contains(string(version), "version 7.2.") {
 		require.Missing(t, require.QEMU, fmt.Errorf("it is no 7.2: %.60q, %v", version, err))
 	}
-	addr = filepath.Join(t.TempDir(), "qemu")
+	addr = filepath.Join(socket.Dir(t), "qemu")
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, path, "-machine", "none", "-display", "none", "-nodefaults", "-accel", "tcg", "-qmp", "unix:"+addr+",server=on,wait=off")
 	if err := cmd.Start(); err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func sameMembers(a, b string) bool {
@@ -156,7 +157,7 @@ func TestTheEndOfAServerEndsItsClientsAndTheirCommands(t *testing.T) {
 		<-ctx.Done()
 		return qmp.None{}, context.Cause(ctx)
 	})
-	l, err := qmp.Listen(filepath.Join(t.TempDir(), "s"))
+	l, err := qmp.Listen(filepath.Join(socket.Dir(t), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +183,7 @@ func TestTheEndOfAServerEndsItsClientsAndTheirCommands(t *testing.T) {
 }
 
 func TestASocketThatNobodyListensOnIsReplaced(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
+	path := filepath.Join(socket.Dir(t), "s")
 	l, err := qmp.Listen("unix:" + path)
 	if err != nil {
 		t.Fatal(err)

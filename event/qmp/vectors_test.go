@@ -15,12 +15,13 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // listen serves a monitor on a Unix socket until the test ends.
 func listen(t *testing.T, s *qmp.Server) (addr string) {
 	t.Helper()
-	addr = filepath.Join(t.TempDir(), "s")
+	addr = filepath.Join(socket.Dir(t), "s")
 	l, err := qmp.Listen("unix:" + addr)
 	if err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/usage"
 	"github.com/gocolo/lockstep/replication"
 )
@@ -46,7 +47,7 @@ func holds(t *testing.T, name string) uint64 {
 }
 
 func TestHoldRecordsTheGenerationThatAnImageWaitsFor(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	try := func(args ...string) (string, error) {
 		var out bytes.Buffer

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -24,7 +25,7 @@ func (p *process) refused(why string, want error) {
 }
 
 func TestAnImageIsForOneSideAlone(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	img, sock := filepath.Join(dir, "b.img"), filepath.Join(dir, "b")
 	s := start(t, "secondary", "-image", img, "-size", "4M", "-listen", sock, "-journal", filepath.Join(dir, "j"))
 	s.expect("waiting for a primary")
@@ -36,7 +37,7 @@ func TestAnImageIsForOneSideAlone(t *testing.T) {
 }
 
 func TestWhatASecondaryMayBeOverwrittenWith(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s := start(t, "secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b"))
 	s.expect("waiting for a primary")
@@ -69,7 +70,7 @@ func TestWhatASecondaryMayBeOverwrittenWith(t *testing.T) {
 // A primary that is not taken disturbs the one that is there in nothing, and neither does
 // one that has not said who it is.
 func TestAPrimaryThatIsRefusedDisturbsNobody(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s := start(t, "secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b"))
 	s.expect("waiting for a primary")
@@ -109,7 +110,7 @@ func TestAPrimaryThatIsRefusedDisturbsNobody(t *testing.T) {
 // An image that has grown, on both hosts, is followed with the journal that it had, and brought back
 // with it first.
 func TestAnImageThatHasGrownHasTheSameJournal(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	journal := []string{"-journal", path("j")}
 	s := start(t, append([]string{"secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b")}, journal...)...)
@@ -140,7 +141,7 @@ func TestAnImageThatHasGrownHasTheSameJournal(t *testing.T) {
 }
 
 func TestReconnectNeedsNoOtherProcess(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s := start(t, "secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b"), "-journal", path("j"))
 	s.expect("waiting for a primary")
@@ -166,7 +167,7 @@ func TestReconnectNeedsNoOtherProcess(t *testing.T) {
 }
 
 func TestStatusOfImages(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	s := start(t, "secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b"))
 	s.expect("waiting for a primary")

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
@@ -119,7 +120,7 @@ func want(t *testing.T, why string, c *nbd.Client, b byte, off int64) {
 
 func TestTheWalkThroughOfTheUsage(t *testing.T) {
 	for _, journal := range []bool{false, true} {
-		dir := t.TempDir()
+		dir := socket.Dir(t)
 		a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 		args := []string{"secondary", "-image", b + ".img", "-size", "4M", "-listen", b}
 		if journal {
@@ -172,7 +173,7 @@ func TestTheWalkThroughOfTheUsage(t *testing.T) {
 }
 
 func TestPrimaryExportsWhatTheSecondaryLacks(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	s := start(t, "secondary", "-image", b+".img", "-size", "4M", "-listen", b)
 	s.expect("waiting for a primary")
@@ -226,7 +227,7 @@ func awaitListener(t *testing.T, socket string) {
 }
 
 func TestJSONLinesAreAsQMPHasThem(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	sargs := []string{"secondary", "-json", "-image", b + ".img", "-size", "4M", "-listen", b}
 	s := start(t, sargs...)

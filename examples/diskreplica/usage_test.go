@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
@@ -33,7 +34,7 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 }
 
 func TestAPrimaryThatFindsNoSecondarySaysWhatToDo(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	none := filepath.Join(dir, "none")
 	args := []string{"primary", "-image", filepath.Join(dir, "image"), "-size", "1M", "-secondary", none}
 	err := run(t.Context(), args, strings.NewReader(""), io.Discard, false)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -184,7 +185,7 @@ func TestTheConsolesOrderEndsBothHosts(t *testing.T) {
 // A monitor hands the guest over, and back, and nobody but its network can tell.
 func TestTheGuestIsHandedOverAndBack(t *testing.T) {
 	w := newSimWorld(t)
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	b := w.start("b", modeSecondary, "-qmp", "unix:"+filepath.Join(dir, "b"))
 	a := w.start("a", modePrimary, "-qmp", "unix:"+filepath.Join(dir, "a"))
 	w.inStep(a)
@@ -452,7 +453,7 @@ func TestAFileThatNoGuestCanRunFromIsRefusedInWords(t *testing.T) {
 // A guest that was saved goes on, once, on the host that has its disk.
 func TestASavedGuestGoesOn(t *testing.T) {
 	w := newSimWorld(t)
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	b := w.start("b", modeSecondary)
 	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
 	a := w.start("a", modePrimary, "-qmp", "unix:"+filepath.Join(dir, "a"))

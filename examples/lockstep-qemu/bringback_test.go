@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/migrate"
 )
 
@@ -29,7 +30,7 @@ func TestWhereverAGuestMayHaveRunItIsSaid(t *testing.T) {
 
 // A QEMU that waits for a guest which does not come is not waited for.
 func TestAQEMUWhoseGuestDoesNotComeIsNotWaitedFor(t *testing.T) {
-	q := &process{qmp: "unix:" + t.TempDir() + "/none", done: make(chan struct{}), sent: make(chan error, 1), follows: true, broken: make(chan struct{})}
+	q := &process{qmp: "unix:" + socket.Dir(t) + "/none", done: make(chan struct{}), sent: make(chan error, 1), follows: true, broken: make(chan struct{})}
 	close(q.broken)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

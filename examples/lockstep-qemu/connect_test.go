@@ -8,10 +8,11 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/quickack"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func TestAPeerThatHasGoneIsSeenWithoutReading(t *testing.T) {
-	for _, addr := range []string{"127.0.0.1:0", filepath.Join(t.TempDir(), "s")} {
+	for _, addr := range []string{"127.0.0.1:0", filepath.Join(socket.Dir(t), "s")} {
 		l, uri, err := listen(addr)
 		if err != nil {
 			t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -55,7 +56,7 @@ func (p *pages) of(ctx context.Context, t *testing.T, side string) string {
 
 func TestBothSidesHaveAMonitorAndAPageForAsLongAsTheyRun(t *testing.T) {
 	require.Outside(t, require.Processes)
-	addr := "unix:" + filepath.Join(t.TempDir(), "m")
+	addr := "unix:" + filepath.Join(socket.Dir(t), "m")
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	done := make(chan struct{})

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 const (
@@ -151,7 +152,7 @@ func guests(t *testing.T, dial bool, cfg filter.ConnConfig, packets [2][]string)
 	t.Helper()
 	var wg sync.WaitGroup
 	for _, said := range packets {
-		path := filepath.Join(t.TempDir(), "s")
+		path := filepath.Join(socket.Dir(t), "s")
 		addrs = append(addrs, "unix:"+path)
 		var l net.Listener
 		if !dial {

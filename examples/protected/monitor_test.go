@@ -8,6 +8,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // monitor connects to the monitor of a host that is about to listen.
@@ -57,7 +58,7 @@ func TestAPairIsSteeredByItsMonitors(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts two processes")
 	}
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	p, err := newPair(dir, false, "continuous")
 	if err != nil {
 		t.Fatal(err)

@@ -9,12 +9,14 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // monitor serves one conversation as QEMU's monitor holds it.
 func monitor(t *testing.T, answer string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "m")
+	path := filepath.Join(socket.Dir(t), "m")
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +56,7 @@ func TestAnEmulatorThatIsGoneOrSaysTooMuchIsAnError(t *testing.T) {
 	if _, err := new(Machine).Ask(ctx, "info registers"); err == nil {
 		t.Error("a machine without a monitor answers")
 	}
-	m.cfg.Monitor = filepath.Join(t.TempDir(), "none")
+	m.cfg.Monitor = filepath.Join(socket.Dir(t), "none")
 	if _, err := m.Ask(ctx, "info registers"); !errors.As(err, new(*net.OpError)) {
 		t.Error(err)
 	}

@@ -8,10 +8,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func TestAPulseBeginsWithItsLineAndEndsWithItsMachine(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "p")
+	path := filepath.Join(socket.Dir(t), "p")
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)

@@ -21,6 +21,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // counter is firmware that writes a counter into some pages at 1 MiB, round
@@ -180,12 +181,7 @@ func Monitor(t testing.TB, addr string) *qmp.Client {
 // Dir returns a new directory, with a name short enough for a socket in it.
 func Dir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "q")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
+	return socket.Dir(t)
 }
 
 // Must executes a command of the monitor and returns its result.

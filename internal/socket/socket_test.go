@@ -4,13 +4,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
 // The place of a socket that nobody listens at any more is taken, and no other: an address
 // that names an image by mistake costs nobody the image.
 func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
-	dir := t.TempDir()
+	dir := Dir(t)
 	dead := filepath.Join(dir, "dead")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
 	if err != nil {
@@ -47,5 +48,28 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 		if st, err := os.Lstat(path); err != nil || st.Mode()&os.ModeSocket != 0 {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// The directories of package testing have the test's name in theirs, which leaves a socket no
+// room where the directory for what is temporary has a long name.
+func TestADirectoryForSocketsIsShortWhateverTheNameOfTheTestIsAndGoesWithIt(t *testing.T) {
+	above, err := os.MkdirTemp("", strings.Repeat("l", max(1, 50-len(os.TempDir()))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(above)
+	var dir string
+	t.Run("here", func(t *testing.T) {
+		t.Setenv("TMPDIR", above)
+		dir = Dir(t)
+		l, err := net.Listen("unix", filepath.Join(dir, "with a name"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+	})
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s outlives its test: %v", dir, err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -149,7 +150,7 @@ func fioServe(b *testing.B, d nbd.Disk) string {
 	srv := nbd.NewServer(nbd.ServerConfig{})
 	_, err := srv.Export(nbd.ExportConfig{Disk: d})
 	must(b, err)
-	return serveAt(b, srv, filepath.Join(b.TempDir(), "s"))
+	return serveAt(b, srv, filepath.Join(socket.Dir(b), "s"))
 }
 
 // BenchmarkFioPromoted is fio on a disk of a guest that has taken over, beside
@@ -163,7 +164,7 @@ func BenchmarkFioPromoted(b *testing.B) {
 	must(b, err)
 	must(b, s.Start(ctx))
 	must(b, s.Stop(ctx, true))
-	theirs := filepath.Join(b.TempDir(), "qemu")
+	theirs := filepath.Join(socket.Dir(b), "qemu")
 	background(b, require.QEMU, theirs, "qemu-nbd", "-t", "-e", "4", "--cache=writeback", "-k", theirs, "--image-opts", unlocked(path))
 	ours := fioServe(b, s)
 	for _, j := range fioJobs {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/internal/netns"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
@@ -55,7 +56,7 @@ func BenchmarkFioPrimaryOverALink(b *testing.B) {
 // while longer, in both directions, until the benchmark ends.
 func newFarConn(b *testing.B, conn net.Conn, delay time.Duration) net.Conn {
 	b.Helper()
-	ln, err := net.Listen("unix", b.TempDir()+"/s")
+	ln, err := net.Listen("unix", socket.Dir(b)+"/s")
 	must(b, err)
 	defer ln.Close()
 	near, err := net.Dial("unix", ln.Addr().String())

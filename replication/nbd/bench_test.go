@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -100,10 +102,7 @@ func benchFile(b *testing.B, name string) (*replication.File, string) {
 // it.
 func qemuNBD(b *testing.B, path string) *nbd.Client {
 	b.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") // for a port that is free
-	must(b, err)
-	addr := ln.Addr().String()
-	ln.Close()
+	addr := loopback.Free(b, 1)[0]
 	host, port, err := net.SplitHostPort(addr)
 	must(b, err)
 	background(b, require.QEMU, addr, "qemu-nbd", "-t", "-e", "4", "--cache=writeback", "-b", host, "-p", port, "--image-opts", unlocked(path))
@@ -242,7 +241,7 @@ func comparePrimary(b *testing.B, n int, same bool) {
 // it; and the latter with writes that are not through, which bound them.
 func BenchmarkThrough(b *testing.B) {
 	dial := func(mode ...string) *nbd.Client {
-		socket := filepath.Join(b.TempDir(), "s")
+		socket := filepath.Join(socket.Dir(b), "s")
 		background(b, require.NBD, socket, "nbdkit", append([]string{"-f", "-U", socket, "--filter=fua", "memory", "64M"}, mode...)...)
 		c, err := nbd.Dial(context.Background(), "unix", socket, nbd.ClientConfig{})
 		must(b, err)

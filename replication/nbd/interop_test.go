@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -43,14 +44,14 @@ func image(t testing.TB, name string, size int) (*replication.File, []byte) {
 }
 
 // export serves a disk on a Unix socket and returns its path and nbd URI.
-func export(t testing.TB, cfg nbd.ExportConfig) (e *nbd.Export, socket, uri string) {
+func export(t testing.TB, cfg nbd.ExportConfig) (e *nbd.Export, path, uri string) {
 	t.Helper()
 	srv := nbd.NewServer(nbd.ServerConfig{})
 	e, err := srv.Export(cfg)
 	must(t, err)
-	socket = filepath.Join(t.TempDir(), "nbd")
-	serveAt(t, srv, socket)
-	return e, socket, "nbd+unix:///" + e.WireName() + "?socket=" + socket
+	path = filepath.Join(socket.Dir(t), "nbd")
+	serveAt(t, srv, path)
+	return e, path, "nbd+unix:///" + e.WireName() + "?socket=" + path
 }
 
 // serveAt serves at an address until the test ends, and returns where.
@@ -253,25 +254,25 @@ func TestQEMUNBDAsServer(t *testing.T) {
 	const size = 4 << 20
 	disk := filepath.Join(t.TempDir(), "disk")
 	must(t, os.WriteFile(disk, make([]byte, size), 0o600))
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.QEMU, socket, "qemu-nbd", "-t", "-f", "raw", "-x", "d", "-e", "4", "-k", socket, disk)
 	exercise(t, socket, "d", size)
 }
 
 func TestNbdkitAsServer(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.NBD, socket, "nbdkit", "-f", "-U", socket, "memory", "4M")
 	exercise(t, socket, "", 4<<20)
 }
 
 func TestNbdkitThatAnswersLateAndOutOfOrder(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.NBD, socket, "nbdkit", "-f", "-U", socket, "--filter=delay", "memory", "4M", "delay-read=2ms", "delay-write=3ms")
 	exercise(t, socket, "", 4<<20)
 }
 
 func TestErrorsOfNbdkitAreTheRequests(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.NBD, socket, "nbdkit", "-f", "-U", socket, "--filter=error", "memory", "1M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%")
 	c, err := nbd.Dial(context.Background(), "unix", socket, nbd.ClientConfig{})
 	must(t, err)
@@ -290,7 +291,7 @@ func TestPrimaryForwardsToQEMUNBD(t *testing.T) {
 	ctx := context.Background()
 	remote := filepath.Join(t.TempDir(), "remote")
 	must(t, os.WriteFile(remote, make([]byte, size), 0o600))
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.QEMU, socket, "qemu-nbd", "-t", "-f", "raw", "-e", "4", "-k", socket, remote)
 	local, _ := image(t, "local", size)
 	p, err := replication.NewPrimary(local, replication.PrimaryConfig{Overwrite: true})
@@ -319,7 +320,7 @@ type readOnly struct{ *nbd.Client }
 
 func TestWritesThroughToNbdkitThatDoesNotKnowFUA(t *testing.T) {
 	const size = 4 << 20
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.NBD, socket, "nbdkit", "-f", "-U", socket, "--filter=fua", "memory", "4M")
 	c, err := nbd.Dial(context.Background(), "unix", socket, nbd.ClientConfig{MaxRequests: 4})
 	must(t, err)

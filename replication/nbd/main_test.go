@@ -11,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func TestMain(m *testing.M) {
@@ -103,7 +104,7 @@ func serve(t testing.TB, cfg ServerConfig, exports ...ExportConfig) (*Server, []
 		must(t, err)
 		exps = append(exps, e)
 	}
-	path := filepath.Join(t.TempDir(), "nbd")
+	path := filepath.Join(socket.Dir(t), "nbd")
 	ln, err := net.Listen("unix", path)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -25,7 +26,7 @@ const (
 // nbdkit starts nbdkit with the filters and the plugin of args, and returns a connection to it.
 func nbdkit(t *testing.T, args ...string) *nbd.Client {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.NBD, socket, "nbdkit", append([]string{"-f", "-U", socket}, args...)...)
 	c, err := nbd.Dial(context.Background(), "unix", socket, nbd.ClientConfig{})
 	must(t, err)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -28,7 +29,7 @@ type qemu struct {
 
 func startQEMU(t *testing.T, args ...string) *qemu {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "qmp")
+	socket := filepath.Join(socket.Dir(t), "qmp")
 	args = append([]string{"-machine", "none", "-nodefaults", "-display", "none", "-qmp", "unix:" + socket + ",server=on,wait=off"}, args...)
 	background(t, require.QEMU, socket, "qemu-system-x86_64", args...)
 	conn, err := net.Dial("unix", socket)
@@ -172,7 +173,7 @@ func TestQEMUPrimaryWithOurSecondary(t *testing.T) {
 // Our primary writes into QEMU's secondary.
 func TestOurPrimaryWithQEMUSecondary(t *testing.T) {
 	ctx := context.Background()
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }
 	fill(t, path("secondary"), 0x11, qsize)
 	fill(t, path("primary"), 0x11, qsize)

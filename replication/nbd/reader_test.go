@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"testing/iotest"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // readInto is a connection that notes where it was to read to.
@@ -168,7 +170,7 @@ func TestReaderInPieces(t *testing.T) {
 // What has come is buffered without waiting for more, and an end that is met so is met
 // again by the next read.
 func TestMoreBuffersWhatHasComeAndDoesNotWait(t *testing.T) {
-	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	ln, err := net.Listen("unix", filepath.Join(socket.Dir(t), "s"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -183,7 +184,7 @@ func TestHolesOfRealServers(t *testing.T) {
 			return []string{"nbdkit", "-f", "-U", socket, "--no-sr", "file", image}
 		}},
 	} {
-		image, socket := sparseImage(t), filepath.Join(t.TempDir(), "s")
+		image, socket := sparseImage(t), filepath.Join(socket.Dir(t), "s")
 		args := tc.args(socket, image)
 		what := strings.Join(args[:len(args)-1], " ")
 		background(t, tc.what, socket, args[0], args[1:]...)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
@@ -66,7 +67,7 @@ func TestQEMUSpeaksTLSWithTheServer(t *testing.T) {
 	srv := nbd.NewServer(nbd.ServerConfig{TLS: server, RequireTLS: true})
 	_, err := srv.Export(nbd.ExportConfig{Name: "d", Disk: disk, MaxClients: 4})
 	must(t, err)
-	socket := serveAt(t, srv, filepath.Join(t.TempDir(), "nbd"))
+	socket := serveAt(t, srv, filepath.Join(socket.Dir(t), "nbd"))
 	back := filepath.Join(t.TempDir(), "back")
 	tool(t, require.QEMU, "qemu-img", "convert", "--object", "tls-creds-x509,id=creds,endpoint=client,dir="+dir, "--image-opts",
 		"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path="+socket+",file.export=d,file.tls-creds=creds,file.tls-hostname=nbd", "-O", "raw", back)
@@ -82,7 +83,7 @@ func TestClientSpeaksTLSWithQEMUNBD(t *testing.T) {
 	dir, _, client := authority(t)
 	disk := filepath.Join(t.TempDir(), "disk")
 	must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
-	socket := filepath.Join(t.TempDir(), "s")
+	socket := filepath.Join(socket.Dir(t), "s")
 	background(t, require.QEMU, socket, "qemu-nbd", "-t", "-f", "raw", "-x", "d", "-e", "4", "-k", socket,
 		"--object", "tls-creds-x509,id=creds,endpoint=server,verify-peer=no,dir="+dir, "--tls-creds", "creds", disk)
 	_, err := nbd.Dial(ctx, "unix", socket, nbd.ClientConfig{Export: "d"})

@@ -17,10 +17,11 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func TestHandlesAreServedForAsLongAsTheJobRuns(t *testing.T) {
-	dir := t.TempDir()
+	dir := socket.Dir(t)
 	f := flag.NewFlagSet("test", flag.ContinueOnError)
 	h := Flags(f)
 	if err := f.Parse([]string{"-qmp", "unix:" + filepath.Join(dir, "s"), "-http", "0", "-http-control"}); err != nil {
@@ -143,7 +144,7 @@ func TestAnAddressThatIsTakenIsNoticedBeforeTheJobBegins(t *testing.T) {
 	}
 	defer l.Close()
 	j := newJob(protect.Alone)
-	path := filepath.Join(t.TempDir(), "s")
+	path := filepath.Join(socket.Dir(t), "s")
 	for _, h := range []Handles{{QMP: l.Addr().String()}, {QMP: "unix:" + path, HTTP: l.Addr().String()}} {
 		if err := h.Run(t.Context(), j, Config{}); err == nil || !strings.Contains(err.Error(), "control: ") {
 			t.Errorf("%+v: %v", h, err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 type machine struct {
@@ -32,7 +33,7 @@ func (m *machine) Cont(context.Context) error {
 }
 
 func TestAClientOfGoQEMUSteersAHost(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
+	path := filepath.Join(socket.Dir(t), "s")
 	l, err := qmp.Listen("unix:" + path)
 	if err != nil {
 		t.Fatal(err)
