@@ -36,6 +36,11 @@ func Tied(cmd *exec.Cmd) (release func(), err error) {
 // reaperEnv makes a test binary the reaper of the directory that it names.
 const reaperEnv = "LOCKSTEP_TEST_REAPER"
 
+// maxAbove is how long the name of the directory for temporary files may be. In what Reap and
+// the tests make there, and a program in what a test has made, the names of sockets have sixty
+// bytes more, and Linux takes no more than 107.
+const maxAbove = 40
+
 // Reap is called first in the TestMain of tests whose programs start QEMUs that are
 // not [Tied], since they are to outlive who has started them. On Linux it makes a
 // directory the one for temporary files, starts a process that waits for the end of
@@ -56,7 +61,11 @@ func Reap() (stop func(), err error) {
 		os.RemoveAll(dir)
 		os.Exit(0)
 	}
-	dir, err := os.MkdirTemp("", "q")
+	above := os.TempDir()
+	if len(above) > maxAbove {
+		above = "/tmp"
+	}
+	dir, err := os.MkdirTemp(above, "q")
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -117,7 +118,7 @@ type resyncPair struct {
 }
 
 func newResyncPair(t *testing.T) *resyncPair {
-	x := &resyncPair{t: t, dir: t.TempDir(), disk: make([]byte, resyncSize)}
+	x := &resyncPair{t: t, dir: socket.Dir(t), disk: make([]byte, resyncSize)}
 	rand.NewChaCha8([32]byte{9}).Read(x.disk)
 	must(t, os.WriteFile(filepath.Join(x.dir, "a"), x.disk, 0o600))
 	x.primary, x.secondary = startResyncChild(t, "primary", x.dir), startResyncChild(t, "secondary", x.dir)
