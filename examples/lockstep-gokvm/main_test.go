@@ -91,7 +91,7 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 }
 
 func TestAFileThatIsNotThereIsOneLineAndStatus1(t *testing.T) {
-	require.Outside(t, require.KVM) // which is looked at first
+	require.Usable(t, require.KVM, thisHost.probe) // which is looked at first
 	is, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

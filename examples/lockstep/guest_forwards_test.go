@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -44,6 +45,9 @@ func TestAJobAsksTheMachineForAllThatItCanDo(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &able{memory: make([]byte, 2*ram.PageSize)}
 			g, err := newGuest(trial.SideConfig{VerifyDirty: verified, Missed: func(string, uint64) {}}, m, nil)
+			if verified {
+				require.Granted(t, require.Userfaultfd, err)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}

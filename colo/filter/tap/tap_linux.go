@@ -68,6 +68,10 @@ func Open(cfg Config) (_ *Device, err error) {
 	if d.name == "" {
 		d.name = "tap%d"
 	}
+	req, err := unix.NewIfreq(d.name)
+	if err != nil {
+		return nil, err
+	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -77,10 +81,6 @@ func Open(cfg Config) (_ *Device, err error) {
 			unix.Close(fd)
 		}
 	}()
-	req, err := unix.NewIfreq(d.name)
-	if err != nil {
-		return nil, err
-	}
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
 	if d.vnet > 0 {
 		flags |= unix.IFF_VNET_HDR
