@@ -205,8 +205,11 @@ func busyGuest(t *testing.T, write int) *guest {
 }
 
 func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
-	q, address := incoming(t, func(q *qemutest.VM) { capabilities(q, "postcopy-ram", "events") })
 	g := busyGuest(t, 500)
+	as, err := ram.NewLazy(g.blocks)
+	check(t, err)
+	require.Granted(t, require.Userfaultfd, as.Probe()) // which the QEMU has to have
+	q, address := incoming(t, func(q *qemutest.VM) { capabilities(q, "postcopy-ram", "events") })
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
