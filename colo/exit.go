@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -148,9 +147,10 @@ func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
 		return s.pause(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		for waited := false; ; {
+	watched := make(chan struct{})
+	watch := time.AfterFunc(waitsFor, func() { // a guest that is paused soon waits for no goroutine; joined below
+		defer close(watched)
+		for waited := w.Waits(); ; {
 			timer := time.NewTimer(waitsFor)
 			select {
 			case <-timer.C:
@@ -170,7 +170,9 @@ func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
 		err = fmt.Errorf("pause: %w: %w", errWaits, err)
 	}
 	cancel(nil)
-	watch.Wait()
+	if !watch.Stop() {
+		<-watched
+	}
 	return err
 }
 

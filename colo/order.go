@@ -58,6 +58,7 @@ func (s *session) fence() error {
 	}
 	if err == nil {
 		close(s.fenced)
+		s.asking.overtake(true)
 	}
 	return err
 }
@@ -111,6 +112,9 @@ func (s *session) leave() bool {
 // afterwards.
 func (s *session) shut() {
 	close(s.quit)
+	s.mu.Lock()
+	s.asking.overtake(false)
+	s.mu.Unlock()
 	s.link.interrupt()
 	s.disks.Cut()
 }

@@ -71,6 +71,7 @@ type session struct {
 	ending  bool        // End was called
 	heeded  bool        // the end that was wished for has begun
 	giveUp  *time.Timer // ends the wait for a goodbye
+	asking  question    // the one that the arbiter is being asked
 }
 
 func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Duration) {

@@ -94,17 +94,9 @@ func (s *session) ordered(already bool) <-chan struct{} {
 // was given before can only be overtaken by Fenced.
 func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
-	go func() { // joined below
-		defer close(done)
-		select {
-		case <-s.fenced:
-		case <-s.ordered(ordered):
-		case <-ctx.Done():
-		}
-		cancel()
-	}()
-	defer func() { cancel(); <-done }()
+	defer cancel()
+	s.asks(question{cancel, ordered})
+	defer s.asks(question{})
 
 	expected := s.expected()
 	say := event.Arbitration{Mode: c.Mode, Epoch: c.Epoch, Ordered: c.Ordered || expected != nil, Answer: event.ArbiterAsked}
@@ -124,6 +116,35 @@ func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 	}
 	s.events.Publish(say)
 	return err
+}
+
+// A question is one to the arbiter that is being asked. The zero question is none.
+type question struct {
+	end     context.CancelFunc
+	ordered bool // an order was given before: another is no news
+}
+
+// overtake ends the question since an order was given: by Fenced, or another.
+func (q question) overtake(fenced bool) {
+	if q.end != nil && (fenced || !q.ordered) {
+		q.end()
+	}
+}
+
+// asks records which question is being asked, so that whoever gives an order ends it. It ends one
+// that an order came before.
+func (s *session) asks(q question) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.asking = q
+	if !s.unfenced() {
+		q.overtake(true)
+	}
+	select {
+	case <-s.quit:
+		q.overtake(false)
+	default:
+	}
 }
 
 // awaitOrder settles who goes on where there is no arbiter: whoever is told to.

@@ -67,6 +67,8 @@ func benchmarkSwitchover(b *testing.B, secure, late bool) {
 		slices.Sort(downs)
 		slices.Sort(stood)
 		slices.Sort(lost)
+		b.ReportMetric(float64(downs[len(downs)/2].Nanoseconds())/1000, "µs-p50-downtime")
+		b.ReportMetric(float64(stood[len(stood)/2].Nanoseconds())/1000, "µs-p50-pause")
 		b.ReportMetric(float64(lost[len(lost)/2])/float64(max(stood[len(stood)/2], 1)), "p50-standing/p50-pause")
 		b.ReportMetric(float64(downs[len(downs)/2])/float64(max(stood[len(stood)/2], 1)), "p50-downtime/p50-pause")
 		b.ReportMetric(float64(downs[len(downs)/2])/float64(stood[len(stood)/2]+roundTrip(b)), "p50-downtime/bound")

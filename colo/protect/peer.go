@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ type peer struct {
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when something below changes
+	ends     []*until      // what may end when something below changes
 	control  net.Conn      // to write to it, write is held as well
 	again    bool          // it is not the one with which the session began
 	closed   bool          // there is no other any more
@@ -85,6 +87,9 @@ func (p *peer) set(change func()) {
 	change()
 	close(p.changed)
 	p.changed = make(chan struct{})
+	for _, u := range p.ends {
+		u.look()
+	}
 }
 
 // get reads what is known.
@@ -122,18 +127,33 @@ func (p *peer) notUsed() (generation uint64) {
 	return generation
 }
 
+// An until is a context that ends when done, which is called with p.mu held, says so.
+type until struct {
+	done func() bool
+	end  context.CancelCauseFunc
+}
+
+// look ends the context if it is done.
+func (u *until) look() {
+	if u.done() {
+		u.end(errEnded)
+	}
+}
+
 // until returns a context that ends when done, which is called with p.mu held, says so,
-// and what ends it and is called in any case.
+// and what ends it and is called in any case. No goroutine waits for it: whoever changes what is
+// known ends it.
 func (p *peer) until(ctx context.Context, done func() bool) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	watched := make(chan struct{})
-	go func() { // joined by the function that is returned
-		defer close(watched)
-		if p.await(ctx, done) == nil {
-			cancel(errEnded)
-		}
-	}()
-	return ctx, func() { cancel(nil); <-watched }
+	u := &until{done, cancel}
+	p.get(func() {
+		p.ends = append(p.ends, u)
+		u.look()
+	})
+	return ctx, func() {
+		cancel(nil)
+		p.get(func() { p.ends = slices.DeleteFunc(p.ends, func(other *until) bool { return other == u }) })
+	}
 }
 
 // say sends a note. Whoever does not take it within sayTime is not there.
