@@ -2,6 +2,7 @@ package compare_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
 )
@@ -11,6 +12,8 @@ const opening = "p SA 1000 501 => -\ns SA 9000 501 => 1000/501\n"
 
 // What an engine does with the configuration that a proxy gives it.
 func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
+	cfg := everything()
+	cfg.AckTimeout = time.Second
 	for _, c := range []course{
 		{"the secondary's guest cuts its stream otherwise", opening + "p PA 1001 501 helloworld => -\ns PA 1001 501 hello => -\ns PA 1006 501 world => 1001/501 helloworld"},
 		{"the primary's guest does", opening + "p PA 1001 501 hello => -\np PA 1006 501 world => -\ns PA 1001 501 helloworld => 1001/501 hello, 1006/501 world"},
@@ -56,6 +59,7 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"SACK of two stretches", opening + "s A 1001 501 sack 801-901,601-701 => -\np A 1001 501 sack 601-651,801-1001 => 1001/501 sack 601-651 801-901"},
 
 		{"a segment that has waited, after a newer one", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 15 => 1006/501 ts 15\ns PA 1001 501 ts 9 hello => 1001/501 ts 15 hello\nin A 501 1006 ecr 15 => ecr 10"},
+		{"that, and the echo is at an odd place", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 4000000000 => 1006/501 ts 4000000000\np A 1006 501 ts 70015 => 1006/501 ts 70015\ns PA 1001 501 ts 9 hello => 1001/501 ts 70015 hello\nin A 501 1006 oddecr 70015 => ecr 10"},
 		{"a repetition with a newer timestamp", opening + "p PA 1001 501 ts 10 hello => -\np PA 1001 501 ts 20 hello => -\ns PA 1001 501 ts 11 hello => 1001/501 ts 20 hello\nin A 501 1006 ecr 20 => -"},
 		{"timestamps that wrap", opening + "p PA 1001 501 ts 4294967295 a => -\np PA 1002 501 ts 1 b => -\ns PA 1001 501 ts 7 a => 1001/501 ts 4294967295 a\ns PA 1002 501 ts 8 b => 1002/501 ts 1 b"},
 
@@ -65,6 +69,8 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"repeated between the mark and the receipt, and it has left", opening + "p PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello\nmark\np PA 1001 501 hello => 1001/501 hello\nreceived => -"},
 		{"repeated after the receipt", opening + "p PA 1001 501 hello => -\ncheckpoint => 1001/501 hello\np PA 1001 501 hello => 1001/501 hello"},
 		{"an acknowledgment that the checkpoint takes back", opening + "s A 1001 701 => -\np A 1001 601 => 1001/601\nmark\np A 1001 701 => -\nreceived => -\nheard => -\ns A 1001 701 => 1001/701"},
+		{"a marker of the checkpoint before", opening + "p PA 1001 501 a => -\nmark\nheard => 1001/501 a\np PA 1002 501 b => -\nmark\nheard 1 => -\np PA 1003 501 c => -\ns PA 1003 501 c => -\nreceived => 1002/501 b\nheard => -\ns PA 1003 501 c => 1003/501 c"},
+		{"an acknowledgment that the secondary's guest does not give", opening + "p A 1001 701 => -\ns A 1001 601 => 1001/601\nwait 1500 => !ack\ncheckpoint => 1001/701\nwait 1500 => -"},
 		{"an acknowledgment that the checkpoint has", opening + "p A 1001 701 => -\nmark\nreceived => 1001/701\np A 1001 701 => 1001/701"},
 		{"two connections, of which one differs", "p SA 1000 501 port 1 => -\np SA 1000 501 port 2 => -\ns SA 9000 501 port 2 => 1000/501\ns SA 9000 501 port 1 => 1000/501\np PA 1001 501 port 1 hello => -\ns PA 1001 501 port 1 hullo => !data\np PA 1001 501 port 2 abc => -\ns PA 1001 501 port 2 abc => 1001/501 abc\ncheckpoint => 1001/501 hello"},
 		{"the order of two connections at a checkpoint", "p PA 1001 501 port 1 a => -\np PA 1001 501 port 2 b => -\np PA 1002 501 port 1 c => -\np udp 80 9 d => -\ncheckpoint => 1001/501 a, 1001/501 b, 1002/501 c, udp d"},
@@ -96,13 +102,15 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"answers to echoes cross", "p echo 1 abc => -\ns echo 2 def => -\np echo 2 def => icmp def\ns echo 1 abc => icmp abc"},
 		{"ICMP errors cross", "p unreachable abc => -\ns unreachable def => -\np unreachable def => icmp def\ns unreachable abc => icmp abc"},
 		{"fragments", "p fragment 7 0 more aaaaaaaa => -\ns fragment 9 0 more aaaaaaaa => fragment aaaaaaaa\ns fragment 9 8 last bbb => -\np fragment 7 8 last bbb => fragment bbb"},
+		{"fragments of two places", "p fragment 7 8 more aaaaaaaa => -\ns fragment 9 16 more aaaaaaaa => !packet\ncheckpoint => fragment aaaaaaaa"},
+		{"the last fragment and another one", "p fragment 7 8 last aaaaaaaa => -\ns fragment 9 8 more aaaaaaaa => !packet\ncheckpoint => fragment aaaaaaaa"},
 		{"fragments that are cut otherwise", "p fragment 7 0 more aaaaaaaabbbbbbbb => -\ns fragment 9 0 more aaaaaaaa => !packet\ncheckpoint => fragment aaaaaaaabbbbbbbb"},
 		{"what cannot be compared", "p ether => -\ns ether => -\nwait 4000 => !timeout\ncheckpoint => ether"},
 	} {
 		c.events = "checkpoint\n" + c.events
 		for _, v := range vessels() {
 			for _, thorough := range []bool{false, true} {
-				c.run(t, everything(), &v, thorough)
+				c.run(t, cfg, &v, thorough)
 			}
 		}
 	}
@@ -142,6 +150,8 @@ func TestAnEngineTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"the same addresses again, and the old connection waits", opening + "p PA 1001 501 hello => -\np SA 400 701 => !flags\ncheckpoint => 1001/501 hello, 400/701"},
 		{"a sign of life", opening + "p PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello\np A 1005 501 => 1005/501\np A 1005 501 z => -\ns A 1005 501 => 1005/501 z"},
 		{"urgent data", opening + "s UPA 1001 501 urg 3 abc => -\np UPA 1001 501 urg 3 abc => 1001/501 abc"},
+		{"loaded before the receipt", opening + "p PA 1001 501 a => -\nmark\nloaded\np PA 1002 501 b => -\ns PA 1002 501 b => -\nreceived => 1001/501 a\ns PA 1002 501 b => 1002/501 b"},
+		{"loaded after the receipt", opening + "p PA 1001 501 a => -\nmark\nreceived => 1001/501 a\np PA 1002 501 b => -\ns PA 1002 501 b => -\nloaded\ns PA 1002 501 b => 1002/501 b"},
 		{"a failover", opening + "p PA 1001 501 hello => -\np udp 80 9 a => -\nfailover => 1001/501 hello, udp a\ns PA 1001 501 hello => -\np PA 1006 501 x => 1006/501 x"},
 
 		{"datagrams cross", "p udp 80 9 a => -\np udp 80 9 b => -\ns udp 80 9 b => udp b\ns udp 80 9 a => udp a"},
