@@ -39,8 +39,10 @@ type vessel struct {
 	vnet   int
 	guest  uint32 // is added to the numbers of the guests
 	client uint32 // is added to those of the client
+	clock  uint32 // is added to the timestamps of the guests
 	tagged bool   // the packets are in VLANs or in PPPoE
 	differ bool   // the secondary's guest has other values in what is not compared
+	alert  bool   // it alone has an option of IP
 }
 
 func vessels() []vessel {
@@ -61,7 +63,10 @@ func vessels() []vessel {
 		{what: "IPv4, the client's numbers wrap", wrap: same, client: 1<<32 - 601},
 		{what: "IPv4, the client's numbers wrap at once", wrap: same, client: 1<<32 - 501},
 		{what: "IPv4, the numbers become negative", wrap: same, guest: 1<<31 - 1003, client: 1<<31 - 601},
+		{what: "IPv4, timestamps that become 0", wrap: same, clock: 1<<32 - 15},
+		{what: "IPv6, timestamps in their upper half", v6: true, wrap: same, clock: 1 << 31},
 		{what: "IPv4, headers that differ", wrap: same, differ: true},
+		{what: "IPv4, headers and options that differ", wrap: same, differ: true, alert: true},
 		{what: "IPv6, headers that differ", v6: true, wrap: same, differ: true},
 	}
 }
@@ -122,10 +127,11 @@ func (v *vessel) packet(words []string, toGuest, primary bool) compare.Frame {
 			}
 		}
 		checksum = packet.TCPChecksumAt
-		port, seq, ack, win := uint32(9), num(words[1])+v.guest, num(words[2])+v.client, uint32(1000)
+		own, other := v.guest, v.client
 		if toGuest {
-			seq, ack = num(words[1])+v.client, num(words[2])+v.guest
+			own, other = other, own
 		}
+		port, seq, ack, win := uint32(9), num(words[1])+own, num(words[2])+other, uint32(1000)
 		if h[13]&packet.ACK == 0 {
 			ack = 0
 		}
@@ -138,11 +144,11 @@ func (v *vessel) packet(words []string, toGuest, primary bool) compare.Frame {
 			case "from":
 				binary.BigEndian.PutUint16(h, uint16(n))
 			case "ts":
-				h = append(h, wireTimes(n, 1)...)
+				h = append(h, wireTimes(n+v.clock, 1)...)
 			case "ecr":
-				h = append(h, wireTimes(1, n)...)
+				h = append(h, wireTimes(1, n+v.clock)...)
 			case "oddecr": // not where nearly all segments have it
-				h = append(append(h, 1), wireTimes(1, n)[2:]...)
+				h = append(append(h, 1), wireTimes(1, n+v.clock)[2:]...)
 				h = append(h, 1)
 			case "ws":
 				h = append(h, 1, 3, 3, byte(n))
@@ -157,8 +163,8 @@ func (v *vessel) packet(words []string, toGuest, primary bool) compare.Frame {
 				h = append(h, 1, 1, packet.OptSACK, byte(2+8*len(blocks)))
 				for _, b := range blocks {
 					from, to, _ := strings.Cut(b, "-")
-					h = binary.BigEndian.AppendUint32(h, num(from)+v.client)
-					h = binary.BigEndian.AppendUint32(h, num(to)+v.client)
+					h = binary.BigEndian.AppendUint32(h, num(from)+other)
+					h = binary.BigEndian.AppendUint32(h, num(to)+other)
 				}
 			default:
 				panic(words[0])
@@ -233,7 +239,10 @@ func (v *vessel) ip(proto byte, frag uint32, payload []byte, fragment, differ, t
 		h = make([]byte, packet.IPv4Len)
 		h[0], h[8], h[9] = 0x45, 64, proto
 		if differ && !fragment {
-			h[0], h[1], h[5], h[8] = 0x46, 0x28, 9, 63
+			h[1], h[5], h[8] = 0x28, 9, 63
+		}
+		if differ && !fragment && v.alert {
+			h[0] = 0x46
 			h = append(h, 0x94, 4, 0, 0) // a router alert (RFC 2113)
 		}
 		binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(payload)))
@@ -294,7 +303,7 @@ func (v *vessel) showsSegment(t *testing.T, p *packet.Packet) string {
 	for kind, data, rest, ok := packet.NextOption(h.Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
 		switch kind {
 		case packet.OptTimestamps:
-			s += fmt.Sprint(" ts ", binary.BigEndian.Uint32(data))
+			s += fmt.Sprint(" ts ", binary.BigEndian.Uint32(data)-v.clock)
 		case packet.OptSACK:
 			s += " sack"
 			for ; len(data) >= 8; data = data[8:] {
@@ -307,13 +316,31 @@ func (v *vessel) showsSegment(t *testing.T, p *packet.Packet) string {
 
 func (c course) run(t *testing.T, cfg compare.Config, v *vessel, thorough bool) {
 	t.Helper()
+	for i, got := range c.outcomes(t, cfg, v, thorough) {
+		event, want, _ := strings.Cut(got.line, " => ")
+		if want == "" {
+			want = "-"
+		}
+		if got.is != want {
+			t.Errorf("%s, %s, thorough %t: %d: %s: %s, want %s", c.what, v.what, thorough, i, event, got.is, want)
+		}
+	}
+}
+
+// An outcomeOf is what has followed from an event.
+type outcomeOf struct{ line, is string }
+
+// outcomes returns what has followed from each event.
+func (c course) outcomes(t *testing.T, cfg compare.Config, v *vessel, thorough bool) (all []outcomeOf) {
+	t.Helper()
 	x := newRig(t, cfg)
 	if thorough {
 		x.TakeNothingAsPlain()
 	}
 	var epoch uint64
 	for line := range strings.Lines(c.events) {
-		event, want, _ := strings.Cut(strings.TrimSpace(line), " => ")
+		line = strings.TrimSpace(line)
+		event, _, _ := strings.Cut(line, " => ")
 		words := strings.Fields(event)
 		if len(words) == 0 {
 			continue
@@ -333,11 +360,11 @@ func (c course) run(t *testing.T, cfg compare.Config, v *vessel, thorough bool) 
 			var p packet.Packet
 			if x.Inbound(f) {
 				p.Parse(f.Data[f.VNetHdr:])
-				opts := p.TCP().Options()
-				for len(opts) > 0 && opts[0] == packet.OptNop {
-					opts = opts[1:]
+				for kind, data, rest, ok := packet.NextOption(p.TCP().Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+					if kind == packet.OptTimestamps {
+						got = fmt.Sprint("ecr ", binary.BigEndian.Uint32(data[4:])-v.clock)
+					}
 				}
-				got = fmt.Sprint("ecr ", binary.BigEndian.Uint32(opts[6:]))
 			}
 			if p.Parse(f.Data[f.VNetHdr:]); p.TCP().Checksum() != p.TCPChecksum() {
 				t.Errorf("%s, %s: %s: the checksum is wrong", c.what, v.what, event)
@@ -376,15 +403,11 @@ func (c course) run(t *testing.T, cfg compare.Config, v *vessel, thorough bool) 
 		default:
 			t.Fatalf("%s: %s", c.what, event)
 		}
-		if want == "" {
-			want = "-"
-		}
-		if got != want {
-			t.Errorf("%s, %s, thorough %t: %s: %s, want %s", c.what, v.what, thorough, event, got, want)
-		}
+		all = append(all, outcomeOf{line, got})
 	}
 	x.Failover()
 	if s := x.Stats(); s.Held != 0 || s.HeldBytes != 0 {
 		t.Errorf("%s, %s: at the end %+v", c.what, v.what, s)
 	}
+	return all
 }

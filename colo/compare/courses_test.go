@@ -61,7 +61,8 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"a segment that has waited, after a newer one", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 15 => 1006/501 ts 15\ns PA 1001 501 ts 9 hello => 1001/501 ts 15 hello\nin A 501 1006 ecr 15 => ecr 10"},
 		{"that, and the echo is at an odd place", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 4000000000 => 1006/501 ts 4000000000\np A 1006 501 ts 70015 => 1006/501 ts 70015\ns PA 1001 501 ts 9 hello => 1001/501 ts 70015 hello\nin A 501 1006 oddecr 70015 => ecr 10"},
 		{"a repetition with a newer timestamp", opening + "p PA 1001 501 ts 10 hello => -\np PA 1001 501 ts 20 hello => -\ns PA 1001 501 ts 11 hello => 1001/501 ts 20 hello\nin A 501 1006 ecr 20 => -"},
-		{"timestamps that wrap", opening + "p PA 1001 501 ts 4294967295 a => -\np PA 1002 501 ts 1 b => -\ns PA 1001 501 ts 7 a => 1001/501 ts 4294967295 a\ns PA 1002 501 ts 8 b => 1002/501 ts 1 b"},
+		{"an echo where nothing has left with a timestamp", "p S 1000 0 => -\ns S 9000 0 => 1000/0\np PA 1001 601 ts 20 ab => -\np PA 1001 601 ts 22 ab => -\ns PA 1001 501 ts 29 a => -\ns PA 1001 501 ts 30 a => -\nin A 501 1001 ecr 10 => ecr 22"},
+		{"timestamps that wrap", opening + "p PA 1001 501 ts 4294967280 a => -\np PA 1002 501 ts 1 b => -\ns PA 1001 501 ts 7 a => 1001/501 ts 4294967280 a\ns PA 1002 501 ts 8 b => 1002/501 ts 1 b"},
 
 		{"rolled back before the primary's guest says it", opening + "s PA 1001 501 hello => -\ncheckpoint => -\np PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello"},
 		{"said after the mark by the guest that is rolled back", opening + "p PA 1001 501 hello => -\nmark\ns PA 1001 501 hello => -\nheard => 1001/501 hello"},
