@@ -141,9 +141,10 @@ func (p *pkt) completes(h packet.VNet) bool {
 }
 
 // rivals reports whether p and q, which differ, are two answers to one question, so that
-// neither will meet its equal later: echo replies of the same number, or datagrams of
-// which one begins with the other. Packets of protocols other than UDP and ICMP always
-// are, since guests do not send these in two orders.
+// neither will meet its equal later: echo replies of the same number, errors of ICMP that
+// quote the same packet, or datagrams of which one begins with the other. Packets of
+// protocols other than UDP and ICMP always are, since guests do not send these in two
+// orders.
 func rivals(p, q *pkt) bool {
 	a, b := p.Payload(), q.Payload()
 	if p.VNetHdr != q.VNetHdr {
@@ -154,7 +155,14 @@ func rivals(p, q *pkt) bool {
 		n := min(len(a), len(b))
 		return len(a) != len(b) && n > packet.UDPLen && bytes.Equal(a[packet.UDPLen:n], b[packet.UDPLen:n])
 	case packet.ProtoICMP, packet.ProtoICMPv6:
-		return bytes.Equal(a[:2], b[:2]) && bytes.Equal(a[4:8], b[4:8])
+		if !bytes.Equal(a[:2], b[:2]) {
+			return false
+		}
+		if p.ICMPError() {
+			n := min(len(a), len(b))
+			return bytes.Equal(a[packet.ICMPLen:n], b[packet.ICMPLen:n])
+		}
+		return bytes.Equal(a[4:8], b[4:8])
 	}
 	return true
 }

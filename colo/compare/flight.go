@@ -104,21 +104,22 @@ func (w *flight) latest(was uint32) uint32 {
 // floor returns the echo that the guests are to get in place of the one that the peer sent. That
 // one may be newer if the first repetition has left, or has been withheld because another packet has the bytes: what
 // arrives then may be that of either guest, and what the guest has sent before, but has left
-// after. The echo is not newer than that of newest, the newest timestamp that has left, since
-// the clock of the secondary's guest may be ahead.
-func (w *flight) floor(echo, newest uint32) uint32 {
+// after. For the secondary's guest the echo does not become newer than the newest timestamp that
+// has left by l, since its clock may be ahead.
+func (w *flight) floor(echo uint32, l *left) uint32 {
 	if w == nil || !w.recovers || !w.withheld && after(w.began, echo) {
 		return echo
 	}
-	if n := w.latest(echo); !w.twins || !after(w.twin, n) {
+	n := w.latest(echo)
+	switch {
+	case !w.twins, !l.tss, !after(w.twin, n):
 		return n
-	} else if !after(w.twin, newest) {
+	case !after(w.twin, l.ts):
 		return w.twin
-	} else if after(newest, n) {
-		return newest
-	} else {
-		return n
+	case after(l.ts, n):
+		return l.ts
 	}
+	return n
 }
 
 // leave notes that data up to end leaves.

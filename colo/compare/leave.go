@@ -63,7 +63,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 			e.settle(c)
 		}
 	}
-	if d.ts != 0 && p.ts > 0 && d.ts != binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]) {
+	if p.ts > 0 && d.ts != binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]) {
 		if t.left.raised == nil {
 			t.left.raised = new([8]raised) // rare: something was lost
 		}
@@ -318,7 +318,7 @@ func (e *Engine) restore(f Frame) (changed bool) {
 	if !found {
 		was = echo
 	}
-	if was = c.tcp.flight.floor(was, c.tcp.left.ts); was == echo {
+	if was = c.tcp.flight.floor(was, &c.tcp.left); was == echo {
 		return false
 	}
 	binary.BigEndian.PutUint32(h[at:], was)

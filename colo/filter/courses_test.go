@@ -2,6 +2,7 @@ package filter_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -19,19 +20,38 @@ import (
 // The client begins with 500, the primary's guest with 1000, the secondary's with 9000.
 type course struct{ what, events string }
 
-func (c course) run(t *testing.T, name string, wrap func(f []byte) []byte, v6 bool) {
+// run compares what follows from each event with what is to follow.
+func (c course) run(t *testing.T, name string, wrap func(f []byte) []byte, v6 bool, client, guest uint32) {
+	t.Helper()
+	c.each(t, name, wrap, v6, client, guest, func(line, got string) {
+		if event, want, _ := strings.Cut(line, " => "); got != want {
+			t.Errorf("%s: %s: %s, want %s", name, event, got, want)
+		}
+	})
+}
+
+// each adds client and guest to the numbers of the client and of the guests, and calls fn with
+// what follows from each line that has a segment.
+func (c course) each(t *testing.T, name string, wrap func(f []byte) []byte, v6 bool, client, guest uint32, fn func(line, got string)) {
 	t.Helper()
 	r := newTwice(t, filter.RewriterConfig{})
 	seen := func(f []byte) string {
-		h := tcpOf(f)
+		h, own, other := tcpOf(f), guest, client
+		if h[0] != 0 || h[1] != 80 {
+			own, other = other, own
+		}
 		var p packet.Packet
 		if p.Parse(f); h.Checksum() != p.TCPChecksum() {
 			t.Errorf("%s: the checksum of %x is wrong", name, f)
 		}
-		return fmt.Sprintf("%d/%d", h.Seq(), h.Ack())
+		if h.Flags()&packet.ACK == 0 {
+			return fmt.Sprintf("%d/%d", h.Seq()-own, h.Ack())
+		}
+		return fmt.Sprintf("%d/%d", h.Seq()-own, h.Ack()-other)
 	}
 	for line := range strings.Lines(c.events) {
-		event, want, _ := strings.Cut(strings.TrimSpace(line), " => ")
+		line = strings.TrimSpace(line)
+		event, _, _ := strings.Cut(line, " => ")
 		words := strings.Fields(event)
 		switch {
 		case len(words) == 0:
@@ -53,6 +73,14 @@ func (c course) run(t *testing.T, name string, wrap func(f []byte) []byte, v6 bo
 			words = words[2:]
 		}
 		toGuest := strings.HasPrefix(event, "in ")
+		own, other := guest, client
+		if toGuest {
+			own, other = other, own
+		}
+		seq += own
+		if flags&packet.ACK != 0 {
+			ack += other
+		}
 		f := segment(toGuest, v6, seq, ack, flags, nil, []byte(strings.Join(words, " ")))
 		h, at := tcpOf(f), 2
 		if toGuest {
@@ -69,9 +97,7 @@ func (c course) run(t *testing.T, name string, wrap func(f []byte) []byte, v6 bo
 		} else if r.Inbound(f, 0) {
 			got = seen(f)
 		}
-		if got != want {
-			t.Errorf("%s: %s: %s, want %s", name, event, got, want)
-		}
+		fn(line, got)
 	}
 }
 
@@ -111,6 +137,7 @@ func TestConnectionsRunTheirCourse(t *testing.T) {
 		{"numbers half of all apart", "in S 500 0 => 500/0\nout SA 2147484648 501 => 2147484648/501\nin A 501 1001 => 501/2147484649\nout A 2147484649 501 x => 1001/501"},
 		{"the same number by chance", "in S 500 0 => 500/0\nout SA 1000 501 => 1000/501\nin A 501 1001 => 501/1001\nout A 1001 501 => 1001/501"},
 		{"the guest refuses", "in S 500 0 => 500/0\nout RA 0 501 => 0/501\nin S 500 0 => 500/0\nout SA 9000 501 => 9000/501\nin A 501 1001 => 501/9001"},
+		{"a RST of the guest that refuses nothing", "in S 500 0 => 500/0\nout R 9001 0 => 9001/0\nin A 501 1001 => held\nout SA 9000 501 => 9000/501 501/9001"},
 		{"the guest ends it at once", opened + "out RA 9001 501 => 1001/501\nin A 501 1001 late => 501/9001"},
 		{"a RST of the guest without ACK", opened + "out R 9001 0 => 1001/0"},
 		{"a RST of the client without ACK", opened + "in R 501 0 => 501/0\nout A 9001 501 late => 1001/501"},
@@ -128,8 +155,79 @@ func TestConnectionsRunTheirCourse(t *testing.T) {
 	} {
 		for _, v6 := range []bool{false, true} {
 			for where, wrap := range map[string]func(f []byte) []byte{"": bare, " in a VLAN": behind("\x81\x00\x00\x05")} {
-				c.run(t, fmt.Sprintf("%s%s, IPv6 %t", c.what, where, v6), wrap, v6)
+				for _, shift := range [][2]uint32{{0, 0}, {1<<32 - 501, 0}, {0, 1<<32 - 1001}, {1<<32 - 502, 1<<32 - 9001}, {1<<31 - 501, 1<<31 - 1001}, {7, 1<<31 - 9001}} {
+					c.run(t, fmt.Sprintf("%s%s, IPv6 %t, shifted by %d", c.what, where, v6, shift), wrap, v6, shift[0], shift[1])
+				}
 			}
+		}
+	}
+}
+
+// Which numbers a connection has, and what its packets come in, changes nothing of what becomes
+// of it.
+func TestACourseIsTheSameAtEachNumber(t *testing.T) {
+	shifts := [][2]uint32{{1<<32 - 502, 0}, {1<<32 - 505, 1<<32 - 1003}, {3, 1<<32 - 9004}, {1<<31 - 505, 1<<31 - 9003}, {1<<31 - 501, 1<<31 - 1002}}
+	seeds := 600
+	if testing.Short() {
+		seeds = 60
+	}
+	for seed := range seeds {
+		rnd := rand.New(rand.NewPCG(uint64(seed), 5))
+		var b strings.Builder
+		says := func(who, flags string, seq, ack int) {
+			if !strings.Contains(flags, "A") {
+				ack = 0
+			}
+			fmt.Fprintf(&b, "%s %s %d %d", who, flags, seq, ack)
+			if rnd.IntN(4) == 0 {
+				b.WriteString(" port 1")
+			}
+			fmt.Fprintln(&b, "", "datadata"[:rnd.IntN(5)])
+		}
+		for range 40 {
+			client, isn := 501+rnd.IntN(8), 500+100*rnd.IntN(2)*rnd.IntN(2)
+			guest := 9001 + rnd.IntN(8)
+			switch n := rnd.IntN(32); {
+			case n < 4:
+				says("in", "S", isn, 0)
+			case n < 7:
+				says("out", "SA", 9000+50*rnd.IntN(2)*rnd.IntN(2), isn+1)
+			case n < 9:
+				says("in", "SA", isn, 1001)
+			case n < 10:
+				says("out", "S", 9000, 0)
+			case n < 18:
+				says("in", []string{"A", "A", "A", "PA", "FA", "FA", "RA", "R"}[rnd.IntN(8)], client, guest-8000)
+			case n < 29:
+				flags := []string{"A", "A", "A", "PA", "FA", "FA", "RA", "R"}[rnd.IntN(8)]
+				if guest == 9004 && strings.HasPrefix(flags, "R") {
+					guest++ // of a RST the number 0 may mean nothing
+				}
+				says("out", flags, guest, client)
+			case n < 30 && rnd.IntN(3) == 0:
+				fmt.Fprintln(&b, "checkpoint")
+			case n < 31 && rnd.IntN(3) == 0:
+				fmt.Fprintln(&b, "failover")
+			}
+		}
+		c := course{fmt.Sprint("seed ", seed), b.String()}
+		var first []string
+		c.each(t, c.what, bare, false, 0, 0, func(_, got string) { first = append(first, got) })
+		for i, shift := range shifts {
+			n, wrap := 0, bare
+			if i%2 == 1 {
+				wrap = behind("\x81\x00\x00\x05")
+			}
+			name := fmt.Sprintf("%s, shifted by %d", c.what, shift)
+			c.each(t, name, wrap, i%3 == 0, shift[0], shift[1], func(line, got string) {
+				if got != first[n] {
+					t.Errorf("%s: %s: %s, want %s", name, line, got, first[n])
+				}
+				n++
+			})
+		}
+		if t.Failed() {
+			t.Fatal(c.events)
 		}
 	}
 }

@@ -455,9 +455,10 @@ func (r *Rewriter) cannot() {
 }
 
 // refuses handles a segment of the guest that belongs to no conversation. If it refuses
-// a client's SYN, that SYN is forgotten.
+// a client's SYN, that SYN is forgotten. A refusal acknowledges the SYN.
 func (r *Rewriter) refuses(k packet.Key, h packet.TCP) {
-	if len(r.opens) == 0 || h.Flags()&packet.RST == 0 {
+	const refusal = packet.RST | packet.ACK
+	if len(r.opens) == 0 || h.Flags()&refusal != refusal {
 		return
 	}
 	if o := r.opens[k]; o != nil && o.follows(h.Ack()) {

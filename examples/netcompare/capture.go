@@ -26,6 +26,9 @@ type recording struct {
 const maxPiped = 1 << 30
 
 func newRecording(name string) (*recording, error) {
+	if name == "-" {
+		name = os.Stdin.Name()
+	}
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err
@@ -102,9 +105,9 @@ func newCapture(f io.ReadCloser) (*capture, error) {
 		return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 	}
 	if binary.BigEndian.Uint32(magic) == ngMagic {
-		b = bufio.NewReaderSize(&ngVersion{src: b}, 1<<16)
+		b = bufio.NewReaderSize(&ngBlocks{src: b}, 1<<16)
 		c.src = b
-		r, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
+		r, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true})
 		if err != nil {
 			return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 		}
@@ -143,6 +146,8 @@ func (c *capture) next() (shot, error) {
 	case err == nil:
 	case err == io.EOF && len(data) == 0 && ci.CaptureLength == 0:
 		return shot{}, io.EOF
+	case errors.Is(err, errBlock), errors.Is(err, pcapgo.ErrNgVersionMismatch):
+		return shot{}, fmt.Errorf("packet %d: %w", c.n+1, err)
 	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), c.ended():
 		c.cut = true
 		return shot{}, io.EOF
@@ -199,6 +204,16 @@ func ethernet(link layers.LinkType, b []byte) ([]byte, error) {
 			proto = 0x86dd
 		}
 		return head(nil, proto, b), nil
+	case layers.LinkTypeNull, layers.LinkTypeLoop: // the family, as the system that captured it numbers it
+		proto := uint16(0)
+		switch {
+		case short(5):
+		case b[4]>>4 == 4:
+			proto = 0x0800
+		case b[4]>>4 == 6:
+			proto = 0x86dd
+		}
+		return head(nil, proto, b[min(4, len(b)):]), nil
 	}
-	return nil, fmt.Errorf("link type %d, which is neither Ethernet, SLL, SLL2 nor bare IP", uint32(link))
+	return nil, fmt.Errorf("link type %d, which is neither Ethernet, SLL, SLL2, a loopback nor bare IP", uint32(link))
 }

@@ -278,6 +278,8 @@ func TestLinksWithoutEthernetAreRead(t *testing.T) {
 		276: "0800 0000 00000002 0001 04 06 52a400127866 0000",
 		101: "",
 		228: "",
+		0:   "02000000", // a loopback, where it was captured by a little-endian system
+		108: "00000002",
 	} {
 		h, err := hex.DecodeString(strings.ReplaceAll(head, " ", ""))
 		if err != nil {
@@ -293,6 +295,18 @@ func TestLinksWithoutEthernetAreRead(t *testing.T) {
 		sum, _, err := summed(t, written(t, append(file, data...)), record(t, udpA))
 		if err != nil || sum["matched"] != 1 {
 			t.Errorf("link type %d: %v %v", link, sum, err)
+		}
+	}
+	for _, packet := range []string{"", "02", "02000000", "1800000060", "070000000909"} { // of a loopback, with less than an IP header
+		f, err := hex.DecodeString(packet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := classic(binary.LittleEndian, 0xa1b2c3d4, [][]byte{f})
+		b[20] = 0
+		file := written(t, b)
+		if sum, _, err := summed(t, file, file); err != nil || sum["uncompared"] != 1 {
+			t.Errorf("%q on a loopback: %v %v", packet, sum, err)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"maps"
+	"os"
 	"strings"
 	"testing"
 
@@ -134,6 +135,54 @@ func TestOneFrameIsTheSameInEachFormat(t *testing.T) {
 				t.Errorf("%s, %s: %v %v %q", name, other, sum, err, notes)
 			}
 		}
+	}
+}
+
+// Nobody takes a file for equal of which a part was passed over.
+func TestABlockThatContradictsItselfIsNoEnd(t *testing.T) {
+	list := frames(t, 4)
+	whole := written(t, classic(binary.LittleEndian, 0xa1b2c3d4, list))
+	for name, order := range map[string]binary.AppendByteOrder{"little": binary.LittleEndian, "big": binary.BigEndian} {
+		begin := append(section(order, false), enhanced(order, 0, list[0])...)
+		packet := func(captured uint32) []byte {
+			b := enhanced(order, 1, list[1])
+			return append(b[:20], append(order.AppendUint32(nil, captured), b[24:]...)...)
+		}
+		version := section(order, false)
+		copy(version[12:], order.AppendUint16(nil, 2))
+		for what, b := range map[string][]byte{
+			"a packet that is longer than its block":        packet(5000),
+			"a packet of a byte too many":                   packet(uint32(len(enhanced(order, 1, list[1])) - 32 + 1)),
+			"a block that is too short for any packet":      block(order, 6),
+			"a block that is too short for a block":         order.AppendUint32(order.AppendUint32(order.AppendUint32(nil, 6), 4), 4),
+			"a section header that is too short":            block(order, ngMagic, order.AppendUint32(nil, 0x1a2b3c4d)...),
+			"a description that is too short":               block(order, 1),
+			"a simple packet without its length":            block(order, 3),
+			"a section of a version that nobody here reads": version,
+		} {
+			for _, behind := range [][]byte{nil, enhanced(order, 2, list[2])} {
+				file := written(t, append(append(bytes.Clone(begin), b...), behind...))
+				sum, notes, err := summed(t, file, whole)
+				if err == nil || errors.Is(err, errDiverged) || !strings.Contains(err.Error(), "packet 2") {
+					t.Errorf("%s, %s, %d bytes behind it: %v %v %q", what, name, len(behind), sum, err, notes)
+				}
+			}
+		}
+	}
+}
+
+func TestACaptureComesOnTheStandardInput(t *testing.T) {
+	const file = "testdata/a.pcap.gz"
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	was := os.Stdin
+	defer func() { os.Stdin = was }()
+	os.Stdin = f
+	if sum, notes, err := summed(t, "-", file); err != nil || sum["matched"] != 23 {
+		t.Errorf("%v %v %q", sum, err, notes)
 	}
 }
 

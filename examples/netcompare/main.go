@@ -7,15 +7,16 @@
 //	netcompare [-strict] -rewriter FILE
 //
 // The first form merges two captures by their times: pcap or pcapng, compressed by
-// gzip or not, of Ethernet, SLL, SLL2 or bare IP. A capture may have the packets of
-// both directions: -guest names the guest by its MAC or IP addresses, and -vlan the
-// network. The two guests, and those who talked to them, had initial sequence
-// numbers, timestamps and clocks of their own: each connection that begins in both
-// captures gets the primary's, and the secondary's clock is set by the connections,
-// or by -offset. Of packets that were cut, what was captured is compared; a file that
-// ends in a packet is read up to there. A divergence shows its offset in the stream
-// and both sides' bytes, and makes a checkpoint on the spot, as it would in a
-// session; but the guests that were captured had none, and may differ from there on.
+// gzip or not, of Ethernet, SLL, SLL2, a loopback or bare IP; - is the standard
+// input. A capture may have the packets of both directions: -guest names the guest by
+// its MAC or IP addresses, and -vlan the network. The two guests, and those who talked
+// to them, had initial sequence numbers, timestamps and clocks of their own: each
+// connection that begins in both captures gets the primary's, and the secondary's
+// clock is set by the connections, or by -offset. Of packets that were cut, what was
+// captured is compared; a file that ends in a packet is read up to there. A divergence
+// shows its offset in the stream and both sides' bytes, and makes a checkpoint on the
+// spot, as it would in a session; but the guests that were captured had none, and may
+// differ from there on.
 //
 // The second form compares two streams as they come, in the framing of QEMU's
 // filters, the primary's first: the outdev of a filter-mirror or filter-redirector
@@ -74,8 +75,8 @@ const about = `usage: netcompare [flags] PRIMARY SECONDARY
 
 Netcompare feeds what two guests sent to the comparison, prints what would have
 left of the primary's, and where and why the two parted. PRIMARY and SECONDARY
-are captures (pcap, pcapng, gzip), or streams in QEMU's framing: tcp:HOST:PORT or
-unix:PATH. Exit status: 0, 1 if the guests diverged or a case failed, 2 for a bad
+are captures (pcap, pcapng, gzip; - is the standard input), or streams in QEMU's
+framing: tcp:HOST:PORT or unix:PATH. Exit status: 0, 1 if the guests diverged or a case failed, 2 for a bad
 command line or what cannot be read.
 
 `

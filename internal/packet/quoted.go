@@ -11,9 +11,9 @@ type Quoted struct {
 	Key Key // the flow of the segment, in the direction of the segment
 }
 
-// icmpError reports whether the message at L4 is an error or a redirect, which quotes a
+// ICMPError reports whether the message at L4 is an error or a redirect, which quotes a
 // packet.
-func (p *Packet) icmpError() bool {
+func (p *Packet) ICMPError() bool {
 	if !p.L4OK || p.Fragment {
 		return false
 	}
@@ -53,7 +53,7 @@ func (p *Packet) redirected() (at, end int, ok bool) {
 // there is one. The quoted packet is mostly cut, and what is beyond 8 bytes of the
 // segment need not be there.
 func (p *Packet) Quoted(q *Quoted) bool {
-	if !p.icmpError() {
+	if !p.ICMPError() {
 		return false
 	}
 	at, end := p.L4+ICMPLen, p.End

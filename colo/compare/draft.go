@@ -1,0 +1,79 @@
+package compare
+
+import "time"
+
+// A caller that puts a packet together, as a Comparer does, need not have it copied: it gets
+// memory of the engine's, a draft, and fills it. A plain segment then waits in the draft, and
+// what has waited leaves in the memory in which it has.
+
+// draft returns memory for a packet of n bytes, for compose or giveBack.
+func (e *Engine) draft(n int) *pkt {
+	p := e.pool.get(n)
+	e.pool.bytes -= sizeOf(p.class)
+	return p
+}
+
+// compose is Primary for a packet that is in p, which draft has returned, behind a
+// virtio-net header of vnetHdr bytes. A plain segment waits, and leaves, where it is.
+func (e *Engine) compose(p *pkt, vnetHdr int, now time.Time) Result {
+	f := Frame{Data: p.Data, VNetHdr: vnetHdr}
+	e.begin()
+	e.drafted = p
+	switch {
+	case e.strict != nil: // it copies what it keeps
+		e.strict.taken = e.strict.taken[:0]
+		return e.strict.primary(f, now)
+	case e.primaryPlain(&f, now):
+		return Result{Release: e.out}
+	}
+	return e.primary(f, now)
+}
+
+// adopt returns the draft if f is in it, and the engine has it no more; else nil.
+func (e *Engine) adopt(f *Frame) *pkt {
+	p := e.drafted
+	if p == nil || len(f.Data) == 0 || &f.Data[0] != &p.Data[0] {
+		return nil
+	}
+	e.drafted = nil
+	return p
+}
+
+// scrap frees a draft that nobody has adopted: what waits is a copy.
+func (e *Engine) scrap() {
+	if e.drafted != nil {
+		e.pool.keep(e.drafted)
+		e.drafted = nil
+	}
+}
+
+// takeOver returns the i-th packet of the last call's Result, in memory that is the
+// caller's until giveBack: that in which the packet has waited, or a copy if it has not. It
+// is called once for each.
+func (e *Engine) takeOver(i int, f Frame) *pkt {
+	if e.strict == nil && e.spent[i].p != nil {
+		p := e.spent[i].p
+		e.spent[i].p = nil
+		e.pool.bytes -= sizeOf(p.class) // p may be shorter than its memory
+		return p
+	}
+	p := e.adopt(&f)
+	if p == nil {
+		p = e.draft(len(f.Data))
+		copy(p.Data, f.Data)
+	}
+	p.VNetHdr, p.owner = f.VNetHdr, nil
+	p.at = e.takenAt(i)
+	return p
+}
+
+// giveBack takes back the memory of a packet that takeOver has returned.
+func (e *Engine) giveBack(p *pkt) { e.pool.keep(p) }
+
+// takenAt returns when a packet of the last call's Result came.
+func (e *Engine) takenAt(i int) instant {
+	if e.strict != nil {
+		return e.strict.taken[i]
+	}
+	return e.spent[i].at
+}
