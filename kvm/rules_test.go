@@ -30,8 +30,8 @@ var rules = []struct {
 		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing"}},
 	{"doc.go", "A VM that is loaded after it has run drops them before the first vCPU enters the guest", []string{
 		"TestARolledBackGuestGoesByThePageTablesThatWereLoaded", "TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut", "TestCopiesAreDroppedBesideTheHostsSlots"}},
-	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
-		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored"}},
+	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
+		"TestEveryMSRThatCanBeSetIsRestored", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},
 	{"shot.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
@@ -41,6 +41,7 @@ var rules = []struct {
 	{"vm.go", "a save may be encoded when the vCPU runs again", []string{"TestASecondPauseDoesNotTouchWhatIsStillToBeEncoded"}},
 	{"doc.go", "nested virtualization ([NotSavedError], on saving and on loading)", []string{
 		"TestAGuestThatUsesNestedVirtualizationIsNotSaved", "TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded"}},
+	{"doc.go", "shadow stacks (the same)", []string{"TestAGuestThatUsesShadowStacksIsNotTaken", "TestShadowStacksAreNotOffered"}},
 	{"doc.go", "a slot of another address space cannot be added", []string{"TestASlotOfAnotherAddressSpaceCannotBeAdded"}},
 	{"doc.go", "more vCPUs than an APIC ID of 8 bits can name", []string{"TestMoreVCPUsThanAPICIDsAreAnErrorAtCreation"}},
 	{"doc.go", "Every count, size and index is checked against this host when a section is decoded", []string{
