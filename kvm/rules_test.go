@@ -18,7 +18,8 @@ var rules = []struct {
 }{
 	// Pauses.
 	{"doc.go", "[VM.Pause] returns when no vCPU runs and none has an exit pending", []string{
-		"TestPausing1000TimesAtRandomLosesAndDoublesNothing", "TestAGuestThatIsInterruptedIsPausedAnywhere", "TestAnExitWhoseHandlerFailedIsStillCompleted"}},
+		"TestPausing1000TimesAtRandomLosesAndDoublesNothing", "TestAGuestThatIsInterruptedIsPausedAnywhere", "TestAnExitWhoseHandlerFailedIsStillCompleted",
+		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved"}},
 	{"doc.go", "pauses nest", []string{"TestPausesNest", "TestManyPauseAtOnce"}},
 	{"doc.go", "[VM.Stopped], which says how long the guest stood still, and [VM.Throttle], which slows it down", []string{
 		"TestStoppedIsTheTimeThatTheGuestLost", "TestThrottleKeepsTheGuestOutForAShare", "TestAThrottledVCPUIsInTheGuestForWhatItsShareLeaves"}},
@@ -27,7 +28,7 @@ var rules = []struct {
 
 	// State.
 	{"doc.go", "Restoring into a VM that has run is an ordinary case", []string{
-		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing"}},
+		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing", "TestEachSituationOfAVMIsRestored"}},
 	{"doc.go", "A VM that is loaded after it has run drops them before the first vCPU enters the guest", []string{
 		"TestARolledBackGuestGoesByThePageTablesThatWereLoaded", "TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut", "TestCopiesAreDroppedBesideTheHostsSlots"}},
 	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
