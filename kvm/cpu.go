@@ -298,8 +298,9 @@ func (c *CPU) UnmarshalBinary(b []byte) error {
 
 // SupportedCPUID returns a CPUID table for vCPU i of a VM with interrupt
 // controllers in the kernel: the features that the host supports, less nested
-// virtualization and those by which KVM writes to the memory of a stopped guest (stolen
-// time and its kin), with the APIC ID of the vCPU, at most 254.
+// virtualization and shadow stacks, whose state is not saved, and those by which KVM writes
+// to the memory of a stopped guest (stolen time and its kin), with the APIC ID of the vCPU,
+// at most 254.
 func SupportedCPUID(i int) ([]CPUIDEntry, error) {
 	if i < 0 || i >= maxVCPUs {
 		return nil, fmt.Errorf("kvm: vCPU %d, want 0 to %d: its APIC ID has 8 bits", i, maxVCPUs-1)
@@ -353,14 +354,15 @@ func possibleCPUID(kvm int) ([]CPUIDEntry, error) {
 	return entries, nil
 }
 
-// cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization,
-// and of KVM's own features none by which it writes to the guest's memory when it
+// cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization, no shadow
+// stacks, and of KVM's own features none by which it writes to the guest's memory when it
 // likes, also while the vCPU is stopped: asynchronous page faults, stolen time, and
 // flushing the TLBs of vCPUs that do not run, which is told by that. (Intel SDM
 // volume 2, CPUID; AMD APM volume 3, appendix E; KVM's cpuid page, KVM_FEATURE_*.)
 func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
 	const (
 		vmx, svm = 1 << 5, 1 << 2
+		shstk    = 1 << 7
 		unbidden = 1<<4 | 1<<5 | 1<<9 | 1<<10 | 1<<14
 	)
 	table := append([]CPUIDEntry(nil), supported...)
@@ -369,6 +371,10 @@ func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
 		case 1:
 			e.Ecx &^= vmx
 			e.Ebx = e.Ebx&0x00ffffff | uint32(i)<<24
+		case 7:
+			if e.Index == 0 {
+				e.Ecx &^= shstk
+			}
 		case 0xb, 0x1f:
 			e.Edx = uint32(i)
 		case 0x40000001:

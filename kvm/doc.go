@@ -46,15 +46,15 @@
 //
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
 // registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
-// that KVM lists, and of the others memory types, machine-check banks, TSC_AUX, AMD's list of
+// that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of
 // errata and KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
 // for them), pending events with a pending exception's payload, and the distance of
 // its TSC from the other vCPUs'.
 //
 // Not saved, and an error where a guest uses it: nested virtualization
-// ([NotSavedError], on saving and on loading), system-management memory apart from the
-// guest's (a slot of another address space cannot be added), more vCPUs than an APIC ID
-// of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are not part
+// ([NotSavedError], on saving and on loading), shadow stacks (the same), system-management
+// memory apart from the guest's (a slot of another address space cannot be added), more vCPUs
+// than an APIC ID of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are not part
 // of the guest, and are not saved.
 //
 // The section names, all version 1, are kvm/irqchip,

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -319,7 +320,7 @@ func TestEachSituationOfAVMIsRestored(t *testing.T) {
 	base := bytes.Clone(encode(t, from))
 	was := wholeOf(t, a)
 	set, refused := 0, 0
-	for _, s := range situations() {
+	for _, s := range slices.Concat(situations(), modes()) {
 		if err := errors.Join(from.LoadDevices(base, nil), from.Commit()); err != nil {
 			t.Fatalf("before %s: %v", s.name, err)
 		}

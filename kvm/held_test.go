@@ -85,7 +85,9 @@ func shows(t *testing.T, v *VCPU) *VCPUState {
 		t.Fatal(err)
 	}
 	for i := range s.msr.entries[:s.msr.n] {
-		if m := &s.msr.entries[i]; m.Index == msrTSC || m.Index == 0x3b {
+		const adjust, hyperVRuntime, hyperVTime = 0x3b, 0x40000010, 0x40000020
+		switch m := &s.msr.entries[i]; m.Index {
+		case msrTSC, adjust, hyperVRuntime, hyperVTime:
 			m.Data = 0
 		}
 	}

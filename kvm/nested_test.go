@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -56,5 +57,75 @@ func TestAGuestThatUsesNestedVirtualizationIsNotSaved(t *testing.T) {
 	}
 	if err := reg.CaptureDevices(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A state of a guest that uses shadow stacks is refused, since it would go on without the pointer
+// to the one that it uses. Where they are switched off, or the CPU does not have them on, it is taken.
+func TestAGuestThatUsesShadowStacksIsNotTaken(t *testing.T) {
+	const user, supervisor, on, branches, cr4CET = 0x6a0, 0x6a2, 1, 1 << 2, 1 << 23
+	for name, c := range map[string]struct {
+		cr4   uint64
+		index uint32
+		value uint64
+		taken bool
+	}{
+		"of programs":             {cr4CET, user, on, false},
+		"of the kernel":           {cr4CET, supervisor, on | branches, false},
+		"branch tracking alone":   {cr4CET, user, branches, true},
+		"not on in CR4":           {0, user, on, true},
+		"none that is enabled":    {cr4CET, user, 0, true},
+		"the same bit of another": {cr4CET, 0x6a4, on, true},
+	} {
+		state := func() (*VCPUState, *vmstate.Registry) {
+			s, reg := synthetic(t)
+			s.sys.msrs[2], s.msr.entries[2].Index = c.index, c.index
+			s.sregs.CR4 |= c.cr4
+			return s, reg
+		}
+		from, reg := state()
+		from.msr.entries[2].Data = c.value
+		if from.shadowStacks() == c.taken {
+			t.Errorf("%s: in use: %v", name, !c.taken)
+		}
+		_, to := state()
+		err := to.LoadDevices(encode(t, reg), nil)
+		var not *NotSavedError
+		if c.taken && err != nil || !c.taken && (!errors.As(err, &not) || !errors.Is(err, ErrState)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestShadowStacksAreNotOffered(t *testing.T) {
+	const shadowStacks, gfni, branches = 1 << 7, 1 << 8, 1 << 20
+	table := cpuidOf([]CPUIDEntry{
+		{Function: 7, Flags: cpuidIndexed, Ecx: shadowStacks | gfni, Edx: branches},
+		{Function: 7, Index: 1, Flags: cpuidIndexed, Ecx: shadowStacks},
+	}, 0)
+	if e := table[0]; e.Ecx != gfni || e.Edx != branches {
+		t.Errorf("leaf 7: ECX %#x, EDX %#x", e.Ecx, e.Edx)
+	}
+	if e := table[1]; e.Ecx != shadowStacks {
+		t.Errorf("leaf 7.1, of which the bit means something else: ECX %#x", e.Ecx)
+	}
+}
+
+// An MSR that only some CPUs take another value of, and that KVM may not list, is part of a state
+// wherever it can be read: the one by which a debugger has a guest stop at branches.
+func TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState(t *testing.T) {
+	require.Usable(t, require.KVM, Probe)
+	vm, err := Create(Config{Memory: PageSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	s := vm.vcpus[0].state
+	_, there, err := s.readMSR(vm.vcpus[0].fd, msrDebugCtl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := slices.Contains(s.msrs, msrDebugCtl); got != there {
+		t.Errorf("DEBUGCTL can be read: %v; it is saved: %v", there, got)
 	}
 }

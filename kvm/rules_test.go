@@ -18,7 +18,8 @@ var rules = []struct {
 }{
 	// Pauses.
 	{"doc.go", "[VM.Pause] returns when no vCPU runs and none has an exit pending", []string{
-		"TestPausing1000TimesAtRandomLosesAndDoublesNothing", "TestAGuestThatIsInterruptedIsPausedAnywhere", "TestAnExitWhoseHandlerFailedIsStillCompleted"}},
+		"TestPausing1000TimesAtRandomLosesAndDoublesNothing", "TestAGuestThatIsInterruptedIsPausedAnywhere", "TestAnExitWhoseHandlerFailedIsStillCompleted",
+		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved"}},
 	{"doc.go", "pauses nest", []string{"TestPausesNest", "TestManyPauseAtOnce"}},
 	{"doc.go", "[VM.Stopped], which says how long the guest stood still, and [VM.Throttle], which slows it down", []string{
 		"TestStoppedIsTheTimeThatTheGuestLost", "TestThrottleKeepsTheGuestOutForAShare", "TestAThrottledVCPUIsInTheGuestForWhatItsShareLeaves"}},
@@ -27,11 +28,11 @@ var rules = []struct {
 
 	// State.
 	{"doc.go", "Restoring into a VM that has run is an ordinary case", []string{
-		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing"}},
+		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing", "TestEachSituationOfAVMIsRestored"}},
 	{"doc.go", "A VM that is loaded after it has run drops them before the first vCPU enters the guest", []string{
 		"TestARolledBackGuestGoesByThePageTablesThatWereLoaded", "TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut", "TestCopiesAreDroppedBesideTheHostsSlots"}},
-	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
-		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored"}},
+	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
+		"TestEveryMSRThatCanBeSetIsRestored", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},
 	{"shot.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
@@ -41,6 +42,7 @@ var rules = []struct {
 	{"vm.go", "a save may be encoded when the vCPU runs again", []string{"TestASecondPauseDoesNotTouchWhatIsStillToBeEncoded"}},
 	{"doc.go", "nested virtualization ([NotSavedError], on saving and on loading)", []string{
 		"TestAGuestThatUsesNestedVirtualizationIsNotSaved", "TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded"}},
+	{"doc.go", "shadow stacks (the same)", []string{"TestAGuestThatUsesShadowStacksIsNotTaken", "TestShadowStacksAreNotOffered"}},
 	{"doc.go", "a slot of another address space cannot be added", []string{"TestASlotOfAnotherAddressSpaceCannotBeAdded"}},
 	{"doc.go", "more vCPUs than an APIC ID of 8 bits can name", []string{"TestMoreVCPUsThanAPICIDsAreAnErrorAtCreation"}},
 	{"doc.go", "Every count, size and index is checked against this host when a section is decoded", []string{

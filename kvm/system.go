@@ -24,6 +24,7 @@ const (
 	msrTSCDeadline  = 0x6e0
 	msrWallClock    = 0x11       // MSR_KVM_WALL_CLOCK
 	msrWallClockNew = 0x4b564d00 // MSR_KVM_WALL_CLOCK_NEW
+	msrDebugCtl     = 0x1d9
 	msrOSVWLength   = 0xc0010140 // how many errata the other has bits of
 	msrOSVWStatus   = 0xc0010141
 )
@@ -132,8 +133,8 @@ func ReadSystem(kvm, vm int) (*System, error) {
 
 // unlisted returns MSRs that KVM may have and does not list, or lists only where a
 // guest may use them: the memory types of physical addresses (Intel SDM volume 3,
-// 12.11), the machine-check banks, of which there are so many, TSC_AUX, AMD's VM_CR and the
-// errata that a guest is told of, and KVM's own without those that name memory.
+// 12.11), the machine-check banks, of which there are so many, DEBUGCTL, TSC_AUX, AMD's VM_CR and
+// the errata that a guest is told of, and KVM's own without those that name memory.
 func unlisted(banks int) []uint32 {
 	const (
 		physBase, physMask16                              = 0x200, 0x20f
@@ -148,7 +149,7 @@ func unlisted(banks int) []uint32 {
 	for i := uint32(fix4K0); i <= fix4K7; i++ {
 		list = append(list, i)
 	}
-	list = append(list, defType, mcgStatus, mcgCtl, tscAux, vmCR, msrOSVWLength, msrOSVWStatus)
+	list = append(list, defType, mcgStatus, mcgCtl, msrDebugCtl, tscAux, vmCR, msrOSVWLength, msrOSVWStatus)
 	for i := range uint32(ownMSRs) {
 		list = append(list, firstOwn+i)
 	}

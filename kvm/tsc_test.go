@@ -85,9 +85,14 @@ func TestTheTSCsOfAVMKeepTheirDistance(t *testing.T) {
 	}
 	y := newAdopted(t, 3, nil)
 	for range 3 {
+		begun := time.Now()
 		y.load(a.save())
+		most := slack
+		if slack > 0 { // what KVM moves them by is time that passes
+			most += time.Since(begun).Milliseconds() * int64(khz)
+		}
 		for v := 1; v < 3; v++ {
-			if was, is := apart(a, v), apart(y, v); was-is > slack || is-was > slack {
+			if was, is := apart(a, v), apart(y, v); was-is > most || is-was > most {
 				t.Errorf("vCPU %d was %d cycles from the first and is %d", v, was, is)
 			}
 		}

@@ -184,6 +184,8 @@ func (s *VCPUState) check(apic bool) error {
 		return bad("no CPUID")
 	case s.nested():
 		return fmt.Errorf("%w: %w", ErrState, &NotSavedError{"nested virtualization"})
+	case s.shadowStacks():
+		return fmt.Errorf("%w: %w", ErrState, &NotSavedError{"shadow stacks"})
 	}
 	for i := range s.cpuid.entries[:s.cpuid.n] {
 		if c := &s.cpuid.entries[i]; c.Padding != [3]uint32{} {

@@ -162,6 +162,9 @@ func (s *VCPUState) saveLarge(vcpu int) error {
 	if err := s.getMSRs(vcpu); err != nil {
 		return err
 	}
+	if s.shadowStacks() {
+		return &NotSavedError{"shadow stacks"}
+	}
 	return s.saveTSC(vcpu)
 }
 
@@ -416,6 +419,18 @@ func (s *VCPUState) getXSave(vcpu int) error {
 func (s *VCPUState) nested() bool {
 	const eferSVME, cr4VMXE = 1 << 12, 1 << 13
 	return s.sregs.EFER&eferSVME != 0 || s.sregs.CR4&cr4VMXE != 0
+}
+
+// shadowStacks reports whether the guest of the state uses shadow stacks. KVM has the pointer to
+// the one that is in use apart from the MSRs. (Intel SDM volume 1, 17.2; KVM api, "KVM_REG_GUEST_SSP".)
+func (s *VCPUState) shadowStacks() bool {
+	const cr4CET, userCET, supervisorCET, enabled = 1 << 23, 0x6a0, 0x6a2, 1
+	if s.sregs.CR4&cr4CET == 0 {
+		return false
+	}
+	return slices.ContainsFunc(s.msr.entries[:s.msr.n], func(m gokvm.MSREntry) bool {
+		return (m.Index == userCET || m.Index == supervisorCET) && m.Data&enabled != 0
+	})
 }
 
 // checkTSCKHz reports whether this host can give a guest a TSC of that

@@ -176,8 +176,8 @@ func passedInside(t *testing.T, results map[string]string, names ...string) {
 
 // The tests of kvm/gokvmhost that need hardware virtualization and a Linux kernel
 // run inside a machine, which has both: a Linux guest goes through chains of saving and
-// loading with one vCPU and with two, is rolled back again and again, looks at its clocks,
-// and stands still for long. (The long form of these tests has more kinds of guests.) Each
+// loading with one vCPU and with two, is rolled back again and again, takes devices away and
+// back, looks at its clocks, and stands still for long. (The long form of these tests has more kinds of guests.) Each
 // has a machine of its own: one that the emulator spoils costs one test.
 func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
@@ -185,6 +185,7 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 		"TestLinuxGoesThrough30Generations",
 		"TestLinuxIsRolledBack20Times",
 		"TestLinuxSwitchesItselfOffAndResets",
+		"TestLinuxTakesItsDevicesAwayAndBackThrough20Generations",
 		"TestLinuxSeesItsClocksNeitherStopNorStep",
 		"TestLinuxSurvivesALongPause",
 	} {
@@ -202,10 +203,11 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
 	t.Parallel()
-	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued'", nil)
+	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess'", nil)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
 		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
 		"TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore", "TestAnNMIThatIsQueuedAtARollBackIsNotTheRestoredGuests",
-		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad")
+		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad", "TestEachSituationOfAVMIsRestored",
+		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState")
 }

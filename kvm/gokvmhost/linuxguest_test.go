@@ -138,8 +138,14 @@ func guestInit() {
 	go func() { fatal("disk", guestDisk(say, "disk", "/dev/vda", often)) }()
 	go func() { fatal("network", guestNetwork(say, "frame", "eth0", often)) }()
 	if _, err := os.Stat("/dev/vdb"); err == nil { // it has the second of each
-		go func() { fatal("disk", guestDisk(say, "disk2", "/dev/vdb", seldom)) }()
-		go func() { fatal("network", guestNetwork(say, "frame2", "eth1", seldom)) }()
+		disk := func() error { return guestDisk(say, "disk2", "/dev/vdb", seldom) }
+		network := func() error { return guestNetwork(say, "frame2", "eth1", seldom) }
+		if os.Getenv(rebindEnv) != "" {
+			disk = func() error { return guestRebindsDisk(say) }
+			network = func() error { return guestRebindsNetwork(say) }
+		}
+		go func() { fatal("disk", disk()) }()
+		go func() { fatal("network", network()) }()
 		go func() { fatal("randomness", guestRandom(say)) }()
 	}
 	go guestConsole(say)
