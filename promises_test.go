@@ -124,6 +124,11 @@ var promises = []struct {
 	{"docs/operations.md", "Each host's log tells the end of such a session in one line, COLO_EXIT", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure"}},
 	{"docs/operations.md", "A primary that reaches its secondary again, and hears that it", []string{"colo/protect.TestAPrimaryWithoutAnArbiterGoesOnWhenItsSecondaryHasNothing", "colo/protect.TestOnlyAHostThatHasLeftASessionSaysThatItIsOver"}},
 	{"docs/operations.md", "refuse a copy of an older generation.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestOldGenerationGetsNowhere"}},
+	{"docs/operations.md", "A claim of a host that knows a later generation is refused, also by `Start`", []string{
+		"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestDisksOfAGenerationThatTheRecordHasLostStartAGuestWhenItIsWrittenAnew"}},
+	{"docs/operations.md", "of that name in a new directory of `failover/sharedfile`", []string{"failover/sharedfile.TestARecordThatAPersonHasWrittenIsGoneOnFrom"}},
+	{"docs/operations.md", "Call Fenced on the primary, of generation 7.", []string{"colo/protect.TestAPairKeepsItsGuestWhenThePersonWritesTheRecordAnewThatWasLost"}},
+	{"docs/operations.md", "End the jobs of both hosts, write the record, and start them", []string{"colo/protect.TestDisksOfAGenerationThatTheRecordHasLostStartAGuestWhenItIsWrittenAnew"}},
 	{"docs/operations.md", "processes killed or stopped at any point", []string{"failover/sharedfile.TestProcessesAreKilledAtAnyPoint", "failover/sharedfile.TestStoppedProcessKeepsNobodyOut"}},
 	{"docs/operations.md", "the present holder is preferred", []string{"colo/protect.TestPairThatIsPartedLeavesTheGuestWhereItIs"}},
 	{"docs/operations.md", "its gate is shut at the end of its term", []string{"colo/protect.TestPrimaryThatIsCutOffFromEverybodyStopsInTime"}},
@@ -152,7 +157,7 @@ var promises = []struct {
 	{"docs/operations.md", "On a primary of package `colo/protect` whose secondary is in step, the other side goes on by itself", []string{"colo/protect.TestAHostWhoseDiskFailsLeavesTheGuestToTheOther"}},
 	{"docs/operations.md", "A test compares the last column with the constants of the code", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
 	{"docs/operations.md", "by default at least three times `Lost`", []string{"colo/protect.TestAPeerThatBeatsMaySayNothingForThreeTimesLostByDefault"}},
-	{"docs/operations.md", "claims are refused until a person looks, and no two hosts hold the guest.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules"}},
+	{"docs/operations.md", "claims are refused until a person looks, and no two hosts hold the guest", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules"}},
 	{"docs/operations.md", "means that no packet leaves and no write is acknowledged", []string{"colo/protect.TestNothingLeavesWhileTheGateIsShut", "colo/protect.TestHostThatIsCutOffAnswersNoWriteAndFollowsLater"}},
 	{"docs/operations.md", "is refused, and waits to be protected again", []string{"colo/protect.TestPairThatIsPartedLeavesTheGuestWhereItIs"}},
 	{"docs/operations.md", "goes on alone under the next generation | asks until it is refused", []string{

@@ -82,3 +82,21 @@ func TestAGrantThatNoArbiterMayGiveOpensNothing(t *testing.T) {
 		})
 	}
 }
+
+// A grant that counts from a time of day would last for longer if the clock were set back. (In a
+// bubble there is no other time.)
+func TestAGrantThatCountsByTheClockOfTheDayOpensNothing(t *testing.T) {
+	c := &careless{Arbiter: failover.NewStoreArbiter(new(failovertest.Store)), spoil: func(g *failover.Grant) { g.Sent = g.Sent.Round(0) }}
+	c.acquired.Store(true)
+	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: c, Holder: "a", Term: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err := k.Acquire(t.Context(), 0); err == nil || k.Gate().Open() {
+		t.Errorf("generation %d, and the gate is open: %v", g, k.Gate().Open())
+	}
+	c.acquired.Store(false)
+	if _, err := k.Acquire(t.Context(), 0); err != nil || !k.Gate().Open() {
+		t.Errorf("one that does not opens nothing: %v", err)
+	}
+}

@@ -275,8 +275,9 @@ func (k *Keeper) own(ctx context.Context, g Grant) bool {
 }
 
 // check returns an error for a grant that breaks the rules of Arbiter, as one does in which a host's
-// own Arbiter has left a field out: without an end it would keep the gate open for ever, and
-// without a beginning it would be renewed without a pause. least is the least generation that it
+// own Arbiter has left a field out: without an end it would keep the gate open for ever,
+// without a beginning it would be renewed without a pause, and from a time of day it would last
+// for as long as that clock is set back. least is the least generation that it
 // can be of.
 func (k *Keeper) check(g Grant, least uint64) error {
 	switch {
@@ -288,9 +289,15 @@ func (k *Keeper) check(g Grant, least uint64) error {
 		return fmt.Errorf("failover: the arbiter grants a term of %v, where %v was asked for", g.Term, k.cfg.Term)
 	case g.Sent.IsZero(), time.Until(g.Sent) > 0:
 		return errors.New("failover: the arbiter's grant does not say from when it counts, or from a time to come")
+	case isDate(g.Sent) && !isDate(time.Now()): // a step of the clock of the day would prolong it
+		return errors.New("failover: the arbiter's grant counts from a time without a monotonic reading")
 	}
 	return nil
 }
+
+// isDate reports whether a time has no monotonic reading, as none has in a bubble of
+// testing/synctest.
+func isDate(t time.Time) bool { return t == t.Round(0) }
 
 func (k *Keeper) granted(g Grant) {
 	k.mu.Lock()

@@ -182,7 +182,7 @@
 //	Beat             200 ms   between two heartbeats
 //	Lost             1 s      silence after which the other host is lost; at least two beats
 //	Term             3 s      of a grant, and of a promise; renewed three times in it
-//	PeerTimeout      10 s     a peer that beats and says nothing; longer than Lost
+//	PeerTimeout      10 s     a peer that beats and says nothing, or has not begun to beat; longer than Lost
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
 //	                 5 s      for a connection to say what it is for
 //	                 20 ms    to 1 s between two attempts to reach the other host

@@ -189,6 +189,15 @@ func writeHello(w io.Writer, h hello) error {
 	return err
 }
 
+// A versionError says that a hello is of another version. It matches ErrHello.
+type versionError struct{ there uint16 }
+
+func (e *versionError) Error() string {
+	return fmt.Sprintf("%v: version %d, this is version %d", ErrHello, e.there, helloVersion)
+}
+
+func (e *versionError) Unwrap() error { return ErrHello }
+
 // readHello reads a hello and not a byte more. Memory grows with what has come.
 func readHello(r io.Reader) (hello, error) {
 	var head [16]byte
@@ -199,7 +208,7 @@ func readHello(r io.Reader) (hello, error) {
 		return hello{}, ErrHello
 	}
 	if v := binary.BigEndian.Uint16(head[8:]); v != helloVersion {
-		return hello{}, fmt.Errorf("%w: version %d, this is version %d", ErrHello, v, helloVersion)
+		return hello{}, &versionError{v}
 	}
 	n := binary.BigEndian.Uint32(head[12:])
 	if n > maxHello || head[10] != 0 || head[11] != 0 {

@@ -168,6 +168,7 @@ func (j *Job) Run(ctx context.Context) error {
 		if s := j.cfg.Saved; s != nil {
 			err = errors.Join(err, s.letGo(err))
 		}
+		j.note(err)
 		j.do(failed, err.Error())
 		return err
 	}
@@ -177,6 +178,7 @@ func (j *Job) Run(ctx context.Context) error {
 		end(context.Cause(ctx)) // first: a job that was stopped is not taken for one that is completed
 		j.do(stopped, context.Cause(ctx).Error())
 	})
+	fails := func(err error) { j.note(err); end(err) }
 	var group sync.WaitGroup
 	defer j.logDisks()()
 	j.mu.Lock()
@@ -189,7 +191,7 @@ func (j *Job) Run(ctx context.Context) error {
 	if port != j.cfg.Peer.Port {
 		group.Go(func() {
 			if err := port.Serve(tools); tools.Err() == nil {
-				end(fmt.Errorf("protect: port: %w", err))
+				fails(fmt.Errorf("protect: port: %w", err))
 			}
 		})
 	}
@@ -197,7 +199,7 @@ func (j *Job) Run(ctx context.Context) error {
 		group.Go(func() {
 			h := NetworkHost{Gate: j.keeper.Gate(), Checkpoint: j.request}
 			if err := n.Run(tools, h); tools.Err() == nil {
-				end(fmt.Errorf("protect: network %d: %w", i, err))
+				fails(fmt.Errorf("protect: network %d: %w", i, err))
 			}
 		})
 	}
@@ -205,7 +207,7 @@ func (j *Job) Run(ctx context.Context) error {
 	if s := j.cfg.Saved; s != nil {
 		group.Go(func() {
 			if err := s.fill(tools); err != nil && tools.Err() == nil {
-				end(err)
+				fails(err)
 			}
 		})
 	}
@@ -220,6 +222,7 @@ func (j *Job) Run(ctx context.Context) error {
 	end(nil)
 	j.orders.Wait()
 	if e := j.depart(ctx); e != nil {
+		j.note(e)
 		err = errors.Join(err, e)
 	}
 	j.mu.Lock()
@@ -293,6 +296,7 @@ func (j *Job) live(ctx context.Context) error {
 		}
 	}
 	if ctx.Err() == nil {
+		j.note(err)
 		j.do(failed, err.Error())
 	} else {
 		j.do(stopped, err.Error())

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -262,7 +263,12 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 		}
 	}
 	h, err := readHello(conn)
-	if err != nil {
+	var other *versionError
+	switch {
+	case errors.As(err, &other):
+		turnAwayVersion(conn, other)
+		return
+	case err != nil:
 		conn.Close()
 		return
 	}
@@ -292,6 +298,17 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 func turnAway(conn net.Conn, format string, args ...any) {
 	writeHello(conn, hello{Refused: fmt.Sprintf(format, args...)})
 	conn.Close()
+}
+
+// turnAwayVersion tells a host of another version what is spoken here, in the form in which every
+// version can tell that. What it has sent besides is read, since a connection that is closed
+// before that would lose the answer.
+func turnAwayVersion(conn net.Conn, other *versionError) {
+	defer conn.Close()
+	why := fmt.Sprintf("this host speaks version %d of the protocol, and not version %d", helloVersion, other.there)
+	if writeHello(conn, hello{Refused: why}) == nil {
+		io.Copy(io.Discard, io.LimitReader(conn, maxHello))
+	}
 }
 
 // register makes a guest known at the port.

@@ -340,6 +340,28 @@ func TestUnknownGuestIsRefusedInWords(t *testing.T) {
 	})
 }
 
+// A host of a later version, which may begin with more than this one reads, is told why it is turned
+// away, also over TCP, where an answer is lost if what was sent is not read.
+func TestAHostOfAnotherVersionIsToldWhichOneIsSpokenHere(t *testing.T) {
+	p, err := Listen("127.0.0.1:0", PortConfig{Insecure: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served(t, p)()
+	conn, err := net.Dial("tcp", p.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write(raw(helloVersion+1, 1<<20, strings.Repeat("x", maxHello/2))); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := readHello(conn)
+	if want := "this host speaks version 1 of the protocol, and not version 2"; err != nil || answer.Refused != want {
+		t.Errorf("%q, %v, want %q", answer.Refused, err, want)
+	}
+}
+
 func TestServeEndsWhatIsGreeted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFabric()

@@ -88,6 +88,9 @@ func (a *arbiters) acquire(on failover.Arbiter, who string, after uint64) failov
 	if g.Sent.Before(before) || g.Sent.After(time.Now()) {
 		a.Fatal("the grant counts from a time that is not that of the request")
 	}
+	if now := time.Now(); g.Sent == g.Sent.Round(0) && now != now.Round(0) { // in a bubble no time has one
+		a.Fatal("the grant counts from a time without a monotonic reading, so that a step of the clock prolongs it")
+	}
 	return g
 }
 

@@ -106,3 +106,31 @@ func TestABrokenArbiterIsFound(t *testing.T) {
 		})
 	}
 }
+
+// dated is an arbiter whose grants count by the clock of the day.
+type dated struct{ failover.Arbiter }
+
+func (d dated) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	g, err := d.Arbiter.Acquire(ctx, c)
+	g.Sent = g.Sent.Round(0)
+	return g, err
+}
+
+func TestAnArbiterThatCountsByTheClockOfTheDayIsFound(t *testing.T) {
+	for _, wrong := range []bool{true, false} {
+		var on failover.Arbiter = failover.NewStoreArbiter(new(Store))
+		if wrong {
+			on = dated{on}
+		}
+		r := &recorder{TB: t}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			(&arbiters{TB: r, ctx: t.Context(), term: time.Hour}).acquire(on, "a", 0)
+		}()
+		<-done
+		if said := strings.Join(r.said, "; "); strings.Contains(said, "monotonic") != wrong || !wrong && said != "" {
+			t.Errorf("said %q of an arbiter that is wrong: %v", said, wrong)
+		}
+	}
+}

@@ -104,6 +104,31 @@ func TestTwoPeersHearEachOtherUntilOneLeaves(t *testing.T) {
 	})
 }
 
+// A peer begins to beat when it knows of the connection and is ready. Only that may take longer.
+func TestAFirstBeatMayTakeLongerThanTheOnesAfterIt(t *testing.T) {
+	const first = 20 * timeout
+	for _, begins := range []time.Duration{0, timeout / 2, first - 1, first} {
+		synctest.Test(t, func(t *testing.T) {
+			a, b := net.Pipe()
+			defer b.Close()
+			go io.Copy(io.Discard, b)
+			begin, done := time.Now(), make(chan error, 1)
+			go func() { done <- Watch(t.Context(), a, Config{Interval: interval, Timeout: timeout, First: first}) }()
+			want := first
+			if time.Sleep(begins); begins < first {
+				b.Write([]byte{beat})
+				want = begins + timeout
+			}
+			if err := <-done; err != ErrLost {
+				t.Errorf("%v, want ErrLost", err)
+			}
+			if d := time.Since(begin); d != want {
+				t.Errorf("a peer that beats once, after %v, is lost after %v, want %v", begins, d, want)
+			}
+		})
+	}
+}
+
 func TestSilentPeerIsLostAfterTheTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe()

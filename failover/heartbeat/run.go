@@ -47,6 +47,11 @@ type Config struct {
 	// may be silent; it must be greater, and three to five times is usual.
 	Interval, Timeout time.Duration
 
+	// First is how long the peer's first beat may take, where that is longer than Timeout: a
+	// peer begins to beat when it knows that the connection is made, a turn of the network
+	// after this side, and when it is ready for what it beats for. 0: as long as Timeout.
+	First time.Duration
+
 	// Logger gets a record when the heartbeat begins and when it ends with the context
 	// (Debug), for a goodbye (Info), for a peer that is lost or is no heartbeat, and for
 	// a silence that is the fault of this process, which did not run for so long (Warn).
@@ -81,14 +86,14 @@ func run(ctx context.Context, conn io.ReadWriteCloser, cfg Config, heard func(de
 		out:  make(chan byte, 1),
 		sent: make(chan struct{}),
 		read: make(chan struct{}),
-		mon:  Monitor{Timeout: timeout},
+		mon:  Monitor{Timeout: max(timeout, cfg.First)},
 
 		heard: heard,
 	}
 	r.mon.Beat(time.Now())
 	go r.reader()
 	go r.writer()
-	err, ours := r.loop(ctx, interval)
+	err, ours := r.loop(ctx, interval, timeout)
 	r.logEnd(err, ours || ctx.Err() != nil)
 	if ours {
 		r.leave(timeout)
@@ -132,7 +137,7 @@ func (r *runner) logEnd(err error, ours bool) {
 
 // loop runs until there is something to report; ours says that ctx has ended, and
 // not the peer.
-func (r *runner) loop(ctx context.Context, interval time.Duration) (err error, ours bool) {
+func (r *runner) loop(ctx context.Context, interval, timeout time.Duration) (err error, ours bool) {
 	send := time.NewTicker(interval)
 	defer send.Stop()
 	due := time.NewTimer(time.Until(r.mon.Deadline()))
@@ -146,8 +151,13 @@ func (r *runner) loop(ctx context.Context, interval time.Duration) (err error, o
 			if err != nil {
 				return err, false
 			}
+			first := r.mon.Timeout != timeout
+			r.mon.Timeout = timeout
 			r.mon.Beat(time.Now())
 			r.heard(r.mon.Deadline())
+			if first {
+				due.Reset(time.Until(r.mon.Deadline()))
+			}
 		case <-send.C:
 			select {
 			case r.out <- beat:
