@@ -100,6 +100,28 @@ var promises = []struct {
 	{"README.md", "30 faults can be planted", []string{
 		"replication.TestEachMutantIsOneOfTheSourceAsItIs", "..TestTheREADMESaysHowManyFaultsOfDisksCanBePlanted"}},
 	{"README.md", "has what is exported, which a test compares.", []string{"..TestTheExportedAPIIsTheOneOnRecord"}},
+	{"README.md", "Streams of unknown devices, commands, return path.", []string{
+		"vmstate.TestUnknownLiveSectionsAreCarried"}},
+	{"README.md", "Precopy over several connections (multifd), plain, zlib, or zstd", []string{
+		"migrate.TestAGuestArrivesOverChannels"}},
+	{"README.md", "a checkpoint's memory over several connections, plain or compressed, where both sides use this library.", []string{
+		"colo.TestACheckpointsMemoryGoesOverChannels", "colo.TestWithoutAgreementTheChannelsAreClosed"}},
+	{"README.md", "and holds its output until the checkpoint that covers it is received.", []string{
+		"colo/filter.TestPrimaryHoldsUntilTheCheckpointIsReceived"}},
+	{"README.md", "connections that acknowledge at once what they have read", []string{
+		"colo/quickack.TestWhatIsReadIsAcknowledgedAtOnce"}},
+	{"README.md", "a guardian has the guest run on when the standby is lost.", []string{
+		"examples/lockstep-qemu.TestAGuestWhoseStandbyIsLostRunsOnAndIsProtectedAgain"}},
+	{"README.md", "Where the QEMU has a colo-compare, output is held until its checkpoint.", []string{
+		"examples/lockstep-qemu.TestOutputIsHeldWhileTheGuestIsProtectedAndNoLonger", "examples/lockstep-qemu.TestOutputIsNotHeldWithoutAColoCompare"}},
+	{"README.md", "`relay` passes checkpoints on to QEMU secondaries; `check` says whether a guest can be protected, and prints the command line of a QEMU that can take it over", []string{
+		"examples/lockstep-qemu.TestRelayInStepAnswersWhenTheSecondariesHaveTheCheckpoint", "examples/lockstep-qemu.TestCheckSaysWhatStandsAgainstProtection", "examples/lockstep-qemu.TestTheOfferedCommandLineTakesTheGuest"}},
+	{"README.md", "`-rehearse` tries beforehand the QEMU that is to bring the guest back;", []string{
+		"examples/lockstep-qemu.TestARehearsalFindsOutWhetherTheCommandLineFits"}},
+	{"README.md", "what two streams differ in, and why one machine would not load the other's.", []string{
+		"examples/streamdump.TestTwoStreamsAreCompared", "examples/streamdump.TestADestinationsOwnStreamTellsWhetherItWouldLoad"}},
+	{"README.md", "over 500 malformed and random inputs get the same bytes.", []string{
+		"event/qmp.TestAQEMUAndTheServerGiveTheSameAnswers"}},
 
 	{"docs/operations.md", "A journal with which the disk was not changed last", []string{"replication.TestAJournalUndoesNothingThatWasWrittenWithoutIt"}},
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
@@ -219,6 +241,22 @@ var promises = []struct {
 		"colo/protect.TestTwoHostsProtectAGuest", "colo/filter.TestPrimaryHoldsUntilTheCheckpointIsReceived"}},
 	{"docs/operations.md", "compares the packets of both guests, and what both have said leaves at once.", []string{
 		"colo/protect.TestWhatBothGuestsSayLeavesWithoutACheckpoint"}},
+	{"docs/operations.md", "how long a transfer may stand still if the peer is not known to live", []string{
+		"colo.TestSilentPeerIsNoticedWhereverItFallsSilent"}},
+	{"docs/operations.md", "is how long a dead primary stays unnoticed at most", []string{
+		"failover/heartbeat.TestSilentPeerIsLostAfterTheTimeout", "failover/heartbeat.TestBrokenConnectionIsALossWithItsReason"}},
+	{"docs/operations.md", "the loss of a minority of its members, slow members, changes of the leader, answers that are late or lost", []string{
+		"failover/etcd.TestLossOfTheLeaderDoesNotMoveTheGuest", "failover/etcd.TestAnswerThatIsLateIsCountedFromItsRequest"}},
+	{"docs/operations.md", "follows; it does not claim the guest while a promise lasts", []string{
+		"colo/protect.TestPairGoesOnWithoutItsArbiterAndNobodyTakesOver"}},
+	{"docs/operations.md", "Reason `request`: it was ordered on either host", []string{
+		"colo/protect.TestASwitchoverIsTheEndOfASessionByRequestOnBothHosts"}},
+	{"docs/operations.md", "the guest runs on unprotected; the error says what did not fit.", []string{
+		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords"}},
+	{"docs/operations.md", "the guest dirties memory faster than the link carries it", []string{
+		"colo.TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected"}},
+	{"docs/operations.md", "If both fail, it is told of both.", []string{
+		"replication.TestBothFailuresOfADiskAreToldOnce"}},
 
 	{"docs/security.md", "needs the token that the control connection's answer gave", []string{
 		"colo/protect.TestAConnectionOfAPairNeedsItsToken", "colo/protect.TestAStrangerDoesNotReplaceAControlConnection"}},
@@ -244,6 +282,16 @@ var promises = []struct {
 	{"docs/security.md", "Memory is taken as bytes arrive, not as a length announces.", []string{"vmstate.TestHostileLengthsTakeLittleMemory"}},
 	{"docs/security.md", "It can be slow or silent until the times of", []string{
 		"colo.TestASlowPeerThatDoesNotBeatIsLost", "colo.TestSilentPeerIsNoticedWhereverItFallsSilent"}},
+	{"docs/security.md", "its bytes must not crash it, exhaust it, or leave a guest half changed.", []string{
+		"colo.TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible", "colo/standby.TestAHostileCheckpointIsRefusedAndChangesNothing", "..TestWhatIsBoundedIsBoundedByTheCodeAndTested"}},
+	{"docs/security.md", "TLS 1.3 with certificates on both sides.", []string{
+		"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
+	{"docs/security.md", "can make the host do TLS handshakes and read a hello of at most 64 KiB.", []string{
+		"colo/protect.TestStrangersKeepNobodyOut", "colo/protect.TestWhatIsNoHelloIsRefused"}},
+	{"docs/security.md", "a pair in step goes on without an answer, a lone host does not", []string{
+		"colo/protect.TestPairGoesOnWithoutItsArbiterAndNobodyTakesOver", "colo/protect.TestALoneHostHoldsItsOutputWhileItsArbiterIsAway"}},
+	{"docs/security.md", "It learns the hosts' names, which of them has the guest or has left it, and the number of the last checkpoint;", []string{
+		"colo/protect.TestAnArbiterLearnsTheHostsAndTheCheckpointsAndNothingElse"}},
 
 	{"docs/architecture.md", "A test compares the arrows with the imports of the code.", []string{"..TestThePictureShowsTheImports", "..TestArrowsThatFollowFromOthersAreLeftOut"}},
 	{"docs/architecture.md", "it imports nothing of the library, and only `examples/lockstep-qemu` uses it.", []string{"..TestQuickackStandsAlone"}},
@@ -261,6 +309,8 @@ var promises = []struct {
 	{"docs/architecture.md", "The root module links gokvm and golang.org/x/sys.", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
 	{"docs/architecture.md", "`vmstate.Registry.Load` decodes and can roll back, `ram.Cache` stages beside the guest's memory, a `replication.Secondary` keeps pre-images.", []string{
 		"vmstate.TestBadStatesAreRefusedAndUndone", "vmstate/ram.TestDiscardLeavesTheGuestAlone", "replication.TestFailoverUndoesThePrimarysWrites"}},
+	{"docs/architecture.md", "all that it started has ended when that method, or the type's Close, returns.", []string{
+		"colo.TestMain", "colo/protect.TestMain", "colo/proxy.TestMain", "colo/filter.TestMain", "colo/quickack.TestMain", "event/qmp.TestMain", "replication/nbd.TestMain"}},
 }
 
 func TestEveryPromiseOnRecordIsStillMadeAndStillTested(t *testing.T) {

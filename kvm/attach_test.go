@@ -59,7 +59,7 @@ func newHostVM(t *testing.T) *hostVM {
 	return h
 }
 
-// attach adopts it.
+// attach has the package adopt the VM.
 func (h *hostVM) attach(t *testing.T) (*VM, *VCPU, *vmstate.Registry) {
 	t.Helper()
 	vm, err := Attach(uintptr(h.vm), AttachConfig{})
@@ -80,7 +80,7 @@ func (h *hostVM) attach(t *testing.T) (*VM, *VCPU, *vmstate.Registry) {
 	return vm, v, reg
 }
 
-// boot puts the test program into it.
+// boot puts the test program into the VM.
 func (h *hostVM) boot(t *testing.T, v *VCPU, p guest.Params) {
 	t.Helper()
 	if err := guest.Load(h.mem, p); err != nil {

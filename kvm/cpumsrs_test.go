@@ -52,7 +52,7 @@ func TestAnMSRThatKVMRefusesIsNamedInTheHello(t *testing.T) {
 			t.Errorf("MSR %#x with %#x: %v", index, value, err)
 		}
 	}
-	// What is 0 is not missed.
+	// An MSR that is 0 on the other host is not missed.
 	theirs := described(t, a.VM, func(c *kvm.CPU) { c.MSRs = append(c.MSRs, kvm.MSR{Index: none}) })
 	if err := b.JudgeCPU(theirs); err != nil {
 		t.Error("an MSR that is 0 there:", err)

@@ -16,7 +16,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// whole is what KVM says of a VM with one vCPU, without what elapses.
+// whole is what KVM says of a VM with one vCPU, without the clocks, which run on.
 type whole struct {
 	*VCPUState
 	*ChipState

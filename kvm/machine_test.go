@@ -91,7 +91,7 @@ func (m *machine) load() {
 	}
 }
 
-// io is the device.
+// io is the device that the program writes its frames to.
 func (m *machine) io(v int, x *kvm.IO) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -220,7 +220,7 @@ func (m *machine) save() saved {
 	return s
 }
 
-// restore is the other end of save. The frames after the saved round are void.
+// restore loads what save has returned. The frames after the saved round are void.
 func (m *machine) restore(s saved) {
 	m.t.Helper()
 	reg := m.registry()

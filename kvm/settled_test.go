@@ -51,9 +51,9 @@ func TestAnINITBetweenTwoLoadsLeavesNothing(t *testing.T) {
 	}
 }
 
-// A state of a KVM that does not tell PDPTRs has those of its memory, which is other memory with
-// each load: so KVM is given the special registers again, which has it read them. That it is shows by
-// a base that was changed where nobody can have seen it.
+// A state from a KVM that does not tell PDPTRs has them in memory only, and each load brings other
+// memory: so KVM is given the special registers again, equal or not, and reads the PDPTRs anew. To see
+// that it was given them the test changes a segment's base in KVM alone, which giving them undoes.
 func TestPDPTRsThatAreInMemoryAreReadAnew(t *testing.T) {
 	list, v, load := states(t)
 	load(list[0])
@@ -167,8 +167,8 @@ func TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad(t *testing.T) {
 	}
 }
 
-// What the flags of a state do not tell of is off, and not what the vCPU had before: KVM leaves alone
-// what it is not told of.
+// What the flags of a state do not name is off after a load, and not as the vCPU had it before, though
+// KVM by itself leaves alone what it is not told of.
 func TestWhatAStateDoesNotTellOfIsOff(t *testing.T) {
 	list, v, load := states(t)
 	load(list[0])

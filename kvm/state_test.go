@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/kvm"
 )
 
-// everywhere runs a test with 1 and 2 vCPUs, with dirty bitmaps and dirty rings: with each
-// of both, or with the one that has neither and the one that has all.
+// everywhere runs a test with 1 and 2 vCPUs, each with dirty bitmaps and with dirty rings. Where
+// a sample is enough, it is one vCPU with bitmaps and two with rings.
 func everywhere(t *testing.T, fn func(t *testing.T, p guest.Params, cfg kvm.Config)) {
 	for vcpus := 1; vcpus <= 2; vcpus++ {
 		for _, ring := range []int{0, 1024} {

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// left returns the area as it is after an exit of a KVM that stores all that ask asks for.
+// left returns the area as a KVM leaves it at an exit, if it stores all that ask has asked for.
 func left() *syncArea {
 	a := &syncArea{}
 	a.ask()

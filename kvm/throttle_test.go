@@ -22,17 +22,17 @@ func newSliced() *sliced {
 	return &sliced{VCPU: v}
 }
 
-// ends stops its timers.
+// ends stops the timers of the vCPU.
 func (s *sliced) ends() {
 	s.vm.mu.Lock()
 	defer s.vm.mu.Unlock()
 	s.slice.stop()
 }
 
-// look is how often it looks whether something has changed.
+// look is how long the vCPU waits before it looks again whether it is kicked, or rests.
 const look = 250 * time.Microsecond
 
-// live has it do for a time what Run does.
+// live does for some time what Run does: it enters the guest, leaves it when kicked, and rests.
 func (s *sliced) live(d time.Duration) {
 	vm := s.vm
 	for end := time.Now().Add(d); time.Now().Before(end); {
@@ -59,7 +59,7 @@ func (s *sliced) live(d time.Duration) {
 	}
 }
 
-// share returns how much of a time it is in the guest.
+// share lets the vCPU live for a time, and returns which part of it was spent in the guest.
 func (s *sliced) share(d time.Duration) float64 {
 	s.inside = 0
 	begun := time.Now()

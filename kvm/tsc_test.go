@@ -119,8 +119,8 @@ func TestATSCThatIsNotObeyedIsSaid(t *testing.T) {
 	}
 }
 
-// A guest that is to catch up has its clock later by what passed since it was saved,
-// another has not.
+// The clock of a guest that is to catch up goes on from where it was saved plus the time that
+// has passed since; any other guest's goes on from where it was saved.
 func TestAGuestCatchesUpWithTheWallClockIfAsked(t *testing.T) {
 	for _, catchUp := range []bool{false, true} {
 		x := newAdoptedWith(t, kvm.AttachConfig{CatchUp: catchUp}, 1, nil)

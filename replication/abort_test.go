@@ -10,7 +10,7 @@ type closingDisk struct {
 
 func (d *closingDisk) Close() error { d.closed++; return nil }
 
-// abortingDisk can do without Close.
+// abortingDisk has an Abort, after which it needs no Close.
 type abortingDisk struct {
 	closingDisk
 	aborted int

@@ -188,7 +188,7 @@ type deafDisk struct {
 
 func (d deafDisk) CheckWrites() error { return d.err }
 
-// uses are all ways to give a Disk for something that is written.
+// uses returns the calls that take a Disk and write it later, each with d in that place.
 func uses(d Disk, fits *fakeDisk) map[string]func() error {
 	attach := func(r Remote) error {
 		p, err := NewPrimary(fits, PrimaryConfig{InSync: true})
@@ -209,8 +209,8 @@ func uses(d Disk, fits *fakeDisk) map[string]func() error {
 	}
 }
 
-// Nobody's guest finds out at its first write, or a primary at its first checkpoint, what a disk
-// knew from the beginning.
+// A disk that says from the beginning that it cannot be written is refused when it is given, and
+// not at the first write of a guest or at the first checkpoint of a primary.
 func TestADiskThatSaysThatItCannotBeWrittenIsRefused(t *testing.T) {
 	for what, use := range uses(deafDisk{newFake(minJournal, 0), errInjected}, newFake(minJournal, 0)) {
 		wantErr(t, what, use(), errInjected)
@@ -222,7 +222,7 @@ func TestADiskThatSaysThatItCannotBeWrittenIsRefused(t *testing.T) {
 	}
 }
 
-// Nor does one that grows get such a connection in the place of the one that it has.
+// A disk that grows keeps the connection that it has where the new one is to such a disk.
 func TestADiskDoesNotGrowOntoOneThatCannotBeWritten(t *testing.T) {
 	file, err := CreateFile(filepath.Join(t.TempDir(), "local"), testSize)
 	must(t, err)

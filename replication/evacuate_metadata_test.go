@@ -101,7 +101,7 @@ func TestAGuestIsBroughtAwayFromADiskWhoseMetadataCannotBeWritten(t *testing.T) 
 				t.Errorf("told of: %+v", *h.failed)
 			}
 
-			// The secondary is what says how the disk's history went on.
+			// Of the two copies the secondary's has the later history.
 			must(t, s.Stop(ctx, true))
 			rng := rand.New(rand.NewPCG(1, 0))
 			old, gone := h.local.cutPower(rng), h.dev.cutPower(rng)
@@ -244,7 +244,7 @@ func TestWhatCannotBeRecordedIsAnErrorWithoutEvacuate(t *testing.T) {
 	wantErr(t, "another secondary", joinOver(p, s), errInjected)
 }
 
-// A secondary whose metadata cannot be written says so, and is none any more.
+// A secondary whose metadata cannot be written says so, and is no secondary any more.
 func TestMetadataThatCannotBeWrittenFailsASecondary(t *testing.T) {
 	local := newFake(evacuated, 0x11)
 	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})

@@ -33,8 +33,9 @@ func (d failing) Sync() error {
 	return d.Disk.Sync()
 }
 
-// Whoever waits for an answer may go on in the moment in which it counts as there: a Mark
-// would say that all is stable after a flush that has failed.
+// A request that fails counts as answered only once the Forwarder is broken. Otherwise a Mark
+// that waits for the answer could go on in between, and say that all is stable though a flush
+// has failed.
 func TestWhatFailsIsNotAnsweredBeforeTheForwarderIsBroken(t *testing.T) {
 	for _, c := range []struct {
 		name string

@@ -144,8 +144,8 @@ func TestMarkingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// A bitmap that a power cut has left half written says of nothing that it is
-// the same which is not.
+// A bitmap that a power cut has left half written calls no region the same that
+// differs.
 func TestBitmapAfterAPowerCut(t *testing.T) {
 	const size = 2 * intentSectorBits * intentRegion // two sectors
 	for seed := range uint64(200) {

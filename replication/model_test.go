@@ -304,7 +304,7 @@ func (m *model) step() {
 	}
 }
 
-// answers lets some answers in.
+// answers lets some of the secondary's answers reach the primary.
 func (m *model) answers() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Microsecond)
 	defer cancel()

@@ -6,7 +6,7 @@ import (
 	"github.com/gocolo/lockstep/internal/mutant"
 )
 
-// mutants are faults that the models find. The first are of each kind one. See
+// mutants are faults that the models find. The first ones are one of each kind. See
 // TestMutants, which plants them.
 var mutants = []mutant.Mutant{
 	{

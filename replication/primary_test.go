@@ -352,7 +352,7 @@ func TestForwardingAllocatesNothing(t *testing.T) {
 	}
 }
 
-// slowToClose is a Remote whose end takes its time.
+// slowToClose is a Remote whose Close takes a minute.
 type slowToClose struct{ Remote }
 
 func (r slowToClose) Close() error {

@@ -25,9 +25,9 @@ func newSched(seed uint64) *sched {
 	return s
 }
 
-// run lets those go on that nobody else lets go on, until stop is called: one each
-// time that everybody else has had a turn, so that a run takes as long as its work,
-// however busy the machine is.
+// run lets goroutines that are held up go on, until stop is called: one each time that
+// all others have had a turn, so that a run takes as long as its work, however busy
+// the machine is.
 func (s *sched) run() (stop func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A Start whose error came after stable storage had it is over: the next process finds a disk that
-// is that of a checkpoint, and so no primary may write it meanwhile. Each write and each sync of
+// A Start may fail after its record has reached stable storage. The next process finds the disk of
+// a checkpoint then, and so no primary may write it meanwhile. Each write and each sync of
 // the two places fails once, in a first copy and in one of a disk that was one before.
 func TestWhatAFailedStartHasRecordedStaysTrue(t *testing.T) {
 	ctx := context.Background()

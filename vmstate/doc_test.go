@@ -112,7 +112,7 @@ func TestTheTableOfSavevmNamesWhatExists(t *testing.T) {
 	}
 }
 
-// calls returns the names that the files of some patterns select from something.
+// calls returns the names behind a dot in the files that match a pattern: a.Name has Name.
 func calls(t *testing.T, patterns ...string) map[string]bool {
 	t.Helper()
 	names := make(map[string]bool)

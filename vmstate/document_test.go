@@ -230,7 +230,7 @@ func TestAPackageIsCutByItsFooters(t *testing.T) {
 	if again := written(t, func(w *qemufile.Writer) { doc.Put(w) }); !bytes.Equal(again, stream) {
 		t.Error("written again, it differs")
 	}
-	// The real thing has one too.
+	// A stream that QEMU wrote has a package too.
 	doc, err = ReadDocument(reader(vector(t, "postcopy_none_8M_stream.bin")), &rawRAM{})
 	wantNil(t, "read", err)
 	if !slices.ContainsFunc(doc.Records, func(r Record) bool { return len(r.Package) == 5 }) {

@@ -63,7 +63,8 @@ func (plainLive) SaveIterate(*qemufile.Writer) (bool, error) { return true, nil 
 
 func (plainLive) SaveComplete(*qemufile.Writer) error { return nil }
 
-// Between checkpoints the guest runs: a device's fields are its own then.
+// Between checkpoints the guest runs, and uses the fields of its devices: only parts of live
+// devices may come then.
 func TestPartsAloneAreTakenBetweenCheckpoints(t *testing.T) {
 	const setup, part = `01 00000002 03 "ram" 00000000 00000004 11 7e 00000002`, `02 00000002 22 7e 00000002`
 	for why, x := range map[string]struct {

@@ -216,7 +216,7 @@ func machines(t *testing.T) map[string][]string {
 }
 
 // What QEMU writes is taken apart and put together again, once byte for byte and
-// once as a stream of our own, and QEMU's guest runs on from either.
+// once as a stream that is composed here, and QEMU's guest runs on from either.
 func TestQEMURunsOnFromWhatWePutTogether(t *testing.T) {
 	for name, args := range machines(t) {
 		t.Run(name, func(t *testing.T) {
@@ -378,7 +378,7 @@ func TestQEMUsDirtyBitmapsAreCarried(t *testing.T) {
 	resume(t, again.Bytes(), []string{"dirty-bitmaps"}, args...)
 }
 
-// A stream whose parts are all our own: a machine of two devices that QEMU's
+// A stream all of whose parts are composed here: a machine of two devices that QEMU's
 // machine none has.
 func TestQEMULoadsAMachineThatWeSaved(t *testing.T) {
 	size, state := uint32(8), [100]byte{}

@@ -68,7 +68,7 @@ func TestConfigurationComesBack(t *testing.T) {
 		for n := range want {
 			r := reader(want[:n])
 			_, err := ReadConfiguration(r)
-			// It has no end: cut before a subsection it is whole.
+			// A configuration has no end mark: cut before a subsection it counts as whole.
 			if err == nil && n >= 5+len(x.c.Machine) && r.Offset() == int64(n) {
 				continue
 			}

@@ -213,7 +213,7 @@ func TestParseVMDescIsLenient(t *testing.T) {
 	if err != nil || s.Find("list").Value.([]any)[1].(Struct).Fields[0].Value != uint64(9) || len(s.Find("tree").Value.([]byte)) != 6 {
 		t.Errorf("list: %+v, %v", s, err)
 	}
-	// A list that is not laid out as we think is bytes.
+	// A list that does not have the layout of a list is given as bytes.
 	s, err = d.Devices[1].Decode([]byte{2, 8, 1, 9, 0, 0, 0, 0, 0, 1, 0})
 	if err != nil || len(s.Find("list").Value.([]byte)) != 5 {
 		t.Errorf("list: %+v, %v", s, err)

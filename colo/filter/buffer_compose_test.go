@@ -57,8 +57,8 @@ func TestAFullBufferComposesNothing(t *testing.T) {
 	}
 }
 
-// A commit, and whatever else forgets the packets that wait, does not touch the one that is
-// composed, which comes after it.
+// A commit, and whatever else drops the packets that wait, leaves the packet that is being
+// composed alone: it is a later one.
 func TestAPacketThatIsComposedOutlivesACommit(t *testing.T) {
 	b := filter.NewBuffer(filter.BufferConfig{})
 	b.Commit(0)

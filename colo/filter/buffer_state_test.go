@@ -39,7 +39,7 @@ func save(t testing.TB, b *filter.Buffer) []byte {
 	return state.Bytes()
 }
 
-// load stages and commits it.
+// load stages and commits such a state.
 func load(t testing.TB, b *filter.Buffer, state []byte) {
 	t.Helper()
 	reg := registry(t, b)

@@ -30,7 +30,8 @@ type lived struct {
 	half   bool   // its handshake was not complete when its host was protected anew, and no checkpoint has come since it is
 }
 
-// An own has the number after the SYN of a guest, and the timestamp in it.
+// An own is what one guest chose when a connection was opened: the sequence number that
+// follows its SYN, and the timestamp in the SYN.
 type own struct{ number, time uint32 }
 
 type lineage struct {
@@ -165,7 +166,7 @@ func (m *lineage) out(why string, i int, flags uint8) {
 	}
 }
 
-// checkpoint gives the secondary the primary's guest and its Edge.
+// checkpoint gives the secondary the state of the primary: of the guest and of the Edge.
 func (m *lineage) checkpoint() {
 	m.note("checkpoint")
 	if err := loadEdge(m.t, m.edges[1], saveEdge(m.t, m.edges[0])); err != nil {

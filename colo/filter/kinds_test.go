@@ -15,16 +15,16 @@ import (
 // A view is a guest's initial number and timestamp on the connection of these tests.
 type view struct{ seq, time uint32 }
 
-// A frameKind is a frame to or from the guest, with the numbers of one of the guests. Its
-// connection was opened by frames that wrap was applied to, too.
+// A frameKind is a frame to or from the guest, with the numbers of one of the guests. wrap
+// is applied to it, and to the frames that open its connection.
 type frameKind struct {
 	what string
 	wrap func(f []byte) []byte
 	say  func(toGuest, v6 bool, v view) []byte
 }
 
-// spoken returns what says a segment with these flags, options and data, at a place of either
-// stream.
+// spoken returns a function that builds the segment with these flags, options and data, as
+// many bytes into either stream as at says.
 func spoken(at uint32, flags uint8, opts func(v view) []byte, data string, more ...func(f []byte)) func(toGuest, v6 bool, v view) []byte {
 	return func(toGuest, v6 bool, v view) []byte {
 		var o []byte

@@ -23,7 +23,7 @@ type duplex struct {
 
 // Packets of any length, each of which is its number again and again behind a virtio-net
 // header, come out of an outbox as they went in: in their order, between the same markers,
-// all but those of which it said that they are lost. That the writer is slow does not matter,
+// without those that it has reported as lost. That the writer is slow does not matter,
 // nor that what waits is dropped while a large one is being written.
 func TestAnOutboxWritesWhatItWasGiven(t *testing.T) {
 	for _, vnet := range []bool{false, true} {

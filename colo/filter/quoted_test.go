@@ -40,7 +40,8 @@ func message(t *testing.T, toGuest, v6, redirect bool, tags string, quoted []byt
 	return f
 }
 
-// sealedMessage reports whether the checksum of a message is right, and takes it out.
+// sealedMessage reports whether the checksum of a message is right, and sets it to zero, so
+// that messages can be compared.
 func sealedMessage(f []byte) bool {
 	var p packet.Packet
 	p.Parse(f)

@@ -9,8 +9,8 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A segment may have timestamps twice. The last ones count, as they do to Linux, and a client
-// that takes the first sees none of the guest's own either.
+// A segment may have timestamps twice. The last ones count, as they do to Linux. The first ones
+// are translated too, for a client that takes those.
 func TestTimestampsThatAreRepeatedAreAllTranslated(t *testing.T) {
 	twice := func(value, echo uint32) []byte {
 		return append(wireTimes(value^0x1000000, echo^0x1000000), wireTimes(value, echo)...)

@@ -68,7 +68,7 @@ func TestWhatIsNoHelloIsRefused(t *testing.T) {
 		"nothing":         nil,
 		"http":            []byte("GET / HTTP/1.1\r\nHost: here\r\n\r\n"),
 		"another version": raw(2, 2, "{}"),
-		"too long":        raw(1, maxHello+1, "{}"),
+		"too long":        raw(1, maxHello+1, "{}"+strings.Repeat(" ", maxHello-1)),
 		"all it can":      raw(1, 1<<32-1, "{}"),
 		"cut":             raw(1, 100, `{"channel"`),
 		"no json":         raw(1, 3, "{{}"),
@@ -78,6 +78,9 @@ func TestWhatIsNoHelloIsRefused(t *testing.T) {
 		if _, err := readHello(bytes.NewReader(b)); !errors.Is(err, ErrHello) {
 			t.Errorf("%s: %v, want ErrHello", name, err)
 		}
+	}
+	if _, err := readHello(bytes.NewReader(raw(1, maxHello, "{}"+strings.Repeat(" ", maxHello-2)))); err != nil {
+		t.Errorf("as long as it may be: %v", err)
 	}
 	if err := writeHello(io.Discard, hello{Guest: strings.Repeat("x", maxHello)}); !errors.Is(err, ErrHello) {
 		t.Errorf("one that is too long was written: %v", err)

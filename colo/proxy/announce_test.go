@@ -119,7 +119,8 @@ func TestAnnouncementsAreRepeatedWithGrowingGaps(t *testing.T) {
 	}
 }
 
-// A leaf is a gate that is shut at first and opens once.
+// A leaf is one of the gates that a frame has to pass, like a leaf of a double door. It is
+// shut at first and opens once.
 type leaf struct {
 	open atomic.Bool
 	ch   chan struct{}

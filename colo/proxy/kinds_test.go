@@ -175,7 +175,7 @@ func newKindsWorld(t *testing.T, vnet int, continuous bool) *kindsWorld {
 		p.VNetHdr, s.VNetHdr = vnet, vnet
 		p.Continuous, s.Continuous = continuous, continuous
 	})
-	// In the place of those that the world has, which know datagrams with words.
+	// The world's own networks, which know datagrams with words only, make room for these.
 	x.cancel()
 	x.pw.Close()
 	x.sw.Close()

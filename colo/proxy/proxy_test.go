@@ -260,7 +260,7 @@ func TestAStalledConnectionIsReplacedByTheNext(t *testing.T) {
 	})
 }
 
-// A connection that swallows everything: the hosts have not noticed that the
+// A connection takes every write and delivers nothing: the hosts have not noticed that the
 // network between them is gone.
 func TestAStalledConnectionIsAReasonForACheckpointAtOnceFromTheSecondEpochOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

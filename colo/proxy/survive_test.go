@@ -13,7 +13,7 @@ import (
 // that is slow at times and a connection that breaks at times; then a host dies,
 // wherever in whichever step. What the survivor's guest remembers to have said
 // must all have left, by one host or the other, and nothing may have left that it
-// does not remember. What it was told it was told once and in order.
+// does not remember. What it was told came once and in order.
 func TestWhicheverHostDiesWhenever(t *testing.T) {
 	seeds := uint64(150)
 	if testing.Short() {

@@ -61,7 +61,8 @@ func (p *port) heard() []string {
 	return f
 }
 
-// announcedAt is one round for the guest of arpOf.
+// announcedAt has the frames of one round of announcements, for the guest that arpOf speaks
+// for.
 var announcedAt = []string{
 	qemuRARP,
 	"ffffffffffff525400000001" + "0806" + "0001080006040001" + "5254000000010a000001" + "0000000000000a000001" + strings.Repeat("00", 18),

@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// protectedQEMU starts a guest under a QEMU that a standby of ours protects. The
+// protectedQEMU starts a guest under a QEMU, protected by a standby of this package. The
 // standby's side of the arbiter answers with an error, if there is one.
 func protectedQEMU(t *testing.T, answer error) (*qemutest.VM, *session, <-chan colo.Claim) {
 	t.Helper()

@@ -53,8 +53,8 @@ func TestAPrimaryThatIsKilledAtAnyStepIsBroughtBack(t *testing.T) {
 }
 
 // A QEMU secondary that dies or stands still at any step ends its session and
-// nothing else. (A QEMU primary in our place would wait for ever for one that
-// stands still, its guest stopped.)
+// nothing else. (A QEMU in the place of this primary would wait for ever
+// for one that stands still, its guest stopped.)
 func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
 	t.Parallel()
 	qemutest.KVM(t)

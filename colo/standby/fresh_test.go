@@ -51,7 +51,7 @@ func TestZeroPagesThatAreZerosAlreadyAreLeftOut(t *testing.T) {
 			if n := len(whole) - out.Len(); n != c.less*record {
 				t.Errorf("%d bytes less, not %d", n, c.less*record)
 			}
-			// A guest whose memory was all zeros becomes the same by it.
+			// A guest whose memory was all zeros is the same after it has read this.
 			there := standby.New(standby.Config{})
 			defer there.Close()
 			if err := there.Read(qemufile.NewReader(&out)); err != nil {

@@ -92,7 +92,8 @@ var (
 	doesNotMind  = reaction{false, ""} // prints an error, and checkpoints as before
 )
 
-// How our primary takes the same: its session ends, and it goes on alone.
+// What a primary of package colo does with the same fault: its session ends, and it goes on
+// alone.
 func wrongMessage(err error) bool { var m *colo.MessageError; return errors.As(err, &m) }
 func silence(err error) bool      { return errors.Is(err, colo.ErrTimeout) }
 func theEnd(err error) bool {
@@ -313,8 +314,8 @@ func requestFaults(t *testing.T) []requestFault {
 	}
 }
 
-// What a QEMU 7.2.22 secondary does with a wrong request, and what we do with the
-// same bytes: end in bounded time, with the last whole checkpoint.
+// What a QEMU 7.2.22 secondary does with a wrong request, and what a standby does with the
+// same bytes: it ends in bounded time, with the last whole checkpoint.
 func TestWhatAQEMUSecondaryAndWeDoWithAWrongRequest(t *testing.T) {
 	for i, f := range requestFaults(t) {
 		sent := f.sent
@@ -382,8 +383,8 @@ func toUs(t *testing.T, f requestFault, sent []byte) {
 	}
 }
 
-// scripted is our end of a connection whose other end says no more than left bytes. If it
-// ends then, what we say is taken all the same, as when a half of it is closed.
+// scripted is one end of a connection whose other end sends no more than left bytes. If that
+// ends then, it still takes what is sent to it, as when only its own half is closed.
 type scripted struct {
 	net.Conn
 	left int

@@ -167,7 +167,8 @@ func noneGuest(t testing.TB) []byte {
 	return slices.Concat(
 		vector(t, "none-initial.bin"),
 		checkpoint(t, named(0x3000|0x08, "ram", filled(7)...), page(0x4000|0x28, filled(8)...)),
-		// CONTINUE goes on from the checkpoint before; a difference to it.
+		// The first record has CONTINUE, for the block of the checkpoint before, and is a
+		// difference to the page there.
 		checkpoint(t, page(0x3000|0x60, 1, 0, 3, 2, 1, 99), page(0x4000|0x22, 0)),
 		checkpoint(t, page(0x4000|0x60, 1, 0, 3, 0, 1, 55), page(0x5000|0x28, filled(5)...), page(0x5000|0x60, 1, 0, 3, 1, 1, 6)),
 	)
@@ -230,7 +231,7 @@ func TestWhatIsWrittenCanBeReadAndWrittenAgain(t *testing.T) {
 	}
 }
 
-// memory keeps the records of memory.
+// memory reads the live sections of ram, and keeps their bytes.
 type memory struct{}
 
 type body []byte

@@ -59,7 +59,7 @@ func (d *downstream) rest(t *testing.T) event.CheckpointCommit {
 	}
 }
 
-// protect makes the guest's state another secondary's, at addr.
+// protect begins a session with a further secondary, at addr, that is sent the guest's state.
 func protect(t *testing.T, g *standby.Guest, addr string, save ram.SaverConfig, cfg colo.PrimaryConfig) *downstream {
 	t.Helper()
 	network, address, _ := strings.Cut(addr, ":")

@@ -93,6 +93,7 @@ Exit status: 0, 1 if something failed, 2 for a bad command line.
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	output.Outlive()
 	out := output.New(os.Stdout)
 	err := run(ctx, os.Args[1:], os.Stdin, out, statusline.IsTerminal(os.Stdout))
 	stop()

@@ -30,6 +30,7 @@ import (
 
 func main() {
 	ctx, status := interrupt.Notify()
+	output.Outlive()
 	out := output.New(os.Stdout)
 	own := gokvm(ctx, os.Args[1:], stdio{os.Stdin, out, os.Stderr})
 	os.Exit(out.Status(status(own), "lockstep-gokvm", os.Stderr))

@@ -131,7 +131,7 @@ func (w *flatWorld) machine(number int, o options, devices gokvmhost.Config) (_ 
 	}
 	f := &flatMachine{w: w, number: number}
 	m.AddDevice(f)
-	if err = gokvmhost.LoadLinux(m, bytes.NewReader(leastKernel()), nil, ""); err != nil {
+	if err = gokvmhost.LoadLinux(m, bytes.NewReader(flatguest.LeastKernel()), nil, ""); err != nil {
 		return nil, errors.Join(err, gokvmhost.CloseMachine(m))
 	}
 	h, err := gokvmhost.Attach(m, devices)
@@ -152,23 +152,6 @@ func (w *flatWorld) machine(number int, o options, devices gokvmhost.Config) (_ 
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-// leastKernel returns the least that gokvm takes for a kernel. It is not run.
-func leastKernel() []byte {
-	k := make([]byte, 4096)
-	le := binary.LittleEndian
-	k[0x1f1] = 1
-	le.PutUint32(k[0x1f4:], 1)
-	le.PutUint16(k[0x1fe:], 0xaa55)
-	copy(k[0x202:], "HdrS")
-	le.PutUint16(k[0x206:], 0x20f)
-	k[0x211] = 1
-	le.PutUint32(k[0x22c:], 0x7fffffff)
-	le.PutUint32(k[0x238:], 2047)
-	le.PutUint64(k[0x258:], 0x1000000)
-	le.PutUint32(k[0x260:], 0x10000)
-	return k
 }
 
 // A flatProcess is one run of the program.

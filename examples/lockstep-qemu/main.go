@@ -88,6 +88,7 @@ var commands = map[string]command{
 
 func main() {
 	ctx, status := interrupt.Notify() // a second signal ends it the hard way
+	output.Outlive()
 	out := output.New(os.Stdout)
 	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, statusline.IsTerminal(os.Stdout)})
 	os.Exit(out.Status(status(own), "lockstep-qemu", os.Stderr))

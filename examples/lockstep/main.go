@@ -51,6 +51,7 @@ func main() {
 		return
 	}
 	ctx, status := interrupt.Notify()
+	output.Outlive()
 	out := output.New(os.Stdout)
 	own := lockstep(ctx, os.Args[1:], out, os.Stderr, statusline.IsTerminal(os.Stdout))
 	os.Exit(out.Status(status(own), "lockstep", os.Stderr))

@@ -71,23 +71,6 @@ func (d *flatDevice) Write(port uint64, p []byte) error {
 	return nil
 }
 
-// kernel returns the least that gokvm takes for a kernel.
-func kernel() []byte {
-	k := make([]byte, 4096)
-	le := binary.LittleEndian
-	k[0x1f1] = 1
-	le.PutUint32(k[0x1f4:], 1)
-	le.PutUint16(k[0x1fe:], 0xaa55)
-	copy(k[0x202:], "HdrS")
-	le.PutUint16(k[0x206:], 0x20f)
-	k[0x211] = 1
-	le.PutUint32(k[0x22c:], 0x7fffffff)
-	le.PutUint32(k[0x238:], 2047)
-	le.PutUint64(k[0x258:], 0x1000000)
-	le.PutUint32(k[0x260:], 0x10000)
-	return k
-}
-
 func newMachine(t *testing.T, cfg gokvmhost.MachineConfig) *gokvmhost.Machine {
 	t.Helper()
 	require.Usable(t, require.KVM, kvm.Probe)
@@ -104,7 +87,7 @@ func newFlat(t *testing.T, p guest.Params, cfg gokvmhost.Config) *flat {
 	f := &flat{t: t, machine: m, params: p}
 	f.device = &flatDevice{frames: make([][]guest.Frame, max(p.VCPUs, 1))}
 	m.AddDevice(f.device)
-	must(t, gokvmhost.LoadLinux(m, bytes.NewReader(kernel()), nil, ""))
+	must(t, gokvmhost.LoadLinux(m, bytes.NewReader(guest.LeastKernel()), nil, ""))
 	var err error
 	f.Host, err = gokvmhost.Attach(m, cfg)
 	must(t, err)

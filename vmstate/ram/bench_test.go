@@ -32,7 +32,7 @@ func (t turns) median() float64 {
 	return float64(s[len(s)/2].Nanoseconds())
 }
 
-// versus runs ours and bound in turns, b.N times each, n bytes a time, and
+// versus runs ours, what is measured, and bound in turns, b.N times each, n bytes a time, and
 // returns what they took in nanoseconds.
 func versus(b *testing.B, n int, ours, bound func()) (oursNS, boundNS float64) {
 	ours()

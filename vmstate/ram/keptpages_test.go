@@ -327,7 +327,7 @@ func TestPagesThatStayWritableAreNotSentAhead(t *testing.T) {
 	wantMemory(t, "sent ahead", q.guest, want)
 }
 
-// However a session ends, the next one's log is as it was before there were any.
+// However a session ends, the next one finds the log as before the first: no page stays named.
 func TestNothingStaysWritableWhenASessionEnds(t *testing.T) {
 	for name, end := range map[string]func(*Saver, *Cache){
 		"both end":              func(s *Saver, c *Cache) { s.SaveCleanup(); c.Discard() },

@@ -10,7 +10,7 @@ import (
 )
 
 // kind is one of the two ways in which a Cache keeps the primary's memory. What
-// one promises the other does.
+// one of them promises, the other promises too.
 type kind struct {
 	name string
 	cfg  CacheConfig

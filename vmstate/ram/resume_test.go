@@ -87,7 +87,7 @@ func length(sections [][]byte) (n int) {
 	return n
 }
 
-// tells tells the primary which pages the secondary's guest wrote, if the cache keeps no copy.
+// tells has the primary told which pages the secondary's guest wrote, if the cache keeps no copy.
 func (x *resumer) tells() { tell(x.t, x.c, x.s) }
 
 // begin returns the first stream of a session that both agree to resume, or not.

@@ -20,7 +20,8 @@ type idler struct {
 
 func (i idler) IdleCPUs() int { return i.cpus }
 
-// together returns a saver that has others help, and one that has not, of one guest.
+// together returns two savers of one guest: one whose captures other goroutines help with, and
+// one that captures alone.
 func together(t testing.TB, g *guest, cfg SaverConfig) (one, many *Saver) {
 	t.Helper()
 	one = NewSaver(g.blocks, g, SaverConfig{MaxCapture: cfg.MaxCapture, CaptureWorkers: 1})
@@ -119,7 +120,8 @@ func TestACaptureByManyIsThatOfOne(t *testing.T) {
 	}
 }
 
-// What does not fit is left to the guest's memory, as ever.
+// A capture that has no room for all of the dirty pages is made by one goroutine. The pages that
+// do not fit are sent from the guest's memory later.
 func TestACaptureThatHasNoRoomForManyIsMadeByOne(t *testing.T) {
 	procs(t)
 	g := newGuest(t, pages(t, "ram", 3000))

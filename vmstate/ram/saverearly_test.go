@@ -91,8 +91,8 @@ func TestAPieceIsAsSmallAsItWasAskedFor(t *testing.T) {
 	}
 }
 
-// Whatever comes early, the guest stays that of the last checkpoint and what it does itself,
-// until Flush; and where the session ends first the next one begins with all that was dropped.
+// Whatever comes early, the guest is, until Flush, as the last checkpoint and its own writes
+// have made it; and where the session ends first the next one begins with all that was dropped.
 func TestWhatComesEarlyCountsWithItsCheckpointOnly(t *testing.T) {
 	t.Parallel()
 	eachCache(t, func(t *testing.T, k kind) {
@@ -166,8 +166,8 @@ func (x *resumer) early() (pieces [][]byte) {
 	return pieces
 }
 
-// The two guests write the same pages: were those asked for again that are there, sending
-// early would be for nothing.
+// The two guests write the same pages. If the secondary asked again for those that have come
+// early, they would have come for nothing.
 func TestAPageThatHasComeEarlyIsNotAskedForAgain(t *testing.T) {
 	prim, sec, s, c, l := stagedPair(t, 100, SaverConfig{}, CacheConfig{})
 	for i := range 80 {

@@ -18,7 +18,7 @@ var (
 	_ vmstate.LiveLoader = (*ram.Cache)(nil)
 )
 
-// log is a dirty log of one block.
+// log is a dirty log of one block, whose pages the example marks by hand.
 type log struct{ dirty ram.Bitmap }
 
 func (l log) ReadDirty(_ string, bitmap []uint64) error {

@@ -8,8 +8,8 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// longer returns a guest with a part of its memory. It has the rest, all zeros, once it is told
-// of it.
+// longer returns a guest that has a part of its memory only. When it is told that the block is
+// longer, it has the rest, all zeros.
 func longer(t testing.TB, used, all int) *guest {
 	t.Helper()
 	b := pages(t, "ram", all)
@@ -58,7 +58,7 @@ func TestABlockThatGrowsIsNotTouchedBeforeTheGuestHears(t *testing.T) {
 		w.PutBE64(5*PageSize | flagXBZRLE)
 		w.PutCountedString("ram")
 		w.Write([]byte{1, 0, 4, 5, 2, 0xaa, 0xbb})
-		// Came, and is zeros again.
+		// This page came, and is zeros again.
 		pageOf(w, 6, page(5))
 		w.PutBE64(6*PageSize | flagZero)
 		w.PutCountedString("ram")

@@ -24,7 +24,7 @@ func stagedPair(t testing.TB, n int, saver SaverConfig, cfg CacheConfig) (prim, 
 	return prim, sec, s, c, l
 }
 
-// checkpoint makes one, and returns how many pages it was of.
+// checkpoint makes a checkpoint, and returns how many pages it has.
 func checkpoint(t testing.TB, prim, sec *guest, s *Saver, c *Cache, l *link) uint64 {
 	t.Helper()
 	tell(t, c, s)

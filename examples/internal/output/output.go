@@ -6,8 +6,18 @@ package output
 import (
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 )
+
+// Outlive has the program outlive whoever reads what it prints, such as a logger behind a
+// pipe: from then on a write that nobody can read fails, where the kernel would kill the
+// program by SIGPIPE, and with it the guest that it runs, or the one that it keeps for another
+// host. What the program starts later is killed by that signal as ever. A program that does
+// nothing but print does not call it.
+func Outlive() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // A Writer passes on what is written to it, and keeps the first error. It may be used
 // from any goroutine.
