@@ -222,6 +222,19 @@ func TestADiskThatSaysThatItCannotBeWrittenIsRefused(t *testing.T) {
 	}
 }
 
+// A disk that is read-only is not recovered either, and its journal stays as good as it was.
+func TestAReadOnlyDiskIsNotRecovered(t *testing.T) {
+	hidden, active, disk := crashed(t, false)
+	j, err := OpenJournal(hidden, active)
+	must(t, err)
+	disk.failWrite = func(int64, int) error { t.Error("the disk was written"); return nil }
+	_, _, err = j.Recover(context.Background(), deafDisk{disk, errInjected})
+	wantErr(t, "recovery", err, errInjected)
+	disk.failWrite = nil
+	_, _, err = j.Recover(context.Background(), disk)
+	must(t, err)
+}
+
 // Nor does one that grows get such a connection in the place of the one that it has.
 func TestADiskDoesNotGrowOntoOneThatCannotBeWritten(t *testing.T) {
 	file, err := CreateFile(filepath.Join(t.TempDir(), "local"), testSize)
