@@ -222,6 +222,19 @@ func TestADiskThatSaysThatItCannotBeWrittenIsRefused(t *testing.T) {
 	}
 }
 
+// A disk that is read-only is not recovered either, and its journal stays as good as it was.
+func TestAReadOnlyDiskIsNotRecovered(t *testing.T) {
+	hidden, active, disk := crashed(t, false)
+	j, err := OpenJournal(hidden, active)
+	must(t, err)
+	disk.failWrite = func(int64, int) error { t.Error("the disk was written"); return nil }
+	_, _, err = j.Recover(context.Background(), deafDisk{disk, errInjected})
+	wantErr(t, "recovery", err, errInjected)
+	disk.failWrite = nil
+	_, _, err = j.Recover(context.Background(), disk)
+	must(t, err)
+}
+
 // A disk that grows keeps the connection that it has where the new one is to such a disk.
 func TestADiskDoesNotGrowOntoOneThatCannotBeWritten(t *testing.T) {
 	file, err := CreateFile(filepath.Join(t.TempDir(), "local"), testSize)

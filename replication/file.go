@@ -15,7 +15,8 @@ import (
 type File struct {
 	f    *os.File
 	size atomic.Int64
-	made bool // CreateFile has made the file
+	made bool  // CreateFile has made the file
+	deaf error // why nothing can be written; see CheckWrites
 
 	syncing sync.Mutex // one sync at a time, because the system reports an error once
 	lost    *SyncError // the error of the first sync that failed; guarded by syncing
@@ -30,7 +31,8 @@ var (
 	_ Trimmer    = (*File)(nil)
 	_ ZeroWriter = (*File)(nil)
 
-	_ SyncStarter = (*File)(nil)
+	_ SyncStarter  = (*File)(nil)
+	_ WriteChecker = (*File)(nil)
 )
 
 // NewFile uses f as a disk of the size that it has now. The caller keeps f,
@@ -48,7 +50,7 @@ func NewFile(f *os.File) (*File, error) {
 	if err := checkSize(f.Name(), size); err != nil {
 		return nil, err
 	}
-	d := &File{f: f}
+	d := &File{f: f, deaf: readOnly(f)}
 	d.size.Store(size)
 	return d, nil
 }
@@ -81,10 +83,22 @@ func CreateFile(name string, size int64) (*File, error) {
 	return createFile(name, size, lockFile)
 }
 
-// createFile does what CreateFile does, and calls lock in place of lockFile. It takes
-// the lock before it looks at the file, since an empty file may belong to another
-// process that is about to fill it.
+// createFile does what CreateFile does, and calls lock in place of lockFile.
 func createFile(name string, size int64, lock func(*os.File) error) (*File, error) {
+	d, err := makeFile(name, size, lock)
+	if err == nil && d.Size() != size {
+		err = errors.Join(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.Size(), size), d.Close())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// makeFile does what createFile does, and takes a file that is there whatever size it has. It
+// takes the lock before it looks at the file, since an empty file may belong to another
+// process that is about to fill it.
+func makeFile(name string, size int64, lock func(*os.File) error) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -109,10 +123,20 @@ func createFile(name string, size int64, lock func(*os.File) error) (*File, erro
 		return fail(err)
 	}
 	d.made = made
-	if d.size.Load() != size {
-		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size.Load(), size))
-	}
 	return d, nil
+}
+
+// setLength makes a regular file longer or shorter. No one uses it as a disk yet.
+func (d *File) setLength(size int64) error {
+	st, err := d.f.Stat()
+	if err != nil || !st.Mode().IsRegular() || d.Size() == size {
+		return err
+	}
+	if err := errors.Join(d.f.Truncate(size), d.Sync()); err != nil {
+		return err
+	}
+	d.size.Store(size)
+	return nil
 }
 
 // syncDir makes names created in a directory stable.
@@ -126,6 +150,11 @@ func syncDir(name string) error {
 
 // Size implements [Disk].
 func (d *File) Size() int64 { return d.size.Load() }
+
+// CheckWrites implements [WriteChecker]: the error is syscall.EROFS if the file is open for
+// reading only, or is a block device that is read-only, which root may open for writing all the
+// same. (On Linux.)
+func (d *File) CheckWrites() error { return d.deaf }
 
 // ReadAt implements io.ReaderAt.
 func (d *File) ReadAt(p []byte, off int64) (int, error) {

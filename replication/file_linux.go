@@ -38,6 +38,30 @@ func checkFlags(f *os.File) error {
 	return nil
 }
 
+// readOnly returns why f cannot be written, as far as the system says so. What it cannot be
+// asked about may be written: if that is wrong, the first write tells.
+func readOnly(f *os.File) error {
+	var flags, set int
+	err := retry(f, "fcntl", func(fd int) (err error) {
+		flags, err = unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+		return err
+	})
+	if err == nil && flags&unix.O_ACCMODE == unix.O_RDONLY {
+		return fmt.Errorf("replication: %s is open for reading only: %w", f.Name(), syscall.EROFS)
+	}
+	if st, err := f.Stat(); err != nil || st.Mode()&(os.ModeDevice|os.ModeCharDevice) != os.ModeDevice {
+		return nil
+	}
+	err = retry(f, "ioctl", func(fd int) (err error) {
+		set, err = unix.IoctlGetInt(fd, unix.BLKROGET)
+		return err
+	})
+	if err == nil && set != 0 {
+		return fmt.Errorf("replication: the device %s is read-only (see blockdev --getro): %w", f.Name(), syscall.EROFS)
+	}
+	return nil
+}
+
 // punchHole deallocates a range of f, which then reads as zeroes; parts of
 // file system blocks at its ends are zeroed. The error is
 // errors.ErrUnsupported where the file system cannot do it, and errPunchAlign

@@ -28,6 +28,7 @@ func loopDevice(t *testing.T, size int) string {
 	}
 	device := strings.TrimSpace(string(out))
 	t.Cleanup(func() { exec.Command(losetup, "-d", device).Run() })
+	setReadOnly(t, device, 0) // as whoever had its number before may not have left it
 	return device
 }
 
@@ -85,6 +86,63 @@ func TestAFileThatTakesOnlySomeRequestsIsNoDisk(t *testing.T) {
 					t.Errorf("%q does not name the flag", err)
 				}
 			})
+		}
+	}
+}
+
+// setReadOnly says of a block device whether it is read-only, 1, or not, 0.
+func setReadOnly(t *testing.T, device string, is int) {
+	t.Helper()
+	f, err := os.Open(device)
+	must(t, err)
+	err = unix.IoctlSetPointerInt(int(f.Fd()), unix.BLKROSET, is)
+	must(t, errors.Join(err, f.Close()))
+}
+
+// A file that is open for reading only says so, and root is told of a device that is read-only,
+// which it may open for writing.
+func TestAFileOrDeviceThatIsReadOnlyIsRefusedBeforeItIsWritten(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	must(t, os.WriteFile(name, make([]byte, minJournal), 0o600))
+	f, err := os.Open(name)
+	must(t, err)
+	defer f.Close()
+	refused := func(t *testing.T, d *File) {
+		for what, use := range uses(d, newFake(minJournal, 0)) {
+			wantErr(t, what, use(), unix.EROFS)
+		}
+	}
+	t.Run("file", func(t *testing.T) {
+		d, err := NewFile(f)
+		must(t, err)
+		refused(t, d)
+		d, err = OpenFile(name)
+		must(t, err)
+		defer d.Close()
+		must(t, CheckDisk(d))
+	})
+	t.Run("device", func(t *testing.T) {
+		device := loopDevice(t, minJournal)
+		d, err := OpenFile(device)
+		must(t, err)
+		must(t, CheckDisk(d))
+		must(t, d.Close())
+		setReadOnly(t, device, 1)
+		defer setReadOnly(t, device, 0)
+		if d, err = OpenFile(device); err != nil { // the driver refuses it
+			wantErr(t, "a device that is read-only", err, unix.EROFS)
+			return
+		}
+		defer d.Close()
+		refused(t, d)
+	})
+}
+
+// Nobody is told that what keeps its identity elsewhere is of no known disk.
+func TestTheIdentityOfADeviceIsNotSaidToBeUnknown(t *testing.T) {
+	for _, name := range []string{os.DevNull, os.TempDir()} {
+		if i, err := ReadIdentity(name); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s: %v, %v", name, i, err)
 		}
 	}
 }

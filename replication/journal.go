@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
-	"path/filepath"
 	"strings"
 	"sync"
 )
@@ -88,6 +87,10 @@ type superblock struct {
 	// grows is the size that the disk may have instead, since it was being made longer; zero:
 	// it was not.
 	grows uint64
+	// hidden and active are how long the devices are, in bytes, on which the journal was used
+	// last; zero: it was before that was recorded. A log that has lost its end is told by it,
+	// and the place of the slots on the active device follows from its length.
+	hidden, active uint64
 	// print is the fingerprint of a disk without a place for Metadata: at epoch or, where
 	// a guest may have gone on, at the last change of state.
 	print fingerprint
@@ -102,6 +105,8 @@ const (
 	superName    = superPrint + fingerprintEncoded                             // where name is
 	superGrows   = superName + 16                                              // where grows is
 	superEncoded = superGrows + 8 + 4
+	superLengths = superEncoded // where the lengths of the devices and a sum of their own are, unless all that is zero
+	superSummed  = superLengths + 16
 )
 
 func (b *superblock) encode() []byte {
@@ -123,6 +128,11 @@ func (b *superblock) encode() []byte {
 	copy(p[superName:], b.name[:])
 	le.PutUint64(p[superGrows:], b.grows)
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
+	if b.hidden != 0 || b.active != 0 {
+		le.PutUint64(p[superLengths:], b.hidden)
+		le.PutUint64(p[superLengths+8:], b.active)
+		le.PutUint32(p[superSummed:], crc32.Checksum(p[superLengths:superSummed], castagnoli))
+	}
 	return p
 }
 
@@ -148,18 +158,24 @@ func (b *superblock) decode(p []byte) bool {
 	copy(b.name[:], p[superName:])
 	b.grows = le.Uint64(p[superGrows:])
 	b.pending, b.alone = p[superPrint-4] != 0, p[superPrint-3] != 0
+	b.hidden, b.active = le.Uint64(p[superLengths:]), le.Uint64(p[superLengths+8:])
+	sum := le.Uint32(p[superSummed:])
+	if (b.hidden != 0 || b.active != 0 || sum != 0) && sum != crc32.Checksum(p[superLengths:superSummed], castagnoli) {
+		return false
+	}
 	return b.id.decode(p[92:]) && b.print.decode(p[superPrint:], int64(b.size))
 }
 
 // OpenJournal opens the journal on two devices, whose sizes bound the
 // overlays. Devices that begin with zeroes are a new journal. The caller
-// keeps the devices. Errors: those of [CheckDisk], ErrCorrupt, or what the device said.
+// keeps the devices. Errors: those of [CheckDisk], ErrCorrupt, also if a device that the next
+// recovery needs has become shorter, or what the device said.
 func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if err := errors.Join(checkDisk("the hidden device", hidden), checkDisk("the active device", active)); err != nil {
 		return nil, err
 	}
-	if hidden.Size() < minJournal || hidden.Size() > SectorSize*math.MaxUint32 || active.Size() < minJournal {
-		return nil, fmt.Errorf("%w: devices of %d and %d bytes for a journal, want at least %d each and at most 2 TiB", ErrSize, hidden.Size(), active.Size(), minJournal)
+	if err := checkLengths(hidden.Size(), active.Size()); err != nil {
+		return nil, err
 	}
 	j := &Journal{hidden: newStableDisk(hidden, "log of pre-images"), active: newStableDisk(active, "active overlay")}
 	blank, found := 0, false
@@ -181,40 +197,11 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if !found && blank < 2 {
 		return nil, fmt.Errorf("%w: no valid superblock", ErrCorrupt)
 	}
-	j.log = &hiddenLog{dev: j.hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
-	return j, nil
-}
-
-// OpenJournalFiles opens the journal in two sparse files, base.hidden and
-// base.active, of at most bytes each, made if they are not there. Close
-// closes them.
-func OpenJournalFiles(base string, bytes int64) (*Journal, error) {
-	bytes -= bytes % BlockSize
-	hidden, err := CreateFile(filepath.Clean(base)+".hidden", bytes)
-	if err != nil {
+	if err := j.super.keeps(hidden.Size(), active.Size()); err != nil {
 		return nil, err
 	}
-	active, err := CreateFile(filepath.Clean(base)+".active", bytes)
-	if err != nil {
-		return nil, errors.Join(err, hidden.Close())
-	}
-	j, err := OpenJournal(hidden, active)
-	if err != nil {
-		return nil, errors.Join(err, hidden.Close(), active.Close())
-	}
-	j.files = []*File{hidden, active}
+	j.log = &hiddenLog{dev: j.hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
 	return j, nil
-}
-
-// Close closes the files, if OpenJournalFiles opened them. It is called after
-// the last use of the Secondary.
-func (j *Journal) Close() error {
-	var errs []error
-	for _, f := range j.files {
-		errs = append(errs, f.Close())
-	}
-	j.files = nil
-	return errors.Join(errs...)
 }
 
 // State returns what stable storage says: in which state, and at which epoch,
@@ -256,14 +243,15 @@ func (j *Journal) attach(s *Secondary) error {
 		}
 	}
 	j.super.size, j.super.grows = uint64(s.size.Load()), 0
+	j.super.hidden, j.super.active = uint64(j.hidden.Size()), uint64(j.active.Size())
 	if j.super.name == (ID{}) {
 		j.super.name = newID()
 	}
 	s.journal = j.super.name
-	j.mu.Unlock()
 	n := j.activeSlots()
+	j.mu.Unlock()
 	s.hidden = newOverlay("hidden", s.size.Load(), math.MaxInt64, j.log)
-	s.active = newOverlay("active", s.size.Load(), n*BlockSize, deviceSlots{j.active, j.activeData()})
+	s.active = newOverlay("active", s.size.Load(), n*BlockSize, deviceSlots{j.active, activeData(n)})
 	s.active.solid = true
 	s.active.keepSpare(s.size.Load())
 	s.stable = j

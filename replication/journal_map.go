@@ -9,10 +9,19 @@ import (
 
 const mapEntry = 16 // block u64, slot u32, data u8, zero u8, 2 unused
 
-func (j *Journal) activeSlots() int64 { return (j.active.Size() - BlockSize) / (BlockSize + mapEntry) }
+// activeSlots returns how many slots the active device has, which does not change before the
+// journal is attached again, even if the device becomes longer. The caller holds mu.
+func (j *Journal) activeSlots() int64 {
+	n := j.active.Size()
+	if had := j.super.active; had != 0 && had < uint64(n) {
+		n = int64(had)
+	}
+	return max(n-BlockSize, 0) / (BlockSize + mapEntry)
+}
 
-func (j *Journal) activeData() int64 {
-	return (j.activeSlots()*mapEntry + BlockSize - 1) / BlockSize * BlockSize
+// activeData returns where the first of so many slots is.
+func activeData(slots int64) int64 {
+	return (slots*mapEntry + BlockSize - 1) / BlockSize * BlockSize
 }
 
 func (j *Journal) writeMap(active *overlay) (n uint64, sum uint32, err error) {

@@ -82,6 +82,14 @@ const (
 // which wants 512 bytes for each 4 GiB of the guest's disk, and is not kept if
 // there is no room. Errors: ErrSize, ErrCorrupt, or what the device said, also as a [WriteChecker].
 func OpenMetadata(dev Disk) (*Metadata, error) {
+	if err := checkDevice("the device of the metadata", dev); err != nil {
+		return nil, err
+	}
+	return readMetadata(dev)
+}
+
+// readMetadata does what OpenMetadata does, also on a device that cannot be written.
+func readMetadata(dev Disk) (*Metadata, error) {
 	m := &Metadata{}
 	if err := m.open(dev); err != nil {
 		return nil, err
@@ -106,9 +114,6 @@ func metadataOf(d Disk) (*Metadata, error) {
 func (m *Metadata) open(dev Disk) error {
 	if dev.Size() < metadataHead {
 		return fmt.Errorf("%w: metadata of %d bytes", ErrSize, dev.Size())
-	}
-	if err := checkDevice("the device of the metadata", dev); err != nil {
-		return err
 	}
 	m.dev = newStableDisk(dev, "metadata")
 	blank, found := 0, false

@@ -112,7 +112,8 @@ func (d *File) Rebind() error {
 
 // ReadIdentity returns the identity of the image of that name, from the file beside it. It
 // uses neither, so that it works while another process does. An image without metadata has
-// the zero Identity.
+// the zero Identity. The error is errors.ErrUnsupported if nothing is beside a block device: its
+// identity is in the file that KeepMetadata named, in its Journal, or in memory.
 func ReadIdentity(name string) (Identity, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -121,7 +122,11 @@ func ReadIdentity(name string) (Identity, error) {
 	defer f.Close()
 	g, err := os.Open(name + metadataSuffix)
 	if errors.Is(err, os.ErrNotExist) {
-		return Identity{}, nil
+		if st, err := f.Stat(); err != nil || st.Mode().IsRegular() {
+			return Identity{}, err
+		}
+		return Identity{}, fmt.Errorf("replication: %s is no regular file, and nothing beside it says whose copy it is: the process that uses it knows, and its journal, if it has one: %w",
+			name, errors.ErrUnsupported)
 	}
 	if err != nil {
 		return Identity{}, err
@@ -134,7 +139,7 @@ func ReadIdentity(name string) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	m, err := OpenMetadata(d)
+	m, err := readMetadata(d)
 	if err != nil {
 		return Identity{}, fmt.Errorf("%s: %w", g.Name(), err)
 	}

@@ -19,7 +19,7 @@ import (
 // ErrIdentity if it is not this disk, or the disk was changed since without this
 // journal, or ErrCorrupt if the journal contradicts
 // itself, or has lost what was stable, and then the disk is left as it is; ctx's, or
-// what a device said.
+// what a device said, also as a [WriteChecker].
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	if j.Clean() {
 		_, epoch := j.State()
@@ -58,6 +58,9 @@ func (j *Journal) check(ctx context.Context, disk Disk, how int) error {
 	defer j.mu.Unlock()
 	if j.err != nil {
 		return j.err
+	}
+	if err := checkWrites("the disk", disk); err != nil {
+		return err
 	}
 	meta, err := metadataOf(disk)
 	if err == nil {
@@ -350,7 +353,7 @@ func (j *Journal) checkMap(ctx context.Context, size int64) error {
 
 // applyMap writes the guest's own writes to disk. checkMap has said that they can be.
 func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
-	slots := deviceSlots{j.active, j.activeData()}
+	slots := deviceSlots{j.active, activeData(j.activeSlots())}
 	var buf [BlockSize]byte
 	return j.eachOwn(ctx, func(block int64, e blockEntry) error {
 		for _, part := range []struct {

@@ -140,6 +140,22 @@ func TestAnImageThatHasGrownHasTheSameJournal(t *testing.T) {
 	want(t, "the secondary's guest", guest(t, path("b"), "guest"), 0x44, 0)
 }
 
+// What "status" cannot know it does not say, and it says the rest.
+func TestStatusOfADeviceSaysWhoKnows(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "a.img")
+	if err := os.WriteFile(name, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	err := run(context.Background(), []string{"status", os.DevNull, name}, nil, &out, false)
+	if !errors.Is(err, errors.ErrUnsupported) || !strings.Contains(err.Error(), os.DevNull) {
+		t.Errorf("the device: %v", err)
+	}
+	if want := name + ": of no known disk\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
+
 func TestReconnectNeedsNoOtherProcess(t *testing.T) {
 	dir := socket.Dir(t)
 	path := func(name string) string { return filepath.Join(dir, name) }

@@ -63,8 +63,8 @@ primary's since the checkpoint is undone, as its guest's memory would be:
 
 With -journal the secondary's overlays are in BASE.hidden and BASE.active, and
 its disk survives kill -9 or a power cut: the next start brings it back to the
-last checkpoint, and so it does if a synchronisation was interrupted. Both are made
-twice as long as the image, sparse, and stay as long when the image grows.
+last checkpoint, and so it does if a synchronisation was interrupted. Both are sparse
+and twice as long as the image; they grow with it when they are clean.
 
 An image grows while no process uses it, on both sides: truncate -s makes a file longer.
 
@@ -73,7 +73,9 @@ and on a primary what its secondary may lack; "status" prints it, also while the
 image is in use. It has the epoch of a copy that stands at a checkpoint. A primary's
 copy is ahead of every checkpoint, and a copy that is being written is inconsistent
 and has no epoch here: the command "status" of its own process tells that, or after a
-crash the next start with the journal. A primary overwrites a copy of its own disk that is older. A
+crash the next start with the journal. A block device has no file beside it: its identity
+is in the journal of a secondary, and else only in the process that uses it. A primary
+overwrites a copy of its own disk that is older. A
 blank image that the secondary has just made is overwritten too; any other only
 with -overwrite, on either side. "bind" says that an image and the file beside it
 still belong together, after both were moved or restored; all is compared then. An image or journal that another

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 
@@ -16,29 +15,24 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-func openImage(o options) (*replication.File, error) {
+func openImage(o options) (f *replication.File, err error) {
 	if o.size != 0 {
-		return replication.CreateFile(o.image, o.size)
+		f, err = replication.CreateFile(o.image, o.size)
+	} else if f, err = replication.OpenFile(o.image); errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w (-size makes it)", err)
 	}
-	f, err := replication.OpenFile(o.image)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w (-size makes it)", err)
+	if err != nil {
+		return nil, err
 	}
-	return f, err
+	if err := replication.CheckDisk(f); err != nil { // before there is a journal for it
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
-// journalBytes returns how long the files of a journal are: as long as they were made, also where
-// the image has grown since, and else so that all of the image fits.
-func journalBytes(base string, size int64) (int64, error) {
-	st, err := os.Stat(base + ".hidden")
-	switch {
-	case err == nil && st.Size() > 0:
-		return st.Size(), nil
-	case err == nil, errors.Is(err, fs.ErrNotExist):
-		return max(size*2, 1<<20), nil
-	}
-	return 0, err
-}
+// journalBytes returns how long each file of a journal is, so that all of an image of size bytes
+// fits, as far as a journal can be so long.
+func journalBytes(size int64) int64 { return max(min(size*2, 1<<41-4096), 1<<20) }
 
 // secondary is the process of the secondary's side.
 type secondary struct {
@@ -63,11 +57,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	s.events.SubscribeAll(out.event)
 	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events, Overwrite: o.overwrite, Blank: image.Made()}
 	if o.journal != "" {
-		bytes, err := journalBytes(o.journal, image.Size())
-		if err != nil {
-			return err
-		}
-		j, err := replication.OpenJournalFiles(o.journal, bytes)
+		j, err := replication.OpenJournalFiles(o.journal, journalBytes(image.Size()))
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/gocolo/lockstep/replication"
@@ -16,10 +17,15 @@ const identityName = "identity"
 
 // printIdentities prints what is durably known of images, which may be in use.
 func printIdentities(files []string, p *printer) error {
+	var errs []error
 	for _, name := range files {
 		i, err := replication.ReadIdentity(name)
+		if errors.Is(err, errors.ErrUnsupported) {
+			err = fmt.Errorf("%w (say \"status\" to it)", err)
+		}
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
 		}
 		said := map[string]any{
 			"image": name, "disk": i.Disk.String(), "copy": i.Copy.String(), "generation": i.Generation.String(),
@@ -30,7 +36,7 @@ func printIdentities(files []string, p *printer) error {
 		}
 		p.returned(said, "%s: %v", name, i)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // bind says that an image and its metadata belong together.

@@ -38,6 +38,9 @@ func openDisk(o options) (_ *disk, err error) {
 			err = errors.Join(err, d.close())
 		}
 	}()
+	if err := replication.CheckDisk(d.image); err != nil {
+		return nil, fmt.Errorf("-disk: %w", err)
+	}
 	if o.mode == modeBoot {
 		return d, nil
 	}
