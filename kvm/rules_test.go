@@ -19,7 +19,7 @@ var rules = []struct {
 	// Pauses.
 	{"doc.go", "[VM.Pause] returns when no vCPU runs and none has an exit pending", []string{
 		"TestPausing1000TimesAtRandomLosesAndDoublesNothing", "TestAGuestThatIsInterruptedIsPausedAnywhere", "TestAnExitWhoseHandlerFailedIsStillCompleted",
-		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved"}},
+		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved", "TestAGuestIsMovedInTheMidstOfItsHandlers"}},
 	{"doc.go", "pauses nest", []string{"TestPausesNest", "TestManyPauseAtOnce"}},
 	{"doc.go", "[VM.Stopped], which says how long the guest stood still, and [VM.Throttle], which slows it down", []string{
 		"TestStoppedIsTheTimeThatTheGuestLost", "TestThrottleKeepsTheGuestOutForAShare", "TestAThrottledVCPUIsInTheGuestForWhatItsShareLeaves"}},
