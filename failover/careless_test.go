@@ -100,3 +100,37 @@ func TestAGrantThatCountsByTheClockOfTheDayOpensNothing(t *testing.T) {
 		t.Errorf("one that does not opens nothing: %v", err)
 	}
 }
+
+// A watchful is an arbiter that looks at its holder's gate when it is given the guest back.
+type watchful struct {
+	failover.Arbiter
+	open func() bool
+	was  []bool
+}
+
+func (w *watchful) Release(ctx context.Context, g failover.Grant, note string) error {
+	w.was = append(w.was, w.open())
+	return w.Arbiter.Release(ctx, g, note)
+}
+
+// As soon as the arbiter has the guest back another host may have it.
+func TestTheGateIsShutBeforeTheGuestIsGivenBack(t *testing.T) {
+	for what, release := range map[string]func(*failover.Keeper, context.Context, uint64) error{
+		"Release":           func(k *failover.Keeper, ctx context.Context, _ uint64) error { return k.Release(ctx, "") },
+		"ReleaseGeneration": func(k *failover.Keeper, ctx context.Context, g uint64) error { return k.ReleaseGeneration(ctx, g, "") },
+	} {
+		w := &watchful{Arbiter: failover.NewStoreArbiter(new(failovertest.Store))}
+		k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: w, Holder: "a", Term: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.open = k.Gate().Open
+		g, err := k.Acquire(t.Context(), 0)
+		if err != nil || !k.Gate().Open() {
+			t.Fatal(err)
+		}
+		if err := release(k, t.Context(), g); err != nil || len(w.was) != 1 || w.was[0] || k.Gate().Open() {
+			t.Errorf("%s: %v; the gate was open when the arbiter was told: %v", what, err, w.was)
+		}
+	}
+}

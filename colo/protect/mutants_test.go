@@ -317,6 +317,20 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=^TestOnlyAHostThatHasLeftASessionSaysThatItIsOver$", "."},
 	},
 	{
+		What:  "a host whose process begins anew does not wait for what it may have promised",
+		File:  "colo/protect/begin.go",
+		Old:   "if after > 0 && j.manual == nil {",
+		New:   "if false {",
+		Tests: []string{"-run=^TestAHostThatIsStartedWaitsForWhatItMayHavePromisedBefore$", "."},
+	},
+	{
+		What:  "a host gives the guest back before its gate is shut",
+		File:  "failover/keeper.go",
+		Old:   "\tk.over(generation)\n\treturn k.cfg.Arbiter.Release(ctx, g, note)\n",
+		New:   "\tdefer k.over(generation)\n\treturn k.cfg.Arbiter.Release(ctx, g, note)\n",
+		Tests: []string{"-run=^TestTheGateIsShutBeforeTheGuestIsGivenBack$", "../../failover"},
+	},
+	{
 		What:  "a disk that a job has is brought back for another",
 		File:  "colo/protect/job.go",
 		Old:   "if err := d.isFree(); err != nil {",
