@@ -26,7 +26,7 @@ type bound struct {
 // bounds are the rows of the table "What is bounded" by the words that they begin with. The
 // numbers of a row stand in the order of its bounds.
 var bounds = map[string][]bound{
-	"device state of a checkpoint": {{"colo", "MaxDeviceState", []string{"TestTranscripts"}}},
+	"device state of a checkpoint": {{"colo", "MaxDeviceState", []string{"TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible"}}},
 	"a PACKAGED command":           {{"vmstate", "maxPackaged", []string{"TestAPackageIsAtMostAsLongAsItMayBe", "TestHostileLengthsTakeLittleMemory"}}},
 	"machine type": {
 		{"vmstate", "maxMachineName", []string{"TestWhatAStreamSaysOfItselfIsBounded"}},
@@ -49,7 +49,7 @@ var bounds = map[string][]bound{
 		{"replication/nbd", "MaxBytes", []string{"TestRequestsUnderWayAreBoundedInNumberAndBytes"}},
 		{"replication/nbd", "MaxTotalBytes", []string{"TestMemoryIsBoundedOverAllConnections"}},
 		{"replication/nbd", "MaxConns", []string{"TestFullServerLetsInWhoComesNextWhenSomebodyLeaves"}},
-		{"replication/nbd", "maxName", []string{"TestANameIsAtMostAsLongAsItMayBe"}},
+		{"replication/nbd", "maxName", []string{"TestANameIsAtMostAsLongAsItMayBe", "TestAQueryHasNamesAsLongAsTheyMayBe"}},
 	},
 	"a packet between the hosts": {
 		{"colo/filter", "MaxFrame", []string{"TestGreatestFrameIsCarried", "colo/compare.TestOversizedFrame"}},
@@ -79,7 +79,7 @@ var inSentences = map[string]bound{
 	"read a hello of at most %.":                       {"colo/protect", "maxHello", []string{"TestWhatIsNoHelloIsRefused"}},
 	"At most % connections are at that at one time":    {"colo/protect", "maxGreeting", []string{"TestStrangersKeepNobodyOut"}},
 	"for at most % s each; one more ends the oldest":   {"colo/protect", "greetTime", []string{"TestStrangersKeepNobodyOut"}},
-	"bounded (% in the comparison and in the rewriter": {"colo/filter", "MaxConns", []string{"TestTheTableIsBoundedAndEndedConnectionsGoFirst"}},
+	"bounded (% in the comparison and in the rewriter": {"colo/filter", "MaxConns", []string{"TestOnlyWhatTheGuestTakesMakesRoomForOthers", "TestTheTableIsBoundedAndEndedConnectionsGoFirst"}},
 }
 
 var (

@@ -40,6 +40,24 @@ func TestANameIsAtMostAsLongAsItMayBe(t *testing.T) {
 	must(t, conn.Close())
 }
 
+func TestAQueryHasNamesAsLongAsTheyMayBe(t *testing.T) {
+	long, longer := strings.Repeat("x", maxName), strings.Repeat("x", maxName+1)
+	for _, c := range []struct {
+		what  string
+		query metaQuery
+		good  bool
+	}{
+		{"an export", metaQuery{export: long}, true},
+		{"a longer export", metaQuery{export: longer}, false},
+		{"a context", metaQuery{export: "d", queries: []string{long}}, true},
+		{"a longer context", metaQuery{export: "d", queries: []string{longer}}, false},
+	} {
+		if new(metaQuery).parse(c.query.append(nil)) != c.good {
+			t.Errorf("%s is taken: %v", c.what, !c.good)
+		}
+	}
+}
+
 // A server may list ten thousand exports, and would fill 640 MB with names as long as a
 // reply.
 func TestTheNamesThatAServerListsAreBounded(t *testing.T) {
