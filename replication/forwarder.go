@@ -25,10 +25,10 @@ type ForwarderConfig struct {
 	WindowRequests int
 	// HoldBytes bounds what is held between Mark and Loaded, in bytes of
 	// memory; zero means 64 MiB. A writer waits for room, that is for
-	// Loaded. Once the Forwarder has seen how fast answers come while the window
-	// is full, writes are let in at that pace while they are held, and at half
-	// of it after Loaded until the window has room again, so that no write waits
-	// for all of them at once.
+	// Loaded. Once the Forwarder has seen for 20 ms how fast answers come, writes
+	// are let in at that pace while they are held, and at half of it after
+	// Loaded until the window has room again, so that no write waits for all of
+	// them at once.
 	HoldBytes int64
 	// Timeout is for how long (or an eighth longer) the other side may be silent while
 	// answers are owed; zero means 30 s, for a flush may find much to do. Then the

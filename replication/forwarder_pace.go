@@ -16,6 +16,9 @@ type pace struct {
 	rate     float64       // bytes a second that the other side answers while it has enough to answer; 0: it never had
 	since    time.Time     // when the sample of the rate was begun; zero: none is taken
 	sampled  int64         // bytes that were answered since
+	last     time.Time     // of the latest answer; zero: nothing is on its way. Kept until there is a rate
+	total    int64         // bytes that were answered while others were on their way, until there is a rate
+	busy     time.Duration // within this
 	hold     time.Duration // how long writes are held from a Mark to its Loaded, at most, as it seems; set at Loaded
 	next     time.Time     // when the next write is let in; set at Mark and Loaded, moved on by each turn
 	perSec   float64       // how fast next moves on; set with it, 0: every write is let in
@@ -30,6 +33,9 @@ const leastSample = 20 * time.Millisecond
 // answered notes that n bytes were answered, and bytes of a window are on their way still.
 func (p *pace) answered(n, bytes, window int64) {
 	enough := max(window/4, 1)
+	if p.rate == 0 {
+		p.count(n, bytes)
+	}
 	if p.since.IsZero() {
 		if bytes >= enough { // so the link is busy for as many
 			p.since, p.sampled = time.Now(), 0
@@ -56,17 +62,39 @@ func (p *pace) answered(n, bytes, window int64) {
 	p.since = time.Time{}
 }
 
+// count notes the answers that come before there is a rate: a Mark may come first, of a guest that
+// has not enough on its way for one.
+func (p *pace) count(n, bytes int64) {
+	now := time.Now()
+	if !p.last.IsZero() {
+		p.total += n
+		p.busy += now.Sub(p.last)
+	}
+	if p.last = now; bytes == 0 {
+		p.last = time.Time{}
+	}
+}
+
+// speed returns the rate or, where there is none yet, how fast what the guest has written was
+// answered, which the link can do at least; 0: too little was.
+func (p *pace) speed() float64 {
+	if p.rate == 0 && p.busy >= leastSample {
+		return float64(p.total) / p.busy.Seconds()
+	}
+	return p.rate
+}
+
 // held is called at a Mark: window is what the window has room for, and bytes of it are on
 // their way. Until Loaded writes are let in as if the link went on as it does, and not so
 // fast that bound bytes are there before Loaded.
 func (p *pace) held(now time.Time, bytes, window, bound int64) {
 	p.phase++
 	p.draining = false
-	if p.perSec = p.rate; p.rate == 0 {
+	if p.perSec = p.speed(); p.perSec == 0 {
 		return
 	}
 	if p.hold > 0 {
-		p.perSec = min(p.rate, float64(bound-bound/8)/p.hold.Seconds())
+		p.perSec = min(p.perSec, float64(bound-bound/8)/p.hold.Seconds())
 	}
 	p.next = now.Add(-p.takes(max(window-bytes, 0)))
 }
@@ -76,8 +104,8 @@ func (p *pace) held(now time.Time, bytes, window, bound int64) {
 func (p *pace) loaded(now time.Time, hold time.Duration, full bool) {
 	p.phase++
 	p.hold = max(hold, p.hold+(hold-p.hold)/4) // the next one may be as long
-	p.draining = full && p.rate > 0
-	p.next, p.perSec = now, p.rate/2
+	p.next, p.perSec = now, p.speed()/2
+	p.draining = full && p.perSec > 0
 }
 
 // takes returns how long after a write of n bytes the next one is let in.

@@ -188,6 +188,56 @@ func learn(t *testing.T, f *Forwarder) {
 	}
 }
 
+// A Mark may come before the window was ever a quarter full. Memory would take all of what may be
+// held, and the guest's next write would wait until the link has taken it.
+func TestWhatIsHeldIsNotWaitedForAtOnceAtTheFirstMark(t *testing.T) {
+	const rate, window = 1 << 20, 1 << 20
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		f := NewForwarder(newPacedRemote(64<<20, rate), ForwarderConfig{WindowBytes: window, HoldBytes: 32 << 20})
+		must(t, f.Start(ctx))
+		var wg sync.WaitGroup
+		wg.Go(func() { f.Run(ctx) })
+		write(t, f, 1, 0, 64<<10) // two at a time, which is less than a quarter
+		for off := int64(64 << 10); off < 1<<20; off += 64 << 10 {
+			write(t, f, 1, off, 64<<10)
+			time.Sleep(time.Second / 16)
+		}
+		if f.pace.rate != 0 {
+			t.Fatal("the rate is known before the window was full")
+		}
+		done := make(chan error)
+		wg.Go(func() { done <- f.Mark(ctx, 1) })
+		synctest.Wait()
+		begin, stop := time.Now(), make(chan struct{})
+		wg.Go(func() {
+			for off := int64(0); ; off += 64 << 10 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				write(t, f, 2, off, 64<<10)
+			}
+		})
+		must(t, <-done)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		f.mu.Lock()
+		held := f.holding
+		f.mu.Unlock()
+		if most := window + int64(time.Since(begin).Seconds()*rate*5/4); held > most || held < rate {
+			t.Errorf("%d bytes are held after %v, want at most %d", held, time.Since(begin), most)
+		}
+		close(stop)
+		must(t, f.Loaded(ctx, 1))
+		time.Sleep(time.Minute)
+		must(t, f.Stop(ctx, true))
+		cancel()
+		wg.Wait()
+	})
+}
+
 func TestHeldWritesAreLetInInTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := NewForwarder(newPacedRemote(64<<20, 1<<20), ForwarderConfig{WindowBytes: 1 << 20, HoldBytes: 64 << 20})
