@@ -279,6 +279,9 @@ func TestLimitsHoldAndAskAndLoseNothing(t *testing.T) {
 	if n == 100 {
 		t.Error("never full")
 	}
+	if s := x.Stats(); s.HeldBytes > 4096 || s.HeldBytes < 4096*3/4 {
+		t.Errorf("full with %d bytes", s.HeldBytes)
+	}
 	x.mark(0)
 	r := x.received(0)
 	got = strings.Fields(show(r))

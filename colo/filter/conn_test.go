@@ -50,6 +50,21 @@ func readAll(t testing.TB, c *filter.Conn) (frames []string, err error) {
 // What QEMU 7.2.22's filter-mirror wrote for a packet of 22 bytes.
 const hello = "48656c6c6f212066696c7465722d6d6972726f727e00" // "Hello! filter-mirror~\0"
 
+// What a peer says of a virtio-net header is taken where there is such a header: up to 20 bytes, or 24.
+func TestAHeaderOfALengthThatThereIsNotIsRefused(t *testing.T) {
+	for n := range byte(40) {
+		wire := append([]byte{0, 0, 0, 60, 0, 0, 0, n}, make([]byte, 60)...)
+		c := filter.NewConn(rw{bytes.NewReader(wire), io.Discard}, filter.ConnConfig{VNetHdr: true})
+		p, err := c.ReadPacket()
+		switch ok := n <= 20 || n == 24; {
+		case ok && (err != nil || len(p) != 60 || c.VNetHdrLen() != int(n)):
+			t.Errorf("%d bytes: %d of 60, a header of %d, %v", n, len(p), c.VNetHdrLen(), err)
+		case !ok && !errors.Is(err, filter.ErrFrame):
+			t.Errorf("%d bytes: %v, want %v", n, err, filter.ErrFrame)
+		}
+	}
+}
+
 func TestFramesAreThoseOfQEMU(t *testing.T) {
 	for _, c := range []struct {
 		why  string
