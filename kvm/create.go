@@ -20,9 +20,9 @@ const (
 )
 
 // Create makes a VM with interrupt controllers and PIT in the kernel, memory that
-// is one RAM block, and vCPUs with the CPUID of SupportedCPUID. The vCPUs are in their reset state; all but the first wait to
-// be started (SetRunnable, or another vCPU's INIT and SIPI). The dirty log is
-// off. Close frees all of it.
+// is one RAM block, and vCPUs with the CPUID of SupportedCPUID. The vCPUs are in
+// their reset state; all but the first wait to be started (SetRunnable, or another
+// vCPU's INIT and SIPI). The dirty log is off. Close frees all of it.
 func Create(cfg Config) (_ *VM, err error) {
 	n := max(cfg.VCPUs, 1)
 	if n > maxVCPUs {

@@ -13,10 +13,10 @@ import (
 // File is a raw disk image, or a block device, as a [Disk]. Its methods may
 // be called from any goroutine.
 type File struct {
-	f    *os.File
-	size atomic.Int64
-	made bool  // CreateFile has made the file
-	deaf error // why nothing can be written; see CheckWrites
+	f          *os.File
+	size       atomic.Int64
+	made       bool  // CreateFile has made the file
+	unwritable error // why nothing can be written; see CheckWrites
 
 	syncing sync.Mutex // one sync at a time, because the system reports an error once
 	lost    *SyncError // the error of the first sync that failed; guarded by syncing
@@ -50,7 +50,7 @@ func NewFile(f *os.File) (*File, error) {
 	if err := checkSize(f.Name(), size); err != nil {
 		return nil, err
 	}
-	d := &File{f: f, deaf: readOnly(f)}
+	d := &File{f: f, unwritable: readOnly(f)}
 	d.size.Store(size)
 	return d, nil
 }
@@ -154,7 +154,7 @@ func (d *File) Size() int64 { return d.size.Load() }
 // CheckWrites implements [WriteChecker]: the error is syscall.EROFS if the file is open for
 // reading only, or is a block device that is read-only, which root may open for writing all the
 // same. (On Linux.)
-func (d *File) CheckWrites() error { return d.deaf }
+func (d *File) CheckWrites() error { return d.unwritable }
 
 // ReadAt implements io.ReaderAt.
 func (d *File) ReadAt(p []byte, off int64) (int, error) {

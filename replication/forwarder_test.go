@@ -161,3 +161,41 @@ func TestForwardingAWriteAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for two writes", n)
 	}
 }
+
+// What is sent in the place of two writes is as stable as either has to be.
+func TestAWriteThatReplacesOneThatHasToBeStableIsStableToo(t *testing.T) {
+	r := newFakeRemote(newFake(1<<20, 0), 1)
+	f := startForwarder(t, r, ForwarderConfig{})
+	forward1(t, f, 1, 0, 4096)
+	seq, err := f.send(bytes.Repeat([]byte{2}, 4096), 0, 4096, true) // it waits for the first
+	must(t, err)
+	forward1(t, f, 3, 0, 4096)
+	must(t, f.answered(context.Background(), seq))
+	if log := r.takeLog(); !slices.Equal(log, []string{"write", "fua"}) {
+		t.Errorf("%q", log)
+	}
+	if b := r.disk.(*fakeDisk).data[0]; b != 3 {
+		t.Errorf("the block has %d, want that of the last write", b)
+	}
+}
+
+// A flush says nothing of the writes that were sent after it.
+func TestAFlushThatIsUnderWayIsNotThatOfLaterWrites(t *testing.T) {
+	ctx := context.Background()
+	r := newFakeRemote(newFake(1<<20, 0), 1)
+	f := startForwarder(t, r, ForwarderConfig{})
+	forward1(t, f, 1, 0, 4096)
+	must(t, f.answered(ctx, 1))
+	f.mu.Lock()
+	wait := f.startFlush(f.seq)
+	f.mu.Unlock()
+	forward1(t, f, 2, 8192, 4096)
+	f.mu.Lock()
+	err := wait(ctx)
+	f.mu.Unlock()
+	must(t, err)
+	must(t, f.Sync())
+	if log := r.takeLog(); !slices.Equal(log, []string{"write", "flush", "write", "flush"}) {
+		t.Errorf("%q", log)
+	}
+}

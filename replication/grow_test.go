@@ -242,3 +242,18 @@ func TestAnOverlayThatItsDiskOutgrowsKeepsSomeRoom(t *testing.T) {
 	s.Drain()
 	write(t, s, 0x44, 0, minSpare*BlockSize)
 }
+
+// The length of a disk is no less to be made stable than what is written to it.
+func TestADiskThatHasGrownIsSynced(t *testing.T) {
+	ctx := context.Background()
+	disk := newFake(testSize, 0)
+	s, err := NewSecondary(growingFake{disk}, SecondaryConfig{})
+	must(t, err)
+	must(t, s.Start(ctx))
+	must(t, s.Sync())
+	before := disk.syncs
+	must(t, s.Grow(ctx, 2*testSize))
+	if disk.syncs == before {
+		t.Error("nothing was synced")
+	}
+}

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"path/filepath"
@@ -138,4 +139,43 @@ func TestAJournalIsUsedAgainAfterItsDiskWasWrittenWithoutIt(t *testing.T) {
 	must(t, err)
 	want(t, "the last checkpoint", disk, 0x66, 0, BlockSize)
 	must(t, errors.Join(disk.Close(), j.Close()))
+}
+
+// A disk is not written as a primary's before its metadata says that its journal undoes nothing
+// of it any more.
+func TestADiskWhoseJournalCannotBeLeftIsNotWritten(t *testing.T) {
+	ctx := context.Background()
+	disk, dev := newPoweredFake(make([]byte, testSize)), newFake(metadataHead, 0)
+	j, err := OpenJournal(newFake(minJournal, 0), newFake(minJournal, 0))
+	must(t, err)
+	s, err := NewSecondary(reopened(t, disk, dev), SecondaryConfig{Journal: j})
+	must(t, err)
+	must(t, s.Start(ctx))
+	must(t, s.Stop(ctx, false))
+	p, err := NewPrimary(reopened(t, disk, dev), PrimaryConfig{})
+	must(t, err)
+	dev.failWrite = func(int64, int) error { return errInjected }
+	for range 2 {
+		_, err = p.WriteAt(bytes.Repeat([]byte{0x22}, SectorSize), 0)
+		wantErr(t, "the guest's write", err, errInjected)
+	}
+	want(t, "the disk", disk, 0, 0, testSize)
+}
+
+// A checkpoint that was prepared, and is given up for a primary that comes back, is not the one
+// to which a crash brings the disk.
+func TestAPreparedCheckpointIsForgottenWhenAPrimaryComesBack(t *testing.T) {
+	ctx := context.Background()
+	p, s, _, _ := resyncRig(t, true)
+	must(t, p.Mark(ctx, 2))
+	must(t, s.Prepare(ctx, 2))
+	j := s.cfg.Journal
+	if j.super.prepared != 2 {
+		t.Fatalf("%d is prepared, want 2", j.super.prepared)
+	}
+	must(t, p.Detach())
+	must(t, joinOver(p, s))
+	if j.super.prepared != 0 {
+		t.Errorf("%d is still prepared", j.super.prepared)
+	}
 }
