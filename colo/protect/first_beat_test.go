@@ -3,6 +3,7 @@ package protect
 import (
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -53,6 +54,7 @@ func TestAHostMayTakeLongerThanLostToBeReadyForASession(t *testing.T) {
 			}
 			b := w.boot("b", false, slow)
 			b.is(Waiting)
+			synctest.Wait() // b has made ready what it makes before anybody comes
 			on.Store(true)
 			a := w.boot("a", true, slow)
 			w.comeTogether(a, b)
