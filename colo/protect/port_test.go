@@ -93,6 +93,19 @@ func (s *sink) isStranger(err error) {
 	s.strangers = append(s.strangers, err)
 }
 
+// told waits until so many strangers have come, or a minute.
+func (s *sink) told(strangers int) {
+	for range 60_000 {
+		s.mu.Lock()
+		n := len(s.strangers)
+		s.mu.Unlock()
+		if n >= strangers {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func (s *sink) welcome(conn net.Conn, h hello) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

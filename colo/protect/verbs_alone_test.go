@@ -57,19 +57,21 @@ func TestAVerbIsObeyedAfterASessionThatEndsMeanwhile(t *testing.T) {
 	for name, verb := range leaving {
 		bubble(t, name, func(t *testing.T, w *world) {
 			arbiter := &busyArbiter{asked: make(chan struct{}), answer: make(chan struct{})}
-			said := make(chan error, 1)
+			said, booted := make(chan error, 1), make(chan struct{})
 			b := w.boot("b", false, nil)
 			var a *host
 			a = w.boot("a", true, func(c *Config) {
 				arbiter.Arbiter, c.Arbiter = c.Arbiter, arbiter
 				c.Session.Step = func(_ event.Mode, op string, _ uint64) {
 					if op == "send ram while running" {
+						<-booted
 						go func() { said <- verb(context.WithoutCancel(t.Context()), a.job) }()
 						<-arbiter.asked
 						w.f.part("a", "b", false)
 					}
 				}
 			})
+			close(booted)
 			a.is(Alone)
 			close(arbiter.answer)
 			if err := <-said; err != nil {

@@ -401,6 +401,7 @@ func TestAColdStartWhoseClaimIsNotAnsweredIsMadeAllTheSame(t *testing.T) {
 		w.store.Swap(t.Context(), failover.Record{}, failover.Record{Generation: 1, Writes: 1})
 		there, here := net.Pipe()
 		var h *host
+		booted := make(chan struct{})
 		h = w.boot("a", false, func(c *Config) {
 			d, err := NewDisk(DiskConfig{Name: "root", Image: kept{&image{b: make([]byte, 4096)}, m}})
 			if err != nil {
@@ -412,10 +413,12 @@ func TestAColdStartWhoseClaimIsNotAnsweredIsMadeAllTheSame(t *testing.T) {
 				if _, ok := r.Event.(event.Resume); ok { // granted, and not said yet
 					p := newPeer(hello{Host: "b"})
 					p.control = here
+					<-booted
 					h.job.joined <- &pending{peer: p}
 				}
 			})
 		})
+		close(booted)
 		h.is(Alone)
 		if r, _ := w.store.Load(t.Context()); r.Holder != "a" || r.Generation != 2 || h.holds() != 2 || !h.job.Gate().Open() {
 			t.Errorf("%+v; on the disk: %d", r, h.holds())
