@@ -182,6 +182,7 @@ func TestNoPacketIsComposedForAFullNetwork(t *testing.T) {
 		if err := x.ComposePacket(len(p), 0, compose); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // Run is at the gate: what it does as it begins offers room too
 		if err := x.ComposePacket(len(p), 0, compose); err != compare.ErrFull || *calls != 1 {
 			t.Errorf("%v after %d calls", err, *calls)
 		}

@@ -25,12 +25,17 @@ func newPipes() *pipes {
 }
 
 func (l *pipes) Accept() (net.Conn, error) {
-	select {
-	case err := <-l.errs:
+	fails := func(err error) (net.Conn, error) {
 		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", err)}
+	}
+	select {
+	case err := <-l.errs: // before any connection
+		return fails(err)
 	default:
 	}
 	select {
+	case err := <-l.errs:
+		return fails(err)
 	case c := <-l.conns:
 		return c, nil
 	case <-l.done:
@@ -98,7 +103,6 @@ func TestServiceWithoutDescriptorsIsTriedAgainEverMoreSlowly(t *testing.T) {
 func TestOtherErrorsOfAcceptEndService(t *testing.T) {
 	servePipes(t, ServerConfig{}, syscall.EBADF, func(l *pipes) {
 		l.errs <- syscall.EBADF
-		l.connect() // wakes Accept
 		synctest.Wait()
 	})
 }
