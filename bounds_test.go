@@ -46,7 +46,7 @@ var bounds = map[string][]bound{
 	},
 	"NBD": {
 		{"replication/nbd", "MaxRequest", []string{"TestRequestsBeyondTheLimitsAreRefusedAndTheConnectionGoesOn"}},
-		{"replication/nbd", "MaxBytes", []string{"TestRequestsUnderWayAreBoundedInNumberAndBytes"}},
+		{"replication/nbd", "MaxBytes", []string{"TestRequestsUnderWayAreBoundedInNumberAndBytes", "TestRequestsThatComeTogetherAreOfNoMoreBytesThanASessionMayHave"}},
 		{"replication/nbd", "MaxTotalBytes", []string{"TestMemoryIsBoundedOverAllConnections"}},
 		{"replication/nbd", "MaxConns", []string{"TestFullServerLetsInWhoComesNextWhenSomebodyLeaves"}},
 		{"replication/nbd", "maxName", []string{"TestANameIsAtMostAsLongAsItMayBe", "TestAQueryHasNamesAsLongAsTheyMayBe"}},

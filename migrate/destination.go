@@ -299,6 +299,9 @@ func (d *Destination) command(c vmstate.Command) error {
 		_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.Pong(v) })
 		return nil
 	case vmstate.CommandPostcopyAdvise:
+		if !d.cfg.Postcopy {
+			return nil // of dirty bitmaps alone: the memory comes before the guest runs
+		}
 		if err := d.cfg.Memory.Probe(); err != nil {
 			return err
 		}
@@ -310,6 +313,10 @@ func (d *Destination) command(c vmstate.Command) error {
 		}
 		return d.cfg.Memory.Discard(r)
 	case vmstate.CommandPostcopyListen:
+		if !d.cfg.Postcopy {
+			// Memory would be missing under those who bring it: channels, for one.
+			return fmt.Errorf("%w %v, but the guest is not to run before its memory is here", vmstate.ErrCommand, c)
+		}
 		return d.cfg.Memory.Listen()
 	case vmstate.CommandRecvBitmap:
 		block, err := c.AsRecvBitmap()

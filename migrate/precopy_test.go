@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -97,6 +98,33 @@ func TestPostcopyThatTheDestinationDoesNotWantIsRefused(t *testing.T) {
 		t.Errorf("%v", m.dstErr)
 	}
 	m.oneSide()
+}
+
+// A source may say that only bitmaps of disks are to follow the guest. Memory is not made missing
+// by that, neither under the goroutines of channels, which would wait for it in the kernel, nor
+// for a guest that would run without.
+func TestASourceThatAnnouncesBitmapsAloneDoesNotGetPostcopy(t *testing.T) {
+	dst := newTarget(t)
+	d := NewDestination(DestinationConfig{VM: dst, State: &dst.state, Memory: dst.lazy, Blocks: dst.blocks, Machine: "test", NoDescription: true})
+	var b bytes.Buffer
+	w := qemufile.NewWriter(&b)
+	vmstate.PutFileHeader(w)
+	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "test"})
+	vmstate.PutCommand(w, vmstate.PostcopyAdvise{}.Command())
+	vmstate.PutCommand(w, vmstate.PostcopyListen())
+	vmstate.PutCommand(w, vmstate.PostcopyRun())
+	vmstate.PutEOF(w)
+	check(t, w.Flush())
+	err := d.Run(t.Context(), stream{&b})
+	if !errors.Is(err, vmstate.ErrCommand) || !strings.Contains(err.Error(), "postcopy-listen") {
+		t.Errorf("%v", err)
+	}
+	if _, n := dst.runs(); n > 0 {
+		t.Error("the guest has run")
+	}
+	if err := dst.lazy.Serve(nil); err == nil || !strings.Contains(err.Error(), "before Listen") {
+		t.Errorf("memory was made missing: %v", err)
+	}
 }
 
 func TestWithoutAnotherConnectionPostcopyIsPaused(t *testing.T) {

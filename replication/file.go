@@ -178,11 +178,8 @@ func (d *File) Trim(off, n int64) error {
 	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
-	err := punchHole(d.f, off, n)
-	switch {
-	case errors.Is(err, errPunchAlign):
-		return d.punchInside(off, n)
-	case errors.Is(err, errors.ErrUnsupported):
+	err := d.punch(off, n)
+	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
 	return err
@@ -194,12 +191,19 @@ func (d *File) WriteZeroes(off, n int64) error {
 	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
-	err := punchHole(d.f, off, n)
-	switch {
-	case errors.Is(err, errPunchAlign):
-		return d.punchInside(off, n)
-	case errors.Is(err, errors.ErrUnsupported):
+	err := d.punch(off, n)
+	if errors.Is(err, errors.ErrUnsupported) {
 		return d.writeZeroes(off, n)
+	}
+	return err
+}
+
+// punch zeroes the range by giving its storage back. The error is errors.ErrUnsupported, with
+// nothing zeroed, where the system cannot do that.
+func (d *File) punch(off, n int64) error {
+	err := punchHole(d.f, off, n)
+	if errors.Is(err, errPunchAlign) {
+		return d.punchInside(off, n)
 	}
 	return err
 }
@@ -218,8 +222,11 @@ func (d *File) punchInside(off, n int64) error {
 		return d.writeZeroes(off, n)
 	}
 	err := punchHole(d.f, from, to-from)
-	if errors.Is(err, errPunchAlign) { // sectors larger than a block
+	switch {
+	case errors.Is(err, errPunchAlign): // sectors larger than a block
 		return d.writeZeroes(off, n)
+	case errors.Is(err, errors.ErrUnsupported): // the system looks at the range before it looks whether it can
+		return err
 	}
 	return errors.Join(err, d.writeZeroes(off, from-off), d.writeZeroes(to, end-to))
 }

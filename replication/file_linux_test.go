@@ -19,8 +19,14 @@ import (
 // 4096 bytes.
 func loopDevice(t *testing.T, size int) string {
 	t.Helper()
+	return loopDeviceIn(t, t.TempDir(), size)
+}
+
+// loopDeviceIn does what loopDevice does, with the device's content in a file in dir.
+func loopDeviceIn(t *testing.T, dir string, size int) string {
+	t.Helper()
 	losetup := require.Program(t, "loop", "losetup")
-	image := filepath.Join(t.TempDir(), "image")
+	image := filepath.Join(dir, "image")
 	must(t, os.WriteFile(image, bytes.Repeat([]byte{0x5a}, size), 0o600))
 	out, err := exec.Command(losetup, "-b", "4096", "-f", "--show", image).CombinedOutput()
 	if err != nil {
@@ -57,6 +63,36 @@ func TestZeroesSmallerThanASectorOfTheDeviceAreWritten(t *testing.T) {
 	}
 	if got := extents(t, d, 0, size); len(got) != 1 || got[0] != (extent{size, 0}) {
 		t.Errorf("extents of a device %v, want all data", got)
+	}
+}
+
+// A file system that keeps its files in memory alone, as ramfs does, gives no storage back, and so
+// neither does a device over it. The kernel says that only of ranges that are whole sectors of the
+// device.
+func TestZeroesAreWrittenToADeviceOfLargeSectorsThatGivesNoStorageBack(t *testing.T) {
+	mount, dir := require.Program(t, "loop", "mount"), t.TempDir()
+	if out, err := exec.Command(mount, "-t", "ramfs", "none", dir).CombinedOutput(); err != nil {
+		require.Missing(t, "loop", fmt.Errorf("mount: %w: %s", err, out))
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) }) // when the device is gone, or is about to go
+	const size = 1 << 20
+	d, err := OpenFile(loopDeviceIn(t, dir, size))
+	must(t, err)
+	t.Cleanup(func() { d.Close() }) // before the device goes
+	if err := punchHole(d.f, 0, 4096); !errors.Is(err, errors.ErrUnsupported) {
+		t.Skipf("the device gives storage back: %v", err)
+	}
+	want := bytes.Repeat([]byte{0x5a}, size)
+	for _, at := range [][2]int64{{0, 4096}, {8192, 512}, {16384 + 512, 16384}, {65536, 8192 + 512}} {
+		must(t, d.WriteZeroes(at[0], at[1]))
+		clear(want[at[0]:][:at[1]])
+	}
+	must(t, d.Trim(131072, 8192))
+	must(t, d.Trim(131072+512, 16384))
+	got := make([]byte, size)
+	must(t, readFull(d, got, 0))
+	if !bytes.Equal(got, want) {
+		t.Error("zeroes are not where they should be, and only there")
 	}
 }
 

@@ -126,6 +126,51 @@ func TestADiskGrowsWhileItIsProtected(t *testing.T) {
 	}
 }
 
+// A host whose disk has grown while it was the secondary's leads again: its account on stable
+// storage has the new part too.
+func TestTheAccountOfADiskThatGrewAsASecondarysHasAllOfIt(t *testing.T) {
+	ctx := context.Background()
+	const from, to = 8 << 20, 264 << 20 // so that marks are cleared on stable storage
+	const late = to - intentRegion
+	dir := t.TempDir()
+	create := func(name string, size int64) *File {
+		f, err := CreateFile(filepath.Join(dir, name), size)
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	secondary := func(d Disk) *Secondary {
+		s, err := NewSecondary(d, SecondaryConfig{Overwrite: true})
+		must(t, err)
+		return s
+	}
+	disk := create("disk", from)
+	p, err := NewPrimary(disk, PrimaryConfig{})
+	must(t, err)
+	protectFirst(t, p, secondary(create("other", from)))
+	must(t, p.Stop(ctx, false))
+	must(t, secondary(disk).Grow(ctx, to))
+	p, err = NewPrimary(disk, PrimaryConfig{PermitOutdated: true, InSync: true})
+	must(t, err)
+	s := secondary(create("another", to))
+	protectFirst(t, p, s)
+	must(t, p.peer.intent.ensure(0, to)) // as for a guest that writes everywhere
+	must(t, p.Mark(ctx, 1))
+	write(t, p, 0x22, late, SectorSize)
+	must(t, s.Checkpoint(ctx, 1))
+	must(t, p.Loaded(ctx, 1))
+	must(t, disk.Close()) // the process ends
+
+	disk, err = OpenFile(filepath.Join(dir, "disk"))
+	must(t, err)
+	defer disk.Close()
+	p, err = NewPrimary(disk, PrimaryConfig{})
+	must(t, err)
+	if got := p.Dirty(); got < intentRegion || got == to {
+		t.Errorf("%d bytes are to be copied, want the region that was written after the checkpoint, of %d", got, int64(to))
+	}
+}
+
 func TestGrowthThatCannotBeIsRefused(t *testing.T) {
 	ctx := context.Background()
 	x := newGrowRig(t, t.TempDir(), 4<<20)

@@ -336,12 +336,21 @@ func (m *Metadata) base() peerBase {
 	return m.peer
 }
 
-// openIntent returns the write-intent bitmap, or nil if there is no room for it
-// yet, or ever.
+// openIntent returns the write-intent bitmap of a disk of size bytes, or nil if there is no room
+// for it yet, or ever. One that was opened before the disk has grown, as the disk of another
+// primary, grows too.
 func (m *Metadata) openIntent(size int64) (*intent, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.intent != nil || m.dev == nil || m.dev.Size() < metadataHead+intentBytes(size) {
+	if m.intent != nil && m.intent.size == size {
+		return m.intent, nil
+	}
+	if m.dev == nil || m.dev.Size() < metadataHead+intentBytes(size) {
+		m.intent = nil
+		return nil, nil
+	}
+	if m.intent != nil {
+		m.intent.grow(size)
 		return m.intent, nil
 	}
 	var err error

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -40,13 +41,18 @@ func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
 // WriteFUA writes, and returns when the write is stable on both sides, or on this side if
 // it is held for the other.
 func (p *Primary) WriteFUA(b []byte, off int64) error {
-	begin := p.io.write.begin()
-	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return p.local.WriteFUA(b, off) })
-	if err == nil && f != nil {
-		f.answered(context.Background(), seq) // Err returns its error
-	}
+	n, begin := int64(len(b)), p.io.write.begin()
+	err := p.pieces(off, n, math.MaxInt64, func(off, n int64) error {
+		part := b[:n]
+		b = b[n:]
+		f, seq, err := p.write(part, off, n, true, func() error { return p.local.WriteFUA(part, off) })
+		if err == nil && f != nil {
+			f.answered(context.Background(), seq) // Err returns its error
+		}
+		return err
+	})
 	err = p.gate.answer(err)
-	p.io.write.end(begin, int64(len(b)), err)
+	p.io.write.end(begin, n, err)
 	return err
 }
 
@@ -105,7 +111,7 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 		if fenced != nil {
 			return nil, 0, fenced
 		}
-		if !again {
+		if !again || !p.room.ever(off, n) {
 			f, seq, half, err = p.writeLocked(b, off, n, fua, true, local)
 		}
 	}

@@ -203,6 +203,19 @@ func (r *room) most() int64 {
 	return max(min(maxForwardZeroes, (int64(c.max)/2-2*leafCost)*BlockSize), BlockSize)
 }
 
+// ever reports whether there is room for a change of [off, off+n) when nothing else is charged: a
+// write for which there is not would wait for one Mark after the other. It is made after the
+// first, and whether the secondary has the room shows there.
+func (r *room) ever(off, n int64) bool {
+	c := r.charged.Load()
+	if c == nil {
+		return true
+	}
+	b0, b1 := blockRange(off, n)
+	need := leafCost*((b1-1)/leafBlocks-b0/leafBlocks+1) + b1 - b0
+	return need <= int64(c.max-c.max/8) // without what is spare, where some is
+}
+
 // awaitRoom waits until there is room for a write, the secondary is given up, or
 // ForwarderConfig.Timeout has passed, when it returns false. The caller holds no
 // lock.

@@ -115,6 +115,55 @@ func TestWriteThatWaitsForRoomEnds(t *testing.T) {
 	})
 }
 
+// untilDone makes one checkpoint after the other until done is closed, and returns how many.
+func (x *roomRig) untilDone(t *testing.T, done <-chan struct{}) (checkpoints uint64) {
+	t.Helper()
+	for {
+		synctest.Wait()
+		select {
+		case <-done:
+			return checkpoints
+		default:
+		}
+		if checkpoints++; checkpoints == 100 {
+			x.p.Cut()
+			<-done
+			t.Fatal("it waited for one checkpoint after the other")
+		}
+		checkpointBoth(t, x.p, x.s, checkpoints)
+		time.Sleep(time.Second)
+	}
+}
+
+func TestFUAWriteOfMoreThanTheRoomIsMadeInPieces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRoomRig(t, SecondaryConfig{})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			must(t, x.p.WriteFUA(bytes.Repeat([]byte{0x33}, roomBlocks*BlockSize), BlockSize))
+		}()
+		e := x.untilDone(t, done)
+		must(t, x.s.Err())
+		checkpointBoth(t, x.p, x.s, e+1)
+		want(t, "all of it", x.s, 0x33, BlockSize, roomBlocks*BlockSize)
+	})
+}
+
+// A secondary whose room is too little for any write says so itself, at the first one. The guest
+// does not wait for what no checkpoint makes.
+func TestWriteForWhichThereIsNeverRoomWaitsForOneCheckpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRoomRig(t, SecondaryConfig{HiddenBytes: 2 * BlockSize})
+		done := make(chan struct{})
+		go func() { write(t, x.p, 0x33, 0, BlockSize); close(done) }()
+		if e := x.untilDone(t, done); e != 1 {
+			t.Errorf("it waited for %d checkpoints, want 1", e)
+		}
+		wantErr(t, "the secondary", x.s.Err(), ErrFull)
+	})
+}
+
 // A vCPU that waits in a write would keep its guest from being paused, and so the
 // checkpoint from being made that it waits for.
 func TestWriteThatWaitsForRoomIsMadeBeforeTheGuestIsPaused(t *testing.T) {

@@ -196,7 +196,10 @@ func (v *verifier) repair(ours []byte, off int64) error {
 		for c := int64(0); len(ours) > 0; ours, off = ours[c:], off+c {
 			c = min(int64(len(ours)), v.p.room.most())
 			half, err := v.p.room.takeData(off, c)
-			if v.half = v.half || half; err != nil {
+			switch v.half = v.half || half; {
+			case err != nil && !v.p.room.ever(off, c):
+				return fmt.Errorf("replication: verify: no checkpoint makes room for a repair: %w", ErrFull)
+			case err != nil:
 				return errNoRoom
 			}
 			if _, err := v.f.send(ours[:c], off, c, false); err != nil {

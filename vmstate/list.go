@@ -1,6 +1,9 @@
 package vmstate
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Lists are elements each preceded by a byte 1, and a byte 0 at the end. A load
 // builds a new slice, at most max elements, and a rollback brings back the old
@@ -61,12 +64,30 @@ func GTree[T any](f *Fields, name, vmsd string, version uint32, nodes *[]T, max 
 
 func loadList[T any](f *Fields, name, vmsd string, version uint32, max int, fn func(*T, *Fields)) ([]T, bool) {
 	var items []T
+	var parts []*T
+	before := len(*f.after)
 	for f.Err() == nil {
 		marker := f.r.Byte()
 		if f.Err() != nil {
 			break
 		}
 		if marker == 0 {
+			if len(*f.after) > before {
+				// What the parts do on Commit is for the elements of the list.
+				into := func() error {
+					for i, p := range parts {
+						*p = items[i]
+					}
+					return nil
+				}
+				back := func() error {
+					for i, p := range parts {
+						items[i] = *p
+					}
+					return nil
+				}
+				*f.after = append(slices.Insert(*f.after, before, into), back)
+			}
 			return items, true
 		}
 		if len(items) == max {
@@ -77,7 +98,7 @@ func loadList[T any](f *Fields, name, vmsd string, version uint32, max int, fn f
 		// it, and the undo log holds pointers.
 		item := new(T)
 		f.within(vmsd, version, func(f *Fields) { fn(item, f) })
-		items = append(items, *item)
+		items, parts = append(items, *item), append(parts, item)
 	}
 	return nil, false
 }

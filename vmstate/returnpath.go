@@ -109,6 +109,12 @@ func putLE64(w *qemufile.Writer, v uint64) { w.PutBE64(bits.ReverseBytes64(v)) }
 // error wraps [ErrReturnPath], or is io.EOF if the stream ends before the
 // message and io.ErrUnexpectedEOF if it ends inside.
 func ReadReturn(r *qemufile.Reader, maxBitmap uint64) (Return, error) {
+	return readReturn(r, func(Return) (uint64, error) { return maxBitmap, nil })
+}
+
+// readReturn does what ReadReturn does. It asks most, before it reads a bitmap, how many bytes
+// that may have.
+func readReturn(r *qemufile.Reader, most func(Return) (uint64, error)) (Return, error) {
 	m := Return{Type: ReturnType(r.BE16())}
 	if err := r.Err(); err != nil {
 		return m, err
@@ -145,7 +151,14 @@ func ReadReturn(r *qemufile.Reader, maxBitmap uint64) (Return, error) {
 		if r.Err() == nil && 1+len(m.Block) != n {
 			return m, m.malformed(n)
 		}
-		if err := m.readBitmap(r, maxBitmap); err != nil {
+		if err := r.Err(); err != nil {
+			return m, qemufile.NoEOF(err)
+		}
+		limit, err := most(m)
+		if err == nil {
+			err = m.readBitmap(r, limit)
+		}
+		if err != nil {
 			return m, err
 		}
 	}
@@ -160,6 +173,9 @@ func (m *Return) readBitmap(r *qemufile.Reader, limit uint64) error {
 	size := r.BE64()
 	if r.Err() == nil && (size%8 != 0 || size == 0) {
 		return fmt.Errorf("vmstate: %w: bitmap of %d bytes for block %q", ErrReturnPath, size, m.Block)
+	}
+	if r.Err() == nil && size > limit {
+		return fmt.Errorf("vmstate: %w: bitmap of %d bytes for block %q, at most %d: %w", ErrReturnPath, size, m.Block, limit, qemufile.ErrTooLong)
 	}
 	p := r.Bytes(size, limit)
 	if end := r.BE64(); r.Err() == nil && end != bitmapEnd {
@@ -190,7 +206,8 @@ type ReturnReader struct {
 	Block func(name string) (length uint64, ok bool)
 	// PageSize is the page size of this host, to which requests are aligned. 0: 4096.
 	PageSize uint64
-	// MaxBitmap bounds a bitmap where Block is nil, in bytes. 0: 64 MiB.
+	// MaxBitmap bounds a bitmap where Block is nil, in bytes. 0: 64 MiB. Otherwise the length of
+	// the block does.
 	MaxBitmap uint64
 	// Recovering says that an interrupted postcopy is being resumed: only then
 	// are RECV_BITMAP and RESUME_ACK in order.
@@ -214,7 +231,7 @@ func (rr *ReturnReader) Next() (Return, error) {
 	if rr.shut {
 		return Return{}, io.EOF
 	}
-	m, err := ReadReturn(rr.R, rr.MaxBitmap)
+	m, err := readReturn(rr.R, rr.mostBitmap)
 	if err != nil {
 		return m, qemufile.NoEOF(err)
 	}
@@ -284,15 +301,28 @@ func (rr *ReturnReader) request(m Return) error {
 	return nil
 }
 
-func (rr *ReturnReader) bitmap(m Return) error {
+// mostBitmap returns how many bytes a bitmap may have, 0 for the default, or why none may come.
+func (rr *ReturnReader) mostBitmap(m Return) (uint64, error) {
 	if !rr.Recovering {
-		return rr.untimely(m)
+		return 0, rr.untimely(m)
 	}
+	n, known, err := rr.length(m)
+	if err != nil || !known {
+		return rr.MaxBitmap, err
+	}
+	return 8 * max(rr.words(n), 1), nil
+}
+
+// words returns how many words the bitmap of a block of n bytes has.
+func (rr *ReturnReader) words(n uint64) uint64 { return (n/rr.pageSize() + 63) / 64 }
+
+// bitmap checks a bitmap that mostBitmap has let in.
+func (rr *ReturnReader) bitmap(m Return) error {
 	n, known, err := rr.length(m)
 	if err != nil {
 		return err
 	}
-	if words := (n/rr.pageSize() + 63) / 64; known && uint64(len(m.Bitmap)) != words {
+	if words := rr.words(n); known && uint64(len(m.Bitmap)) != words {
 		return fmt.Errorf("vmstate: %w: bitmap of %d words for block %q, want %d", ErrReturnPath, len(m.Bitmap), m.Block, words)
 	}
 	return nil

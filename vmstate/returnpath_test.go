@@ -121,6 +121,38 @@ func TestReturnReaderKnowsTheRules(t *testing.T) {
 	}
 }
 
+// The length of the block bounds what a bitmap announces, before any of it is read, and nothing
+// else does: a guest of 3 TiB whose postcopy was interrupted has a bitmap of 96 MiB.
+func TestABitmapIsAsLongAsItsBlockSays(t *testing.T) {
+	blocks := func(name string) (uint64, bool) {
+		return map[string]uint64{"ram": 1 << 20, "big": 3 << 40}[name], name != "rom"
+	}
+	for _, x := range []struct {
+		why, block string
+		rr         *ReturnReader
+		size       uint64
+		err        error
+	}{
+		{"of a block with less", "ram", &ReturnReader{Block: blocks, Recovering: true}, 32 << 20, ErrReturnPath},
+		{"of an unknown block", "rom", &ReturnReader{Block: blocks, Recovering: true}, 32, ErrReturnPath},
+		{"outside recovery", "ram", &ReturnReader{Block: blocks}, 32, ErrReturnPath},
+		{"of a block with as much", "ram", &ReturnReader{Block: blocks, Recovering: true}, 32, io.ErrUnexpectedEOF},
+		{"of a large block", "big", &ReturnReader{Block: blocks, Recovering: true}, 96 << 20, io.ErrUnexpectedEOF},
+		{"of a large block with less", "big", &ReturnReader{Block: blocks, Recovering: true}, 96<<20 + 8, ErrReturnPath},
+		{"with no blocks", "big", &ReturnReader{Recovering: true}, 96 << 20, qemufile.ErrTooLong},
+	} {
+		// The stream ends where the bitmap would begin.
+		x.rr.R = reader(written(t, func(w *qemufile.Writer) {
+			w.PutBE16(uint16(ReturnRecvBitmap))
+			w.PutBE16(uint16(1 + len(x.block)))
+			w.PutCountedString(x.block)
+			w.PutBE64(x.size)
+		}))
+		_, err := x.rr.Next()
+		wantError(t, x.why, err, x.err)
+	}
+}
+
 func TestReturnWriter(t *testing.T) {
 	var b bytes.Buffer
 	rw := ReturnWriter{W: qemufile.NewWriter(&b)}

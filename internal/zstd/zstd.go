@@ -108,7 +108,7 @@ func (d *Decoder) frame(p []byte) (int, error) {
 	if window > maxWindow {
 		return 0, fmt.Errorf("%w: a window of %d bytes, at most %d", ErrCorrupt, window, maxWindow)
 	}
-	*d = Decoder{begun: true, checksum: flags&4 != 0, window: int(window), out: d.out[:len(d.out):len(d.out)], literals: d.literals}
+	*d = Decoder{begun: true, checksum: flags&4 != 0, window: int(window), out: d.out, literals: d.literals}
 	d.repeats = [3]int{1, 4, 8}
 	return n + size, nil
 }

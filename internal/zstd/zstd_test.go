@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 )
 
@@ -83,6 +84,35 @@ func TestAWindowBeyondTheBoundIsRefused(t *testing.T) {
 		if err := new(Decoder).Decode(nil, []byte(p)); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%x: %v", p, err)
 		}
+	}
+}
+
+// What was decompressed stays where it is when a frame begins: many frames of little cost what
+// they say, and not a copy of the last window each.
+func TestAFrameTakesNoCopyOfTheOneBefore(t *testing.T) {
+	// A window of 32 MiB, and a block that repeats a byte.
+	frame := func(n int) []byte {
+		h := n<<3 | 1<<1 | 1
+		return []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 120, byte(h), byte(h >> 8), byte(h >> 16), 'x'}
+	}
+	const large, frames = 128 << 10, 1000
+	var d Decoder
+	for range 4 << 20 / large {
+		if err := d.Decode(make([]byte, large), frame(large)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	got, small := make([]byte, 1), frame(1)
+	for range frames {
+		if err := d.Decode(got, small); err != nil || got[0] != 'x' {
+			t.Fatal(got, err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+		t.Errorf("%d frames of a byte took %d MiB", frames, n>>20)
 	}
 }
 

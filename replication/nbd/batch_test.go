@@ -37,7 +37,12 @@ func (c *countedConn) count() int {
 // connection, and is over at the end of the test.
 func rawSession(t *testing.T, d Disk) (client net.Conn, server *countedConn) {
 	t.Helper()
-	srv := NewServer(ServerConfig{})
+	return rawSessionOf(t, NewServer(ServerConfig{}), d)
+}
+
+// rawSessionOf is rawSession of a server.
+func rawSessionOf(t *testing.T, srv *Server, d Disk) (client net.Conn, server *countedConn) {
+	t.Helper()
 	e, err := srv.Export(ExportConfig{Disk: d})
 	if err != nil {
 		t.Fatal(err)
@@ -199,6 +204,52 @@ func TestHalfARequestKeepsNoAnswerBack(t *testing.T) {
 		}
 		client.Write(two[len(two)-1:])
 		answersOf(t, client, 1)
+	})
+}
+
+// What is read together with others counts as what its session has, like what is read alone.
+func TestRequestsThatComeTogetherAreOfNoMoreBytesThanASessionMayHave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 2 * copied
+		held, free := int64(1<<19), make(chan struct{})
+		var begun []int64
+		var mu sync.Mutex
+		d := newRAM(1 << 20)
+		d.hook = func(op string, off int64) error {
+			mu.Lock()
+			begun = append(begun, off)
+			mu.Unlock()
+			if off == held {
+				<-free
+			}
+			return nil
+		}
+		client, _ := rawSessionOf(t, NewServer(ServerConfig{MaxRequest: most, MaxBytes: most}), d)
+		warm(t, client)
+		client.Write(heads(request{cmd: cmdRead, handle: 1, off: uint64(held), n: most - copied/2}))
+		synctest.Wait()
+		begun = nil
+		// There is room for the first of these, and then not for the second.
+		client.Write(heads(
+			request{cmd: cmdRead, handle: 2, off: 4096, n: copied / 4},
+			request{cmd: cmdRead, handle: 3, off: 8192, n: copied},
+		))
+		synctest.Wait()
+		if len(begun) != 1 || begun[0] != 4096 {
+			t.Errorf("beside %d bytes, of %d, the disk has reads at %v, want that at 4096", most-copied/2, most, begun)
+		}
+		close(free)
+		var got int
+		for p := make([]byte, most); got < 3*replyLen+most-copied/2+copied/4+copied; {
+			n, err := client.Read(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += n
+		}
+		if len(begun) != 2 || begun[1] != 8192 {
+			t.Errorf("then it has them at %v", begun)
+		}
 	})
 }
 

@@ -76,7 +76,10 @@ func (c *Cache) loadMapped(r *qemufile.Reader, total uint64) error {
 			return unknownBlock([]byte(rec.Block))
 		}
 		b := &c.blocks[i]
-		if rec.Kind == KindPage {
+		switch {
+		case rec.Kind == KindPage && b.page == nil:
+			return &Error{Block: b.Name, Err: ErrIgnored}
+		case rec.Kind == KindPage:
 			return c.stage(b, rec.Offset, rec.Data)
 		}
 		err := b.fits(rec.Blocks[0], c.cfg.Format)
@@ -87,6 +90,9 @@ func (c *Cache) loadMapped(r *qemufile.Reader, total uint64) error {
 			return &Error{Block: b.Name, Err: err}
 		}
 		b.listed, b.length = true, rec.Blocks[0].Length
+		if b.page == nil {
+			return nil // both sides see its memory
+		}
 		c.lock()
 		defer c.unlock()
 		for off := uint64(0); off < b.length; off += PageSize {

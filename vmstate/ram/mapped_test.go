@@ -181,6 +181,36 @@ func TestMappedRefuses(t *testing.T) {
 	}
 }
 
+// With x-ignore-shared a file lists blocks of which it has no page, as both sides see them.
+func TestAMappedFileHasNoPageOfASharedBlock(t *testing.T) {
+	shared, g := pages(t, "shm", 4), page(7)
+	shared.Shared = true
+	copy(shared.Host, g)
+	for bitmap, want := range map[byte]error{0: nil, 2: ErrIgnored} {
+		c := newCache(t, newGuest(t, shared), CacheConfig{Format: Format{IgnoreShared: true, MappedRAM: true}})
+		err := c.LoadState(reader(body(t, func(w *qemufile.Writer) {
+			w.PutBE64(4*PageSize | flagMemSize)
+			w.PutCountedString(shared.Name)
+			w.PutBE64(4 * PageSize)
+			w.PutBE64(shared.GPA)
+			w.PutBE32(mappedVersion)
+			w.PutBE64(PageSize)
+			at := uint64(w.Transferred()) + 16
+			w.PutBE64(at)
+			w.PutBE64(at + 8)
+			w.Write([]byte{bitmap, 7: 0})
+			w.Write(make([]byte, 4*PageSize))
+			w.PutBE64(flagEOS)
+		})), Version)
+		if !errors.Is(err, want) {
+			t.Errorf("bitmap %#x: %v, want %v", bitmap, err, want)
+		}
+		if err := c.Flush(); (err == nil) != (want == nil) || !bytes.Equal(shared.Host[:PageSize], g) {
+			t.Errorf("bitmap %#x: flushed: %v", bitmap, err)
+		}
+	}
+}
+
 // sized returns a section body with a block list, and every page of the blocks, of size bytes each.
 func sized(t testing.TB, size int, blocks []BlockInfo, content func(i int) byte) []byte {
 	t.Helper()
