@@ -57,7 +57,8 @@ type msrIndices struct {
 
 // ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm,
 // vm one of the VM. It fails with a CapabilityError where KVM cannot pause or
-// save at all.
+// save at all. Features for which a process has to ask (ARCH_REQ_XCOMP_GUEST_PERM) are asked for
+// before: they make a vCPU's XSAVE area larger, and KVM writes as much as it has.
 func ReadSystem(kvm, vm int) (*System, error) {
 	for _, c := range []struct {
 		cap       uintptr
