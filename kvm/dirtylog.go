@@ -53,10 +53,11 @@ func (vm *VM) takeDirtyLog(s *slot, part []uint64) error {
 	if err := vm.getDirtyLog(s); err != nil {
 		return err
 	}
-	if err := vm.chooseManual(s); err != nil {
+	err := vm.chooseManual(s)
+	add(part, s.log) // even if that failed: KVM may have forgotten them
+	if err != nil {
 		return err
 	}
-	add(part, s.log)
 	if s.manual == manualNo {
 		return nil
 	}

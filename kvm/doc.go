@@ -52,10 +52,20 @@
 // its TSC from the other vCPUs'.
 //
 // Not saved, and an error where a guest uses it: nested virtualization
-// ([NotSavedError], on saving and on loading), shadow stacks (the same), system-management
-// memory apart from the guest's (a slot of another address space cannot be added), more vCPUs
-// than an APIC ID of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are not part
-// of the guest, and are not saved.
+// ([NotSavedError], on saving and on loading), shadow stacks (the same), KVM's Xen interface
+// (on saving, as far as KVM can be asked of it), more vCPUs than an APIC ID of 8 bits can name.
+//
+// System management has memory of its own (KVM's address space 1), and a slot of another address
+// space cannot be added. In a VM that Create made a guest that sends itself an SMI ends Run with an
+// error that says so: an [ExitError], or EIO of newer kernels. An adopted VM may have slots there;
+// what a guest writes through them is not in the dirty log of this package, so they must not show
+// its other memory.
+//
+// Not saved, and no error: the records of the last branches (LASTBRANCHFROMIP and its kin) where KVM
+// does not list them, since it does not let them be written there; a guest that has itself traced
+// finds others after a move. Coalesced accesses (KVM_REGISTER_COALESCED_MMIO) that the host has not
+// taken yet are part of its devices. Breakpoints that it has set (KVM_SET_GUEST_DEBUG) are not part
+// of the guest.
 //
 // The section names, all version 1, are kvm/irqchip,
 // kvm/pit, kvm/vcpu (one instance for each) and kvm/clock; integers are big

@@ -48,6 +48,10 @@ type ExitError struct {
 	// 1 to 15, which may reach beyond its end; nil: they cannot be read.
 	RIP         uint64
 	Instruction []byte
+
+	// Internal error: the guest was in system-management mode, to which a VM has to be given
+	// memory apart; this package gives it none.
+	SMM bool
 }
 
 // Error implements error.
@@ -62,6 +66,9 @@ func (e *ExitError) Error() string {
 	default:
 		s += fmt.Sprintf(" at RIP %#x", e.RIP)
 	}
+	if e.SMM {
+		s += withoutMemory
+	}
 	switch e.Reason {
 	case exitInternalError, exitFailEntry:
 		s += fmt.Sprintf(", code %#x", e.Code)
@@ -71,6 +78,9 @@ func (e *ExitError) Error() string {
 	}
 	return s
 }
+
+// withoutMemory is what an error says of a guest in system-management mode.
+const withoutMemory = " in system-management mode, for which this package adds no memory"
 
 // MSRError says which MSR could not be restored.
 type MSRError struct {

@@ -36,6 +36,7 @@ const (
 	kvmEnableCap           = 0x4068aea3
 	kvmClearDirtyLog       = 0xc018aec0
 	kvmResetDirtyRings     = 0xaec7
+	kvmXenGetAttr          = 0xc048aec8
 
 	kvmRun           = 0xae80
 	kvmGetRegs       = 0x8090ae81
@@ -111,6 +112,7 @@ func enterGuest(fd int) unix.Errno {
 // Capabilities (KVM_CAP_* in linux/kvm.h).
 const (
 	capMemSlots         = 10
+	capXen              = 38
 	capTSCControl       = 60
 	capMPState          = 14
 	capMCE              = 31

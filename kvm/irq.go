@@ -16,7 +16,7 @@ type irqLevel struct {
 // SetIRQ sets the level of an input of the VM's interrupt controllers, which
 // must be in the kernel: 0 to 23, the numbers of the IOAPIC's pins and, below 16,
 // of the PICs'. (KVM api, section 4.25.) It may be called while the vCPUs run,
-// and reaches a vCPU that waits in HLT.
+// and reaches a vCPU that waits in HLT. It must not be called any more when the VM is closed.
 //
 // The level of an input is not part of the controllers' state: whoever drives one
 // sets it again after the state was restored.

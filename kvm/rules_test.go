@@ -43,7 +43,11 @@ var rules = []struct {
 	{"doc.go", "nested virtualization ([NotSavedError], on saving and on loading)", []string{
 		"TestAGuestThatUsesNestedVirtualizationIsNotSaved", "TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded"}},
 	{"doc.go", "shadow stacks (the same)", []string{"TestAGuestThatUsesShadowStacksIsNotTaken", "TestShadowStacksAreNotOffered"}},
+	{"doc.go", "KVM's Xen interface (on saving, as far as KVM can be asked of it)", []string{
+		"TestAGuestThatUsesKVMsXenInterfaceIsKnown", "TestAGuestThatUsesKVMsXenInterfaceIsNotSaved"}},
 	{"doc.go", "a slot of another address space cannot be added", []string{"TestASlotOfAnotherAddressSpaceCannotBeAdded"}},
+	{"doc.go", "In a VM that Create made a guest that sends itself an SMI ends Run with an error that says so", []string{
+		"TestAnErrorInSystemManagementModeIsSaidInWords", "TestAnSMIWithoutMemoryForItEndsRunInWords"}},
 	{"doc.go", "more vCPUs than an APIC ID of 8 bits can name", []string{"TestMoreVCPUsThanAPICIDsAreAnErrorAtCreation"}},
 	{"doc.go", "Every count, size and index is checked against this host when a section is decoded", []string{
 		"TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded", "TestEveryTruncationOfAStateIsRefused", "FuzzVCPUState", "FuzzChipState"}},

@@ -135,7 +135,11 @@ func (v *VCPU) complete(handle func(*RunData) error) (err error) {
 }
 
 func (v *VCPU) failed(errno unix.Errno) error {
-	return fmt.Errorf("kvm: vCPU %d: %w", v.index, &os.SyscallError{Syscall: "ioctl KVM_RUN", Err: errno})
+	where := ""
+	if inSMM(v.run) { // newer kernels give up the VM there
+		where = withoutMemory
+	}
+	return fmt.Errorf("kvm: vCPU %d%s: %w", v.index, where, &os.SyscallError{Syscall: "ioctl KVM_RUN", Err: errno})
 }
 
 func (v *VCPU) exitError() *ExitError {
@@ -146,11 +150,19 @@ func (v *VCPU) exitError() *ExitError {
 		e.Code = d.Data[0] & 0xffffffff
 		n := min(d.Data[0]>>32, 16)
 		e.Data = append(e.Data, d.Data[1:1+n]...)
+		e.SMM = inSMM(v.run)
 		v.where(e)
 	case exitFailEntry:
 		e.Code = d.Data[0]
 	}
 	return e
+}
+
+// inSMM reports whether a vCPU was in system-management mode when it left the guest, by its
+// struct kvm_run (KVM_RUN_X86_SMM in asm/kvm.h).
+func inSMM(run []byte) bool {
+	const flags, smm = 14, 1 << 0
+	return run[flags]&smm != 0
 }
 
 // where finds out where the guest was when KVM gave up, as far as KVM still answers. It
@@ -173,6 +185,9 @@ func (v *VCPU) where(e *ExitError) {
 		}
 	}
 	if _, err := ioctl(v.fd, "KVM_GET_SREGS", kvmGetSregs, unsafe.Pointer(&sregs)); err != nil {
+		return
+	}
+	if e.SMM { // its memory is not that of the slots
 		return
 	}
 	linear := regs.RIP

@@ -46,6 +46,7 @@ type System struct {
 	clockCtrl  bool         // KVM_KVMCLOCK_CTRL
 	smm        bool         // system management mode, and so SMIs
 	syncRegs   bool         // registers and events in struct kvm_run
+	xen        bool         // KVM can be asked what a guest has made of its Xen interface
 	cpuid      []CPUIDEntry // what a guest may be told; nil: not known
 }
 
@@ -57,7 +58,8 @@ type msrIndices struct {
 
 // ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm,
 // vm one of the VM. It fails with a CapabilityError where KVM cannot pause or
-// save at all.
+// save at all. Features for which a process has to ask (ARCH_REQ_XCOMP_GUEST_PERM) are asked for
+// before: they make a vCPU's XSAVE area larger, and KVM writes as much as it has.
 func ReadSystem(kvm, vm int) (*System, error) {
 	for _, c := range []struct {
 		cap       uintptr
@@ -84,6 +86,7 @@ func ReadSystem(kvm, vm int) (*System, error) {
 		clockCtrl:  capability(vm, capKVMClockCtrl) != 0,
 		smm:        capability(vm, capSMM) != 0,
 		syncRegs:   capability(vm, capSyncRegs)&syncAll == syncAll,
+		xen:        capability(vm, capXen)&xenAsked != 0,
 	}
 	s.xsave2 = s.xsaveSize >= xsaveMin
 	s.xsaveSize = max(s.xsaveSize, xsaveMin)

@@ -72,10 +72,15 @@ type VCPU struct {
 // (KVM_GET_VCPU_MMAP_SIZE bytes), which the caller goes on owning and which must
 // outlive the VM. The order of the calls numbers the vCPUs in the saved state. The number
 // that KVM_CREATE_VCPU was given is the APIC ID, and is 254 at most. CPUID,
-// if not set by SetCPUID, must have been set before the first save.
+// if not set by SetCPUID, must have been set before the first save. A VMM that asks for
+// features of a guest whose state is large (ARCH_REQ_XCOMP_GUEST_PERM) does so before Attach:
+// it fails if the XSAVE area has grown since, for which there would be no room.
 func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	if len(run) < PageSize {
 		return nil, fmt.Errorf("kvm: struct kvm_run mapped with %d bytes", len(run))
+	}
+	if size := capability(vm.fd, capXSave2); size > vm.sys.xsaveSize {
+		return nil, fmt.Errorf("kvm: an XSAVE area of %d bytes, which had %d when the VM was adopted: want features for which a process has to ask, such as AMX, asked for before", size, vm.sys.xsaveSize)
 	}
 	state, err := NewVCPUState(vm.sys, int(fd))
 	if err != nil {

@@ -290,7 +290,7 @@ func (d chipDevice) VMState(f *vmstate.Fields) { d.vm.chips.chipFields(f) }
 func (chipDevice) Snapshots() bool { return true }
 
 func (d chipDevice) PreSave() error {
-	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasChips {
+	if err := errors.Join(d.vm.stopped(), d.vm.noXen()); err != nil || !d.vm.chips.hasChips {
 		return err
 	}
 	return d.vm.chips.saveChips(d.vm.fd)

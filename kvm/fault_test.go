@@ -1,0 +1,104 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// adoptedHere is a VM of one vCPU and 64 pages whose log KVM clears as it is read, with the mapping of
+// the vCPU's struct kvm_run.
+func adoptedHere(t *testing.T) (vm *VM, vcpu int, run []byte) {
+	t.Helper()
+	require.Usable(t, require.KVM, Probe)
+	must := func(n int, err error) int {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	kvm := must(openKVM())
+	t.Cleanup(func() { unix.Close(kvm) })
+	fd := must(ioctlValue(kvm, "KVM_CREATE_VM", kvmCreateVM, 0))
+	t.Cleanup(func() { unix.Close(fd) })
+	must(ioctlValue(fd, "KVM_CREATE_IRQCHIP", kvmCreateIRQChip, 0))
+	vm, err := Attach(uintptr(fd), AttachConfig{KVM: kvm})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vm.Close() })
+	mapping := func(fd, size, flags int) []byte {
+		mem, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, flags)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Munmap(mem) })
+		return mem
+	}
+	if err := vm.AddSlot(Slot{Block: RAMBlock, Mem: mapping(-1, 64*PageSize, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)}); err != nil {
+		t.Fatal(err)
+	}
+	vcpu = must(ioctlValue(fd, "KVM_CREATE_VCPU", kvmCreateVCPU, 0))
+	t.Cleanup(func() { unix.Close(vcpu) })
+	return vm, vcpu, mapping(vcpu, must(RunSize()), unix.MAP_SHARED)
+}
+
+// What KVM has said of a log and forgotten is reported although the second reading, which finds out
+// whether it forgets, fails.
+func TestNoPageIsLostWhereALogCannotBeReadAgain(t *testing.T) {
+	vm, vcpu, run := adoptedHere(t)
+	v, err := vm.AddVCPU(uintptr(vcpu), run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.StartDirtyLog(); err != nil {
+		t.Fatal(err)
+	}
+	const page = 5
+	if v.state.writeMSR(vcpu, msrWallClockNew, page*PageSize) != nil && v.state.writeMSR(vcpu, msrWallClock, page*PageSize) != nil {
+		t.Skip("this KVM writes no wall clock")
+	}
+	nowhere, err := unix.Mmap(-1, 0, PageSize, unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(nowhere)
+	s := (*vm.slots.Load())[0]
+	s.again = unsafe.Slice((*uint64)(unsafe.Pointer(&nowhere[0])), len(s.log))
+	bitmap := make([]uint64, 1)
+	if err := vm.ReadDirty(RAMBlock, bitmap); err == nil {
+		t.Fatal("a log was read to where nothing can be written")
+	}
+	s.again = nil
+	if err := vm.ReadDirty(RAMBlock, bitmap); err != nil {
+		t.Fatal(err)
+	}
+	if bitmap[0] != 1<<page {
+		t.Errorf("pages %#x are reported, want page %d", bitmap[0], page)
+	}
+}
+
+// KVM writes as much of a vCPU's XSAVE area as there is. A vCPU of which that has become more than when the
+// VM was adopted is refused.
+func TestAVCPUWhoseStateHasGrownIsRefused(t *testing.T) {
+	vm, vcpu, run := adoptedHere(t)
+	size := capability(vm.fd, capXSave2)
+	if size == 0 {
+		t.Skip("this KVM has no KVM_CAP_XSAVE2")
+	}
+	vm.sys.xsaveSize = size - 64
+	if _, err := vm.AddVCPU(uintptr(vcpu), run); err == nil || !strings.Contains(err.Error(), "AMX") {
+		t.Errorf("got %v, want a word of what to do", err)
+	}
+	vm.sys.xsaveSize = size
+	if _, err := vm.AddVCPU(uintptr(vcpu), run); err != nil {
+		t.Error(err)
+	}
+}
