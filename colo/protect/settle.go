@@ -117,6 +117,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		if err := j.fence(ctx, generation); err != nil {
 			return err
 		}
+		if j.keeper.Generation() < generation { // which the arbiter has said meanwhile, to a host that asks
+			return fmt.Errorf("%w: generation %d was over before the other host was fenced off", failover.ErrRefused, generation)
+		}
 	}
 	j.vm.face(true)
 	if err := j.do(granted, ends); err != nil {
