@@ -71,6 +71,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	if s.over.Err() != nil {
 		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
 	}
+	s.sayWhy(c.Cause, j.cfg.Lost)
 	if s.primary == nil {
 		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
 			j.hearOut(ctx, s)
