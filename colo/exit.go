@@ -188,7 +188,7 @@ func (s *session) sayExit(cause error) {
 	s.mu.Lock()
 	s.info.Mode, s.info.Reason = event.ModeNone, exit.Reason
 	s.mu.Unlock()
-	if lost := s.reported(); lost != nil && errors.Is(cause, lost) && !s.yielded.Load() && (expected == nil || !errors.Is(lost, expected)) {
+	if lost := s.reported(); lost != nil && errors.Is(cause, lost) && !s.yielded() && (expected == nil || !errors.Is(lost, expected)) {
 		s.events.Publish(event.HeartbeatLost{Mode: s.mode, Epoch: s.committed(), Error: lost.Error()})
 	}
 	s.events.Publish(exit)

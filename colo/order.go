@@ -208,7 +208,12 @@ func (s *session) expected() error {
 // goroutine at any time; an order that was accepted before is withdrawn, unless
 // its takeover has begun.
 func (s *session) Yield(cause error) {
-	s.yielded.Store(true)
+	s.mu.Lock()
+	if !s.yielded() {
+		close(s.yields)
+		s.asking.overtake(true)
+	}
+	s.mu.Unlock()
 	s.Lost(cause)
 }
 

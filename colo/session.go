@@ -36,8 +36,8 @@ type session struct {
 	machine *failover.Machine
 
 	ran     atomic.Bool
-	yielded atomic.Bool   // Yield was called
 	quit    chan struct{} // closed when a failover is active
+	yields  chan struct{} // closed by Yield
 	fenced  chan struct{} // closed by Fenced
 	wish    chan struct{} // closed by End
 	lost    chan struct{} // closed by Lost
@@ -79,7 +79,7 @@ func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Du
 	s.link = NewLink(conn, s.patient)
 	s.machine = new(failover.Machine)
 	s.quit, s.fenced = make(chan struct{}), make(chan struct{})
-	s.wish, s.lost = make(chan struct{}), make(chan struct{})
+	s.wish, s.lost, s.yields = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	s.mode = mode
 	s.info = Info{Mode: mode, LastMode: mode, Reason: event.ExitNone}
 	s.where = StateNew

@@ -29,7 +29,7 @@ func (s *session) asked() bool {
 
 // settle returns nil when this side is to go on.
 func (s *session) settle(ctx context.Context, cause error) error {
-	if s.yielded.Load() {
+	if s.yielded() {
 		return s.depart(s.yieldedFor(), cause)
 	}
 	if s.arbiter == nil {
@@ -58,7 +58,7 @@ func (s *session) settle(ctx context.Context, cause error) error {
 		case !s.unfenced():
 			<-s.quit // at once, or when Fenced gets there
 			return nil
-		case s.yielded.Load():
+		case s.yielded():
 			return s.depart(s.yieldedFor(), cause)
 		case err == nil:
 			return s.granted()
@@ -74,9 +74,13 @@ func (s *session) settle(ctx context.Context, cause error) error {
 		case <-timer.C:
 		case <-ctx.Done():
 		case <-s.fenced:
+		case <-s.yields:
 		case <-s.ordered(ordered):
 		}
 		timer.Stop()
+		if s.yielded() && s.unfenced() {
+			return s.depart(s.yieldedFor(), cause)
+		}
 		wait = min(2*wait, askAgainMost)
 	}
 }
@@ -91,7 +95,7 @@ func (s *session) ordered(already bool) <-chan struct{} {
 }
 
 // ask asks once. An order that is given meanwhile ends the question; one that
-// was given before can only be overtaken by Fenced.
+// was given before can only be overtaken by Fenced, or withdrawn by Yield.
 func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -124,9 +128,10 @@ type question struct {
 	ordered bool // an order was given before: another is no news
 }
 
-// overtake ends the question since an order was given: by Fenced, or another.
-func (q question) overtake(fenced bool) {
-	if q.end != nil && (fenced || !q.ordered) {
+// overtake ends the question since an order was given: by Fenced or Yield, after which nobody is
+// asked, or another.
+func (q question) overtake(last bool) {
+	if q.end != nil && (last || !q.ordered) {
 		q.end()
 	}
 }
@@ -137,7 +142,7 @@ func (s *session) asks(q question) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asking = q
-	if !s.unfenced() {
+	if !s.unfenced() || s.yielded() {
 		q.overtake(true)
 	}
 	select {
@@ -154,6 +159,8 @@ func (s *session) awaitOrder(ctx context.Context, cause error) error {
 		select {
 		case <-s.quit:
 			return nil
+		case <-s.yields:
+			return s.depart(s.yieldedFor(), cause)
 		case <-ctx.Done():
 			if s.leave() {
 				return departed(ctx.Err(), cause)
@@ -208,6 +215,16 @@ func (s *session) depart(err, cause error) error {
 		}
 	}
 	return departed(err, cause)
+}
+
+// yielded reports whether Yield was called.
+func (s *session) yielded() bool {
+	select {
+	case <-s.yields:
+		return true
+	default:
+		return false
+	}
 }
 
 // yieldedFor returns why this side gives its guest up. Lost may have been called

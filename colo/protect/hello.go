@@ -285,6 +285,7 @@ const (
 	sayFarewell = "farewell" // of sayLeaves: it has been heard
 	sayGo       = "go"       // primary: the guest is released, claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
+	sayWhy      = "why"      // the sender ends the session, without the other, and why; who goes on is settled as if it had not said so
 	sayCannot   = "cannot"   // secondary: it does not; or, before the first checkpoint, it cannot follow
 )
 

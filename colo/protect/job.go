@@ -304,31 +304,31 @@ func (j *Job) live(ctx context.Context) error {
 	return err
 }
 
-// depart leaves the guest paused, and to whoever can have it.
+// depart leaves the guest paused, and to whoever can have it. Each of what it does has its own time, so
+// that the guest is given back, and stands still, however long what comes before has taken.
 func (j *Job) depart(ctx context.Context) error {
 	j.vm.face(false)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.cfg.PeerTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
+	limit := min(j.cfg.Term, j.cfg.PeerTimeout)
 	if j.keeper.Gate().Open() {
-		j.empty(ctx)
+		j.empty(ctx, limit)
 	}
-	ask, done := context.WithTimeout(ctx, j.cfg.Term)
-	defer done()
-	if e := j.keeper.Release(ask, "left by "+j.cfg.Host); e != nil && !errors.Is(e, failover.ErrRefused) {
+	e := bounded(ctx, limit, func(ctx context.Context) error { return j.keeper.Release(ctx, "left by "+j.cfg.Host) })
+	if e != nil && !errors.Is(e, failover.ErrRefused) {
 		j.note(fmt.Errorf("release: %w", e)) // its term runs out
 	}
 	// The gate stays shut: a write that is not answered yet never is, and a vCPU
 	// that waits for that cannot be paused.
 	j.fenceDisks()
 	if j.vm.isRunning() {
-		return j.vm.Pause(ctx)
+		return bounded(ctx, j.cfg.PeerTimeout, j.vm.Pause)
 	}
 	return nil
 }
 
-// empty pauses the guest and lets out what may leave, for as long as a grant lasts.
-func (j *Job) empty(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, j.cfg.Term)
+// empty pauses the guest and lets out what may leave, for as long as a grant lasts, and no longer than limit.
+func (j *Job) empty(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if j.vm.isRunning() {
 		if err := j.vm.Pause(ctx); err != nil {

@@ -149,7 +149,7 @@ func (j *Job) leadNetworks(ctx context.Context) (ready bool, err error) {
 // alone moves the job to Alone: the guest runs here after a session, which may
 // have ended by an order, an answer of the arbiter, or both at the same time.
 func (j *Job) alone(reason string) {
-	if j.do(tookOver, reason) != nil && j.do(left, reason) != nil {
+	if j.do(tookOver, reason) != nil && j.do(left, reason) != nil && j.State() == Asking { // not deposed
 		j.do(granted, reason) // by a verb, while the session was asking
 		j.do(tookOver, reason)
 	}

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/failover/heartbeat"
 )
 
@@ -33,13 +35,70 @@ func (s *session) lossOf(cause error, lost time.Duration) error {
 			ended, wire = true, *err
 		}
 	}
+	ended = ended && (isEnd(cause) || wire != nil && errors.Is(cause, wire))
 	switch {
 	case errors.Is(cause, heartbeat.ErrLost) && silent:
 		return &lossError{fmt.Sprintf("%s was silent for %v: it has died or stands still, or the network between the two hosts is cut", p.host, lost), cause}
-	case ended && (isEnd(cause) || wire != nil && errors.Is(cause, wire)):
+	case ended && p.gaveUp() != "":
+		return &lossError{p.gaveUp(), cause}
+	case ended:
 		return &lossError{fmt.Sprintf("the connections with %s have ended, and it has said nothing: its process has died or was killed, or the network has cut them", p.host), cause}
 	}
 	return cause
+}
+
+// gaveUp returns, as an operator is told, why the other side has ended the session; "" if it has not said
+// that.
+func (p *peer) gaveUp() (words string) {
+	p.get(func() {
+		if p.why != "" {
+			words = p.host + " has ended the session: " + p.why
+		}
+	})
+	return words
+}
+
+// sayWhy tells the other side, which may live, why the session ends, if this side is the one that ends it,
+// and nobody has ordered that of both. It waits for no answer: what is not heard is told as the loss that
+// it looks like.
+func (s *session) sayWhy(cause error, lost time.Duration) {
+	if s.inOrder() {
+		return
+	}
+	loss := s.lossOf(cause, lost)
+	var inSession *colo.Error
+	var silent bool
+	s.peer.get(func() { silent = s.peer.silent })
+	switch {
+	case silent && errors.Is(cause, heartbeat.ErrLost):
+	case isEnd(cause), loss != cause, errors.Is(cause, heartbeat.ErrGoodbye): // the other side has ended it
+		return
+	case errors.Is(cause, colo.ErrStalled):
+		loss = fmt.Errorf("%s was too slow for a checkpoint", s.peer.host)
+	case errors.As(cause, &inSession):
+		loss = inSession.Err
+	}
+	s.peer.sayAtOnce(note{Say: sayWhy, Reason: loss.Error()})
+}
+
+// atOnce is how long a note may take to be written that nobody waits for.
+const atOnce = 10 * time.Millisecond
+
+// sayAtOnce sends a note, unless that would take long.
+func (p *peer) sayAtOnce(n note) {
+	late := time.Now().Add(atOnce)
+	timer := time.NewTimer(atOnce)
+	defer timer.Stop()
+	select {
+	case p.write <- struct{}{}: // whoever writes already is about to be done
+	case <-timer.C:
+		return
+	}
+	defer func() { <-p.write }()
+	var control net.Conn
+	p.get(func() { control = p.control })
+	control.SetWriteDeadline(late)
+	writeNote(control, n)
 }
 
 // isEnd reports whether an error is that of a connection that the other side, or the network, has
@@ -75,6 +134,14 @@ func (s *session) lossWith(failed error) error {
 	switch {
 	case loss == nil || s.inOrder():
 		return failed
+	}
+	var ended *lossError
+	var silent bool
+	s.peer.get(func() { silent = s.peer.silent })
+	if words := s.peer.gaveUp(); words != "" && !silent && errors.As(loss, &ended) {
+		loss = &lossError{words, ended.cause} // it has been heard since
+	}
+	switch {
 	case failed == nil || errors.Is(failed, loss):
 		return loss
 	}

@@ -47,6 +47,7 @@ type peer struct {
 	farewell bool          // it has heard that the Run here is about to end
 	reason   string        // why the session ends, in the peer's words
 	complete bool          // and that the guest has ended
+	why      string        // why it has ended the session on its own, in its words; "": it has not said so
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
 	decided  time.Time     // when that was heard
 	begins   bool          // on a secondary: the disks are synchronised
@@ -224,6 +225,8 @@ func (p *peer) hear(on func(note), while time.Duration, silent func()) (control 
 			p.set(func() { p.farewell = true })
 		case sayHeard:
 			p.set(func() { p.parted = true })
+		case sayWhy:
+			p.set(func() { p.why = n.Reason })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:

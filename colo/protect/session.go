@@ -197,7 +197,14 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		group.Wait()
 	}()
 	group.Go(func() {
-		if err := s.peer.beatUntil(with, heartbeat.Config{Interval: j.cfg.Beat, Timeout: j.cfg.Lost, First: j.cfg.PeerTimeout, Logger: j.beatLog(s)}); err != nil {
+		beats := heartbeat.Config{
+			Interval: j.cfg.Beat, Timeout: j.cfg.Lost, First: j.cfg.PeerTimeout, Logger: j.beatLog(s),
+			Silent: func() {
+				s.peer.set(func() { s.peer.lost, s.peer.silent = true, true })
+				s.sayWhy(heartbeat.ErrLost, j.cfg.Lost)
+			},
+		}
+		if err := s.peer.beatUntil(with, beats); err != nil {
 			silent := err == heartbeat.ErrLost
 			s.peer.set(func() {
 				s.peer.lost, s.peer.silent = true, silent

@@ -71,6 +71,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	if s.over.Err() != nil {
 		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
 	}
+	s.sayWhy(c.Cause, j.cfg.Lost)
 	if s.primary == nil {
 		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
 			j.hearOut(ctx, s)
@@ -116,6 +117,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	if s.primary == nil && s.getPurpose() != toTakeHand {
 		if err := j.fence(ctx, generation); err != nil {
 			return err
+		}
+		if j.keeper.Generation() < generation { // which the arbiter has said meanwhile, to a host that asks
+			return fmt.Errorf("%w: generation %d was over before the other host was fenced off", failover.ErrRefused, generation)
 		}
 	}
 	j.vm.face(true)

@@ -288,6 +288,7 @@ func (j *Job) goOn(s *session) {
 	j.saysAfter(s)
 	j.learn(j.keeper.Fenced(after))
 	j.vm.face(true)
+	s.peer.sayAtOnce(note{Say: sayWhy, Reason: fmt.Sprintf("an operator there has said that %s is dead, or can do nothing", s.peer.host)})
 	s.colo.Fenced() // an error is that of a session that is about to go on anyway
 	j.inBackground(func() { j.confirm(after) })
 }

@@ -155,12 +155,17 @@ func (p *Replica) Pause(context.Context) error {
 	}
 	p.g.mu.Lock()
 	p.held = true
-	if !p.g.born {
-		return ErrNothing
+	err := ErrNothing
+	if p.g.born {
+		p.g.settle()
+		err = p.take()
 	}
-	p.g.settle()
+	if err != nil {
+		p.release() // a Pause that fails does not count
+		return err
+	}
 	p.epoch = p.g.epoch
-	return p.take()
+	return nil
 }
 
 // Step lets the Guest go on once all of the initial state has been sent, while the secondary

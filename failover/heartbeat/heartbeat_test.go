@@ -145,6 +145,50 @@ func TestSilentPeerIsLostAfterTheTimeout(t *testing.T) {
 	})
 }
 
+// A peer that is silent, and no other, hears no end before Silent was called.
+func TestSilentIsCalledBeforeASilentPeerHearsTheEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		ends func(context.CancelFunc, net.Conn)
+		want bool
+	}{
+		"silence":              {func(context.CancelFunc, net.Conn) {}, true},
+		"the connection's end": {func(_ context.CancelFunc, b net.Conn) { b.Close() }, false},
+		"a goodbye":            {func(_ context.CancelFunc, b net.Conn) { b.Write([]byte{goodbye}) }, false},
+		"the end of the context": {func(cancel context.CancelFunc, b net.Conn) {
+			cancel()
+			b.SetReadDeadline(time.Time{})
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := net.Pipe()
+				defer b.Close()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				ended, called := make(chan struct{}), false
+				go func() { defer close(ended); io.Copy(io.Discard, b) }()
+				done := make(chan error)
+				go func() {
+					done <- Watch(ctx, a, Config{Interval: interval, Timeout: timeout, Silent: func() {
+						called = true
+						select {
+						case <-ended:
+							t.Error("it has heard the end")
+						case <-time.After(timeout):
+						}
+					}})
+				}()
+				synctest.Wait()
+				c.ends(cancel, b)
+				<-done
+				if called != c.want {
+					t.Errorf("called: %v", called)
+				}
+			})
+		})
+	}
+}
+
 func TestPeerThatReadsNothingIsLostToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe() // a's writes block for ever

@@ -52,6 +52,11 @@ type Config struct {
 	// after this side, and when it is ready for what it beats for. 0: as long as Timeout.
 	First time.Duration
 
+	// Silent, if set, is called where the peer was silent for too long, on the goroutine that has
+	// called Watch and before conn is closed: a peer that lives, and is not heard, can be told why
+	// before it hears that end. It must not wait.
+	Silent func()
+
 	// Logger gets a record when the heartbeat begins and when it ends with the context
 	// (Debug), for a goodbye (Info), for a peer that is lost or is no heartbeat, and for
 	// a silence that is the fault of this process, which did not run for so long (Warn).
@@ -95,8 +100,11 @@ func run(ctx context.Context, conn io.ReadWriteCloser, cfg Config, heard func(de
 	go r.writer()
 	err, ours := r.loop(ctx, interval, timeout)
 	r.logEnd(err, ours || ctx.Err() != nil)
-	if ours {
+	switch {
+	case ours:
 		r.leave(timeout)
+	case err == ErrLost && cfg.Silent != nil:
+		cfg.Silent()
 	}
 	conn.Close()
 	close(r.out)
