@@ -48,7 +48,8 @@ func (HeartbeatLost) Name() string { return "HEARTBEAT_LOST" }
 // there was a second one, and why. The guest runs on as before, unprotected. In package
 // colo/protect a host that seeks the other also tells so when that refuses it, or it refuses
 // that, for longer than a second, and either when its own devices or networks keep it from
-// a session: once for each reason.
+// a session: once for each reason. So does a host that waits and turns away one that does not
+// fit.
 type ProtectionRefused struct {
 	Mode  Mode   `json:"mode"`
 	Error string `json:"error"`

@@ -247,6 +247,9 @@ func decodeIdentity(p []byte) (i Identity, err error) {
 	if [SectorSize]byte(p) == [SectorSize]byte{} {
 		return i, nil
 	}
+	if err := ofAnotherVersion("the identity of a copy", identityMagic, p); err != nil {
+		return Identity{}, err
+	}
 	if string(p[:16]) != identityMagic || binary.LittleEndian.Uint32(p[SectorSize-4:]) != crc32.Checksum(p[:SectorSize-4], castagnoli) || !i.decode(p[16:]) {
 		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
 	}

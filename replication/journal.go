@@ -56,8 +56,9 @@ var (
 	// failover, so that the secondary disk is not that of a checkpoint.
 	// Recover makes it so.
 	ErrUnclean error = &sentinel{"journal must be recovered first", 0}
-	// ErrCorrupt: what should be a journal is not, or no longer.
-	ErrCorrupt error = &sentinel{"journal corrupt", 0}
+	// ErrCorrupt: what should be a journal, or the metadata or the identity of a disk, is
+	// not, or no longer, or is of another version of this library.
+	ErrCorrupt error = &sentinel{"not valid", 0}
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -178,7 +179,7 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 		return nil, err
 	}
 	j := &Journal{hidden: newStableDisk(hidden, "log of pre-images"), active: newStableDisk(active, "active overlay")}
-	blank, found := 0, false
+	blank, found, other := 0, false, error(nil)
 	for i := range 2 {
 		var p [SectorSize]byte
 		if err := readFull(hidden, p[:], int64(i)*superSlot); err != nil {
@@ -192,7 +193,12 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 			}
 		case p == [SectorSize]byte{}:
 			blank++
+		case other == nil:
+			other = ofAnotherVersion("the journal", superMagic, p[:])
 		}
+	}
+	if !found && other != nil {
+		return nil, other
 	}
 	if !found && blank < 2 {
 		return nil, fmt.Errorf("%w: no valid superblock", ErrCorrupt)

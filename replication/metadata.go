@@ -116,7 +116,7 @@ func (m *Metadata) open(dev Disk) error {
 		return fmt.Errorf("%w: metadata of %d bytes", ErrSize, dev.Size())
 	}
 	m.dev = newStableDisk(dev, "metadata")
-	blank, found := 0, false
+	blank, found, other := 0, false, error(nil)
 	for i := range 2 {
 		var p [SectorSize]byte
 		if err := readFull(dev, p[:], int64(i)*metadataSlot); err != nil {
@@ -130,9 +130,13 @@ func (m *Metadata) open(dev Disk) error {
 			}
 		case p == [SectorSize]byte{}:
 			blank++
+		case other == nil:
+			other = ofAnotherVersion("metadata of a disk", metadataMagic, p[:])
 		}
 	}
 	switch {
+	case !found && other != nil:
+		return other
 	case !found && blank < 2:
 		return fmt.Errorf("%w: metadata of a disk", ErrCorrupt)
 	case !found:

@@ -113,11 +113,12 @@ func TestHostsThatDoNotFitAreRefusedInWords(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Config)
 		want   string
+		there  int // how often the host that waits tells its own operator
 	}{
-		"machine": {func(c *Config) { c.Machine = "q35" }, `"q35"`},
-		"judge":   {func(c *Config) { c.Judge = func(o []byte) error { return fmt.Errorf("no avx512 in %q", o) } }, "no avx512"},
-		"name":    {func(c *Config) { c.Host = "a" }, "both hosts"},
-		"guest":   {func(c *Config) { c.Name = "other" }, "no guest"},
+		"machine": {func(c *Config) { c.Machine = "q35" }, `"q35"`, 1},
+		"judge":   {func(c *Config) { c.Judge = func(o []byte) error { return fmt.Errorf("no avx512 in %q", o) } }, "no avx512", 1},
+		"name":    {func(c *Config) { c.Host = "a" }, "both hosts", 0},
+		"guest":   {func(c *Config) { c.Name = "other" }, "no guest", 0},
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
 			b := w.boot("b", false, c.change)
@@ -130,6 +131,14 @@ func TestHostsThatDoNotFitAreRefusedInWords(t *testing.T) {
 			}
 			if b.job.State() != Waiting {
 				t.Errorf("b is %v", b.job.State())
+			}
+			told := said[event.ProtectionRefused](b)
+			if len(told) != c.there {
+				t.Fatalf("b tells %+v, want %d refusals", told, c.there)
+			}
+			if err := b.job.Query().LastError; len(told) > 0 && (told[0].Mode != event.ModeSecondary || err == nil ||
+				err.Error() != told[0].Error || !strings.Contains(told[0].Error, c.want) || !strings.Contains(told[0].Error, `"a" is turned away`)) {
+				t.Errorf("b tells %+v, and has %v", told, err)
 			}
 			b.halt()
 			a.halt()

@@ -149,6 +149,7 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 		if why == nil {
 			why = j.cfg.keeps(h.Offer)
 		}
+		j.misfits(h.Host, why)
 		answer.Offer = j.offer()
 	}
 	if why == nil {
@@ -247,6 +248,28 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		return "", nil, refuse("there is no use for a %q connection", h.Channel)
 	}
 	return h.Token, nil, nil
+}
+
+// misfits tells the operator of a host that waits why the primary that has come is refused: that
+// what the two hosts are does not fit, each reason once. nil: it fits.
+func (j *Job) misfits(host string, why error) {
+	words := ""
+	if why != nil {
+		if words = why.Error(); len(words) > maxNote/8 {
+			words = words[:maxNote/8] + "..." // as long as the other side has made it
+		}
+	}
+	j.mu.Lock()
+	tell := words != j.misfit && words != "" && j.m.state == Waiting
+	if tell || words == "" {
+		j.misfit = words
+	}
+	j.mu.Unlock()
+	if tell {
+		err := fmt.Errorf("%q is turned away: %s", host, words)
+		j.note(err)
+		j.say(event.ProtectionRefused{Mode: event.ModeSecondary, Error: err.Error()})
+	}
 }
 
 // turnsAway has each primary refused that comes, or has come, from now on, and told why; nil has

@@ -58,6 +58,7 @@ type Job struct {
 	known      bool            // what the disks hold has been read, which begin does; guarded by mu
 	claims     bool            // the guest is asked for, to start it, or will be; guarded by mu
 	vain       int             // sessions in a row that have left the guest over a disk that has failed; Run's alone
+	misfit     string          // why the last primary that came does not fit, as misfits has told; "": it does; guarded by mu
 	strange    bool            // that a host with a certificate for another name has come has been told; guarded by mu
 	unfit      error           // why this host follows nobody, while it waits; nil: it may; guarded by mu
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone

@@ -27,8 +27,8 @@ const maxGreeting = 256
 // PortConfig says on what terms a Port lets others in.
 type PortConfig struct {
 	// TLS is this host's certificate and the authorities that it trusts
-	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3,
-	// and the name in it is checked against Peer.Name of the job that is asked
+	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3, which is for
+	// servers and for clients if it says what it is for, and the name in it is checked against Peer.Name of the job that is asked
 	// for; a configuration that GetConfigForClient returns is asked for no less, with
 	// these RootCAs if it has none. Required, unless Insecure.
 	//
@@ -58,6 +58,8 @@ func (c PortConfig) check() error {
 		return errors.New("protect: TLS with InsecureSkipVerify")
 	case c.TLS.MaxVersion != 0 && c.TLS.MaxVersion < tls.VersionTLS13:
 		return errors.New("protect: TLS with a MaxVersion before 1.3, which both sides must speak")
+	default:
+		return bothWays(c.TLS)
 	}
 	return nil
 }
@@ -346,6 +348,7 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 			if isEnd(err) {
 				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does: %w", err)
 			}
+			err = inItsTime(cfg.Peer.TLS, err)
 			return nil, hello{}, errors.Join(err, raw.Close())
 		}
 	}
@@ -355,6 +358,9 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 	}
 	if err != nil {
 		conn.Close()
+		if isOfCertificate(err) {
+			err = fmt.Errorf("protect: the other host does not take the certificate of this one: %w", err)
+		}
 		if isEnd(err) {
 			why := "as a host does that wants TLS"
 			if cfg.Peer.TLS != nil {

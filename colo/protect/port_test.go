@@ -63,6 +63,12 @@ func addresses(name string) (all []net.IP) {
 // host returns the TLS configuration of a host of that name.
 func (a *authority) host(t testing.TB, name string) *tls.Config {
 	t.Helper()
+	return a.hostWith(t, name, func(*x509.Certificate) {})
+}
+
+// hostWith returns the TLS configuration of a host with a certificate that change has changed.
+func (a *authority) hostWith(t testing.TB, name string, change func(*x509.Certificate)) *tls.Config {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +77,7 @@ func (a *authority) host(t testing.TB, name string) *tls.Config {
 		SerialNumber: big.NewInt(2), DNSNames: []string{name}, IPAddresses: addresses(name), NotAfter: time.Now().AddDate(10, 0, 0),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
 	if err != nil {
 		t.Fatal(err)

@@ -3,8 +3,13 @@ package protect
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"net"
 	"os"
+	"slices"
+	"strings"
+	"time"
 )
 
 // LoadTLS returns the TLS of a PortConfig from PEM files: this host's certificate,
@@ -23,4 +28,71 @@ func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
 		return nil, fmt.Errorf("protect: %s has no certificate", authorities)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool}, nil
+}
+
+// bothWays returns an error unless this host can show each of its certificates in both directions:
+// the host that follows takes connections, and makes them after a takeover, when it is late to
+// find out that nobody lets it in.
+func bothWays(t *tls.Config) error {
+	for i := range t.Certificates {
+		c := &t.Certificates[i]
+		leaf := c.Leaf
+		if leaf == nil {
+			if len(c.Certificate) == 0 {
+				return errors.New("protect: TLS has a certificate of this host that is empty")
+			}
+			var err error
+			if leaf, err = x509.ParseCertificate(c.Certificate[0]); err != nil {
+				return fmt.Errorf("protect: the certificate of this host: %w", err)
+			}
+		}
+		if !isFor(leaf, x509.ExtKeyUsageServerAuth) {
+			return errors.New("protect: the certificate of this host is not for servers (extended key usage), and the other host connects to this one")
+		}
+		if t.GetClientCertificate == nil && !isFor(leaf, x509.ExtKeyUsageClientAuth) {
+			return errors.New("protect: the certificate of this host is not for clients (extended key usage), and this host connects to the other one when it has the guest")
+		}
+	}
+	return nil
+}
+
+func isFor(c *x509.Certificate, use x509.ExtKeyUsage) bool {
+	return len(c.ExtKeyUsage) == 0 && len(c.UnknownExtKeyUsage) == 0 ||
+		slices.Contains(c.ExtKeyUsage, use) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
+}
+
+// inItsTime returns an error as it is, unless it is that the other host's certificate is not of this
+// time: the words for that have no clock in them that runs, so that they are told once.
+func inItsTime(t *tls.Config, err error) error {
+	var invalid x509.CertificateInvalidError
+	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired || invalid.Cert == nil {
+		return err
+	}
+	now := time.Now
+	if t.Time != nil {
+		now = t.Time
+	}
+	if from := invalid.Cert.NotBefore; now().Before(from) {
+		return &timeError{"is not valid before " + from.UTC().Format(time.RFC3339), err}
+	}
+	return &timeError{"was valid until " + invalid.Cert.NotAfter.UTC().Format(time.RFC3339), err}
+}
+
+// A timeError says in words that a certificate is not of this time.
+type timeError struct {
+	words string
+	cause error
+}
+
+func (e *timeError) Error() string {
+	return "protect: the certificate of the other host " + e.words + ", by the clock of this host"
+}
+
+func (e *timeError) Unwrap() error { return e.cause }
+
+// isOfCertificate reports whether the other side has ended a connection since it does not accept
+// the certificate of this one.
+func isOfCertificate(err error) bool {
+	var alert *net.OpError
+	return errors.As(err, &alert) && alert.Op == "remote error" && strings.Contains(alert.Err.Error(), "certificate")
 }

@@ -159,9 +159,10 @@ func (b *between) turn(ctx context.Context) (done func(), err error) {
 // tell tells a person why nothing is decided.
 func (b *between) tell(err error) {
 	b.mu.Lock()
-	known := b.told == err.Error()
+	why := lasting(err.Error())
+	known := b.told == why
 	if errors.Is(err, errUndecided) {
-		b.told = err.Error()
+		b.told = why
 	}
 	b.mu.Unlock()
 	if !known && b.undecided != nil && errors.Is(err, errUndecided) {

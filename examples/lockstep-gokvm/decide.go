@@ -94,6 +94,9 @@ func (a aStart) decide(there protect.Standing, err error) (after uint64, _ error
 	case there.Generation > a.after:
 		return 0, fmt.Errorf("%w: %s has a later copy, of generation %d, and here is that of %d: start the guest there; with -start it is started here, and the copy there replaced", failover.ErrRefused, there.Host, there.Generation, a.after)
 	case there.Generation == a.after && there.State == protect.Created && !a.word && a.host >= there.Host:
+		if a.host == there.Host {
+			return 0, fmt.Errorf("%w: the other host is called %s as well: -peer leads to this host, or two hosts have the same -host", errUndecided, there.Host)
+		}
 		return 0, fmt.Errorf("%w: %s is about to start the guest as well, and comes first by its name", errUndecided, there.Host)
 	}
 	return a.after, nil

@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
@@ -77,7 +76,7 @@ func gokvm(ctx context.Context, args []string, std stdio) int {
 // errEscape ends the program at the user's wish, as a signal does.
 var errEscape = errors.New("ended from the console")
 
-// oneLine returns the text of an error without line breaks.
+// oneLine returns the text of an error as one line.
 func oneLine(err error) string {
-	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return output.Line(err.Error())
 }

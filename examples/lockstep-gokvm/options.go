@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -209,7 +210,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without a sign of life after which the other side is lost")
 	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "`time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
 	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest until it must have heard again that it may (default 1.5 times -lost-after)")
-	f.StringVar(&o.arbiter, "arbiter", "", "`PLACE` that both hosts reach, which decides who goes on: "+arbiter.Forms+"; anything else is an -arbiter-command")
+	f.StringVar(&o.arbiter, "arbiter", "", "`PLACE` that both hosts reach, which decides who goes on, the same on both: "+arbiter.Forms+"; anything else is an -arbiter-command")
 	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_HOST, $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
 	f.BoolVar(&o.anyway, "start", false, "start the guest although the other host is not heard, or has a later copy: your word that it is dead, or has nothing that is wanted; for one start, never for a unit file")
 	f.BoolVar(&o.json, "json", false, "events and figures as JSON lines on standard output, the console on standard error")
@@ -269,6 +270,25 @@ var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecu
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
 	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
 
+// ofAnotherKind matches what looks like a place that both hosts reach, such as nfs:/a, and is none.
+var ofAnotherKind = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:`)
+
+// checkAddress returns an error unless an address, if there is one, has a port and, except to
+// listen, a host. The host may not be known yet.
+func checkAddress(address string, listen bool) error {
+	if address == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil || host == "" && !listen {
+		return errors.New("want HOST:PORT")
+	}
+	if n, err := net.LookupPort("tcp", port); err != nil || n == 0 && !listen {
+		return fmt.Errorf("want HOST:PORT, and %q is no port", port)
+	}
+	return nil
+}
+
 // maxVCPUs is somewhat more than the number of CPUs that this program was tried with.
 const maxVCPUs = 8
 
@@ -304,12 +324,26 @@ func (o *options) validate(given map[string]bool) error {
 	if o.arbiter != "" && o.command != "" {
 		return errors.New("-arbiter and -arbiter-command: want one of them")
 	}
-	if arbiter.Named(o.arbiter) {
+	switch {
+	case arbiter.Named(o.arbiter):
 		o.place = o.arbiter
-	} else if o.arbiter != "" {
+	case ofAnotherKind.MatchString(o.arbiter):
+		return fmt.Errorf("-arbiter %q: want %s; a command that begins so is an -arbiter-command", o.arbiter, arbiter.Forms)
+	case o.arbiter != "":
 		o.command = o.arbiter
 	}
+	for name, address := range map[string]string{"listen": o.on, "peer": o.peer} {
+		if err := checkAddress(address, name == "listen"); err != nil {
+			return fmt.Errorf("-%s %s: %w", name, address, err)
+		}
+	}
 	switch {
+	case o.name == "" || len(o.name) > failover.MaxName:
+		return fmt.Errorf("-name: want 1 to %d bytes", failover.MaxName)
+	case len(o.host) > failover.MaxName:
+		return fmt.Errorf("-host: want at most %d bytes", failover.MaxName)
+	case o.peer != "" && o.peer == o.on:
+		return fmt.Errorf("-peer %s: want the address of the other host, and that is the one of -listen", o.peer)
 	case o.mode == modePrimary && o.peer == "":
 		return errors.New("a primary needs -peer")
 	case o.mode == modeMigrate && o.peer == "":

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/size"
 )
 
@@ -103,7 +105,7 @@ func (p *printer) say(format string, args ...any) {
 	if p.o.json {
 		return
 	}
-	p.terminal.say(p.std.err, fmt.Sprintf("lockstep-gokvm: "+format+"\n", args...))
+	p.terminal.say(p.std.err, "lockstep-gokvm: "+output.Line(fmt.Sprintf(format, args...))+"\n")
 }
 
 // object prints one line of JSON.
@@ -132,6 +134,12 @@ func (p *printer) phase(name, format string, args ...any) {
 	p.object(map[string]phase{"phase": {name, text, time.Now()}})
 }
 
+// portOfMine matches the address from which a connection was made, whose port is another each time.
+var portOfMine = regexp.MustCompile(`\S+->`)
+
+// lasting returns what of a text is the same when the same goes wrong again.
+func lasting(text string) string { return portOfMine.ReplaceAllString(text, "") }
+
 // event is called with every event of the session.
 func (p *printer) event(r event.Record) {
 	switch e := r.Event.(type) {
@@ -151,13 +159,14 @@ func (p *printer) event(r event.Record) {
 	}
 }
 
-// trouble says what goes wrong, once, and not at all where it was said already: as the reason of the
-// present state, or by the arbiter that cannot decide.
+// trouble says what goes wrong, once, and not at all where it was said already: as the reason why the
+// state is what it is, or why the host has waited, or by the arbiter that cannot decide.
 func (p *printer) trouble(err error) {
 	text := oneLine(err)
 	p.mu.Lock()
-	known := text == p.wrong || text == p.reason || errors.Is(err, errUndecided)
-	p.wrong = text
+	same := lasting(text)
+	known := same == p.wrong || same == lasting(p.reason) || errors.Is(err, errUndecided)
+	p.wrong = same
 	p.mu.Unlock()
 	if !known {
 		p.phase("trouble", "%s", text)
@@ -169,6 +178,9 @@ func (p *printer) changed(e event.JobStatusChange) {
 	p.mu.Lock()
 	was, inStep, ending := p.state, p.inStep, p.ending
 	p.state, p.reason = e.State, oneLine(errors.New(e.Reason))
+	if e.State == protect.Waiting.String() {
+		p.wrong = lasting(p.reason)
+	}
 	epoch := p.epoch
 	switch e.State {
 	case protect.Protected.String():
@@ -193,7 +205,7 @@ func (p *printer) changed(e event.JobStatusChange) {
 				p.wentAlone(epoch)
 			}
 		}
-	case protect.Concluded.String(), protect.Protected.String():
+	case "", protect.Concluded.String(), protect.Protected.String(): // "": the job has been dismissed
 	default:
 		p.phase(e.State, "%s", e.Reason)
 	}

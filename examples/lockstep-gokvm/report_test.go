@@ -91,9 +91,13 @@ func TestWhatGoesWrongIsToldOnce(t *testing.T) {
 		p.trouble(lost)
 		p.changed(event.JobStatusChange{State: protect.Following.String(), Reason: "follows a"})
 		p.trouble(errors.New("the disk is full"))
+		for _, port := range []string{"1", "2"} {
+			p.trouble(fmt.Errorf("read tcp 10.0.0.1:%s->10.0.0.2:7654: connection reset", port))
+		}
 	})
-	const want = "lockstep-gokvm: waiting: the peer\nis lost\nlockstep-gokvm: trouble: connection refused\n" +
-		"lockstep-gokvm: following: follows a\nlockstep-gokvm: trouble: the disk is full\n"
+	const want = "lockstep-gokvm: waiting: the peer; is lost\nlockstep-gokvm: trouble: connection refused\n" +
+		"lockstep-gokvm: following: follows a\nlockstep-gokvm: trouble: the disk is full\n" +
+		"lockstep-gokvm: trouble: read tcp 10.0.0.1:1->10.0.0.2:7654: connection reset\n"
 	if errs != want {
 		t.Errorf("%q, want %q", errs, want)
 	}
@@ -109,5 +113,28 @@ func TestFiguresAreOfTheLastCheckpoints(t *testing.T) {
 	}
 	if len(s.values) != maxSamples || s.quantile(0) != 10 || s.quantile(1) != maxSamples+9 {
 		t.Errorf("%d values, %d to %d", len(s.values), s.quantile(0), s.quantile(1))
+	}
+}
+
+// A host that was refused when it would start the guest has said so, and follows: nothing is wrong.
+func TestARefusalForWhichAHostWaitsIsNoTrouble(t *testing.T) {
+	_, errs := printed(options{mode: modePrimary}, func(p *printer) {
+		refusal := errors.New("the arbiter refuses")
+		p.changed(event.JobStatusChange{State: protect.Waiting.String(), Reason: refusal.Error()})
+		p.changed(event.JobStatusChange{State: protect.Following.String(), Reason: "follows a"})
+		p.trouble(refusal)
+	})
+	if want := "lockstep-gokvm: waiting: the arbiter refuses\nlockstep-gokvm: following: follows a\n"; errs != want {
+		t.Errorf("%q, want %q", errs, want)
+	}
+}
+
+func TestWhatAPeerChoosesMakesNoLineOfItsOwn(t *testing.T) {
+	_, errs := printed(options{mode: modeSecondary}, func(p *printer) {
+		p.changed(event.JobStatusChange{State: protect.Following.String(), Reason: "follows a\nlockstep-gokvm: alone: \x1b[2Jhere"})
+		p.changed(event.JobStatusChange{}) // the job is dismissed
+	})
+	if want := `lockstep-gokvm: following: follows a; lockstep-gokvm: alone: \x1b[2Jhere` + "\n"; errs != want {
+		t.Errorf("%q, want %q", errs, want)
 	}
 }

@@ -252,3 +252,41 @@ func TestLostKeyRefuses(t *testing.T) {
 		t.Errorf("%v, want ErrRecord", err)
 	}
 }
+
+// A person writes a record as a person does: in another spacing, another order, without
+// the end of the line.
+func TestARecordWrittenByHandIsSwapped(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	client := c.client()
+	for name, text := range map[string]string{
+		"without the end of the line": `{"format":"lockstep-arbiter-1","generation":7,"writes":7}`,
+		"in another spacing":          "{ \"format\": \"lockstep-arbiter-1\", \"generation\": 7,\r\n  \"writes\": 7 }\r\n",
+		"in another order":            `{"writes":7,"generation":7,"format":"lockstep-arbiter-1"}` + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := client.Put(t.Context(), name, text); err != nil {
+				t.Fatal(err)
+			}
+			store := etcd.Open(client, name, patient)
+			written := failover.Record{Generation: 7, Writes: 7}
+			for what, other := range map[string]failover.Record{
+				"an earlier record": {Generation: 6, Writes: 6}, "another record": {Generation: 7, Note: "x", Writes: 7}, "no record": {},
+			} {
+				if ok, err := store.Swap(t.Context(), other, failover.Record{Generation: 9, Writes: 9}); ok || err != nil {
+					t.Errorf("it takes the place of %s: %t, %v", what, ok, err)
+				}
+			}
+			next := failover.Record{Generation: 7, Note: "next", Writes: 8}
+			if ok, err := store.Swap(t.Context(), written, next); !ok || err != nil {
+				t.Errorf("it is not swapped: %t, %v", ok, err)
+			}
+			if ok, err := store.Swap(t.Context(), written, next); ok || err != nil {
+				t.Errorf("it is swapped twice: %t, %v", ok, err)
+			}
+			if r, err := store.Load(t.Context()); r != next || err != nil {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}

@@ -68,19 +68,38 @@ func (s *Store) load(ctx context.Context) (failover.Record, int64, error) {
 	return r, answer.Header.Revision, nil
 }
 
-// Swap implements failover.Store.
+// Swap implements failover.Store. A record is in place if the key's value decodes to
+// it, however it is written: a person may have put it there.
 func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
-	is := clientv3.Compare(clientv3.CreateRevision(s.key), "=", 0)
-	if old != (failover.Record{}) {
-		is = clientv3.Compare(clientv3.Value(s.key), "=", string(old.Encode()))
+	if old == (failover.Record{}) {
+		answer, err := s.put(ctx, clientv3.Compare(clientv3.CreateRevision(s.key), "=", 0), next)
+		return err == nil && answer.Succeeded, err
 	}
+	answer, err := s.put(ctx, clientv3.Compare(clientv3.Value(s.key), "=", string(old.Encode())), next)
+	if err != nil || answer.Succeeded {
+		return err == nil, err
+	}
+	found := answer.Responses[0].GetResponseRange().Kvs
+	if len(found) == 0 {
+		return false, nil
+	}
+	if r, err := failover.DecodeRecord(found[0].Value); err != nil || r != old {
+		return false, nil // whoever loads it next hears what is wrong with it
+	}
+	answer, err = s.put(ctx, clientv3.Compare(clientv3.ModRevision(s.key), "=", found[0].ModRevision), next)
+	return err == nil && answer.Succeeded, err
+}
+
+// put writes the record if the comparison holds, and reads the key if not, in one step.
+func (s *Store) put(ctx context.Context, is clientv3.Cmp, next failover.Record) (*clientv3.TxnResponse, error) {
 	ask, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	answer, err := s.client.Txn(ask).If(is).Then(clientv3.OpPut(s.key, string(next.Encode()))).Commit()
+	answer, err := s.client.Txn(ask).If(is).
+		Then(clientv3.OpPut(s.key, string(next.Encode()))).Else(clientv3.OpGet(s.key)).Commit()
 	if err != nil {
-		return false, s.failed(ctx, "swap", err)
+		return nil, s.failed(ctx, "swap", err)
 	}
-	return answer.Succeeded, nil
+	return answer, nil
 }
 
 // Changed implements failover.Store.

@@ -75,7 +75,8 @@ func find(s, guest string, say func(line string)) (a failover.Arbiter, store *pr
 			return nil, nil, fmt.Errorf("%s: the guest has no name here to make a key of; want store:%s -endpoints %s -key KEY", s, etcdProgram, rest)
 		}
 		for member := range strings.SplitSeq(rest, ",") {
-			if !strings.Contains(strings.TrimPrefix(strings.TrimPrefix(member, "http://"), "https://"), ":") {
+			at := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(member, "http://"), "https://"), "/")
+			if !strings.Contains(at, ":") || strings.Contains(at, "/") {
 				return nil, nil, fmt.Errorf("%s: %q is not the HOST:PORT of a member", s, member)
 			}
 		}

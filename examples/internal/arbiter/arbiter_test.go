@@ -34,6 +34,7 @@ func TestWhatNamesNoArbiterIsAnErrorThatSaysWhat(t *testing.T) {
 		"zookeeper:a:2181":   "want file:DIR",
 		"etcd:":              "want file:DIR",
 		"etcd:a,b:2379":      `"a" is not the HOST:PORT of a member`,
+		"etcd://a:2379":      `"//a:2379" is not the HOST:PORT of a member`,
 		"etcd:a:2379":        "cd failover/etcd && go install ./lockstep-etcd",
 		"store: ":            "want file:DIR",
 		"store:nowhere -key": `"nowhere": executable file not found`,
