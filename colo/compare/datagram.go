@@ -105,8 +105,8 @@ func sameOffload(p, s *pkt) bool {
 	if h == nil {
 		return true
 	}
-	if !h.Cuts(p.Kind, p.Proto) && (g == nil || h.GSOType() != g.GSOType() || h.GSOSize() != g.GSOSize()) {
-		return false
+	if h.GSOType() != packet.GSONone && (p.Fragment || !h.Cuts(p.Kind, p.Proto)) && !bytes.Equal(h, g) {
+		return false // nobody knows what a device makes of it
 	}
 	if data, ok := p.Body(); ok && p.Proto == packet.ProtoUDP {
 		n, size := h.Datagrams(data)

@@ -251,6 +251,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 			e.obscures(p, k)
 		}
 		e.ownerless.push(e.pool.copy(p))
+		e.halfFull()
 		return e.end()
 	case k.kind == kindNone:
 		e.release(p, &e.stats.Passed)
@@ -282,9 +283,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 			e.diverge(c, ReasonLimit)
 		}
 	}
-	if e.pool.bytes > e.cfg.MaxBytes/2 {
-		e.overLimit()
-	}
+	e.halfFull()
 	return e.end()
 }
 
@@ -340,6 +339,9 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	// The other half of the memory is the primary's.
 	if c == nil || !e.room(len(f.Data), e.cfg.MaxBytes/2) {
 		e.stats.Dropped++
+		if c != nil && p.opens() {
+			c.blind = true // what that guest says from now on is of another connection
+		}
 		e.overLimit()
 		return e.end()
 	}
@@ -390,6 +392,13 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 // There always is for the only one.
 func (e *Engine) room(n, others int) bool {
 	return e.pool.bytes == 0 || e.pool.bytes+others+costOf(n) <= e.cfg.MaxBytes
+}
+
+// halfFull asks for a checkpoint if half of the memory is in use.
+func (e *Engine) halfFull() {
+	if e.pool.bytes > e.cfg.MaxBytes/2 {
+		e.overLimit()
+	}
 }
 
 func (e *Engine) overLimit() {

@@ -361,3 +361,22 @@ func TestMatchedPacketsAllocateNothing(t *testing.T) {
 		}
 	}
 }
+
+// A session may end without a failover, with packets that no receipt will come for.
+func TestTheNextSessionCoversWhatTheOneBeforeItHeld(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		x := newRig(t, compare.Config{Strict: strict, Marks: true})
+		for e := range uint64(3) {
+			x.mark(e)
+		}
+		x.received(2)
+		x.Primary(udp("a"), x.now)
+		x.mark(3)
+		x.Primary(udp("b"), x.now)
+		x.mark(0)
+		x.Primary(udp("c"), x.now)
+		x.want("its first checkpoint has what was sent before it", x.received(0), "a b")
+		x.mark(1)
+		x.want("and the next one the rest", x.received(1), "c")
+	}
+}

@@ -19,6 +19,9 @@ func (e *Engine) Mark(epoch uint64) error {
 	}
 	if epoch == 0 {
 		e.received = 0
+		for i := range e.marked {
+			e.marked[i].epoch = 0 // the session before this one ended without a failover: this one covers what it held
+		}
 	}
 	e.passing, e.loaded = false, false
 	e.next = epoch + 1

@@ -107,6 +107,9 @@ func TestAPacketThatCannotBeCutAsItsHeaderSaysWaits(t *testing.T) {
 		"an unknown kind":               {segment4, 0x2, 0},
 		"UDP":                           {datagram, packet.GSOUDP, 1},
 		"UDP that is said to be TCP":    {datagram, packet.GSOTCPv4, 0},
+		"a fragment of TCP":             {wireIPv4(6, 0x2000, segment4[34:]), packet.GSOTCPv4, 0},
+		"a fragment of UDP":             {wireIPv4(17, 0x2000, datagram[34:]), packet.GSOUDPL4, 0},
+		"a fragment":                    {wireIPv4(17, 0x2000, datagram[34:]), packet.GSONone, 1},
 	} {
 		x := newProxied(t)
 		f := wrap(c.f, c.gso)
@@ -118,6 +121,29 @@ func TestAPacketThatCannotBeCutAsItsHeaderSaysWaits(t *testing.T) {
 		x.mark(1)
 		if r, err := x.e.Received(1); err != nil || len(r.Release) != 1-c.left {
 			t.Errorf("%s: at the checkpoint %d leave (%v), want the rest", name, len(r.Release), err)
+		}
+	}
+}
+
+// A kind of cutting that is not known here may depend on anything in the header: that of a
+// tunnel depends on where the inner headers are.
+func TestWhatIsCutInAnUnknownWayLeavesIfAllOfItsHeaderIsEqual(t *testing.T) {
+	const tunnel = 0x20 // VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4
+	for name, differs := range map[string]int{
+		"nothing": -1, "a flag": 0, "the kind": 1, "the size": 4, "where the outer header is": 20, "where the inner one is": 22,
+	} {
+		wrap := func(at int) compare.Frame {
+			h := make([]byte, packet.VNetTunnelLen)
+			h[1], h[4] = tunnel, 4
+			if at >= 0 {
+				h[at] ^= 8
+			}
+			return compare.Frame{Data: append(h, wireDatagram(53, 5000, "abcdefgh")...), VNetHdr: len(h)}
+		}
+		x := newProxied(t)
+		left := len(x.e.Primary(wrap(-1), x.now).Release) + len(x.e.Secondary(wrap(differs), x.now).Release)
+		if want := btoi(differs < 0); left != want {
+			t.Errorf("%s differs: %d have left, want %d", name, left, want)
 		}
 	}
 }

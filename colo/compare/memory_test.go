@@ -148,3 +148,74 @@ func TestAPartOfASegmentGivesAllOfItsMemoryBack(t *testing.T) {
 		}
 	})
 }
+
+// An engine asks for a checkpoint when half of its memory is in use, whatever waits there,
+// and takes packets until all of it is.
+func TestACheckpointIsAskedForAtHalfOfTheMemory(t *testing.T) {
+	const limit = 1 << 12
+	unknown := func() compare.Frame {
+		f := udp("x")
+		f.Data[12], f.Data[13] = 0x99, 0x99
+		return f
+	}
+	mangled := func() compare.Frame {
+		f := udp("x")
+		f.Data[38], f.Data[39] = 0xff, 0xff // the length of the datagram
+		return f
+	}
+	for name, packet := range map[string]func() compare.Frame{
+		"datagrams":        func() compare.Frame { return udp("x") },
+		"what is unknown":  unknown,
+		"what is mangled":  mangled,
+		"plain segments":   func() compare.Frame { return seg{port: 1, seq: 100, ack: 1, flags: push, data: "x"}.frame() },
+		"refused segments": func() compare.Frame { return seg{port: 1, seq: 100, ack: 1, flags: packet.RST}.frame() },
+	} {
+		x := newRig(t, compare.Config{Marks: true, MaxBytes: limit, HoldUncompared: true})
+		x.checkpoint(0)
+		for {
+			r := x.Primary(packet(), x.now)
+			if r.Full {
+				break
+			}
+			held := x.Stats().HeldBytes
+			if len(r.Release) != 0 || held > limit {
+				t.Fatalf("%s: %d bytes are held of %d: %s", name, held, limit, show(r))
+			}
+			before := held - limit/32
+			if past := before <= limit/2 && held > limit/2; r.Diverged != past {
+				t.Errorf("%s: with %d bytes of %d: %s", name, held, limit, show(r))
+			}
+		}
+		if held := x.Stats().HeldBytes; held != limit {
+			t.Errorf("%s: full with %d bytes of %d", name, held, limit)
+		}
+	}
+}
+
+// A SYN of the secondary's guest for which there is no memory begins a connection all the
+// same, and what follows it says nothing of the one before.
+func TestASYNThatFindsNoMemoryLetsNothingLeaveOnTheConnectionBeforeIt(t *testing.T) {
+	cfg := lowering()
+	cfg.MaxBytes = 1 << 12
+	x := newRig(t, cfg)
+	x.checkpoint(0)
+	syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+	x.Primary(syn.frame(), x.now)
+	x.want("both accept a connection", x.Secondary(syn.frame(), x.now), "SYN")
+	more := ackSeg{seq: 100, ack: 1400, win: 50, flags: packet.ACK}
+	x.want("the primary's guest has got more", x.Primary(more.frame(), x.now), "")
+	waits := 0
+	for ; x.Stats().Dropped == 0; waits++ {
+		x.Secondary(udp("x"), x.now)
+	}
+	syn.seq, syn.ack = 70000, 90000
+	x.want("the secondary's guest accepts another one", x.Secondary(syn.frame(), x.now), "")
+	if d := x.Stats().Dropped; d != 2 {
+		t.Fatalf("%d packets found no memory, want 2", d)
+	}
+	for range waits - 1 {
+		x.want("there is memory again", x.Primary(udp("x"), x.now), "x")
+	}
+	x.want("and speaks on it", x.Secondary(ackSeg{seq: 70001, ack: 90000, win: 50, flags: packet.ACK}.frame(), x.now), "")
+	x.want("the checkpoint has the first one", x.checkpoint(1), "ack1400")
+}

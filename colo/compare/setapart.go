@@ -79,7 +79,7 @@ func (e *Engine) strike(c *conn, why Reason) {
 	if !e.cfg.Adaptive || c.apart || c.key.kind == kindClaim {
 		return
 	}
-	c.strikes++
+	c.strikes = max(c.strikes, c.strikes+1) // it stays at its greatest value
 	v := e.service(serviceOf(c))
 	v.strikes = min(v.strikes+1, 4*e.cfg.Strikes)
 	v.used = e.now

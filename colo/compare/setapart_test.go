@@ -227,3 +227,26 @@ func TestTheNextCheckpointIsAskedForWhenTheSecondaryRunsFromTheLast(t *testing.T
 		})
 	}
 }
+
+// A flow that lives for weeks has more epochs with a divergence than are counted.
+func TestAFlowThatHasNeverAgreedForLongIsNotTriedMoreOften(t *testing.T) {
+	x := newRig(t, adaptive())
+	apart, last := 0, time.Duration(0)
+	for n := range 600 {
+		x.checkpoint(uint64(n))
+		_, r := x.differ(n)
+		for _, note := range r.Notes {
+			if note.Kind != compare.NoteApart {
+				continue
+			}
+			if apart++; note.Retry < last {
+				t.Errorf("the %d-th time it is set apart for %v, before for %v", apart, note.Retry, last)
+			}
+			last = note.Retry
+		}
+		x.now = x.now.Add(40 * time.Second)
+	}
+	if apart < 256 || last != 32*time.Second {
+		t.Errorf("it was set apart %d times, at last for %v", apart, last)
+	}
+}
