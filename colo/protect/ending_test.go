@@ -188,9 +188,9 @@ func TestASwitchoverIsNotCountedAsATakeover(t *testing.T) {
 // by an order too.
 func TestAJobThatIsStoppedBeforeItsSessionRunsHasEndedItInOrder(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
-		b := w.boot("b", false, nil)
-		a := w.boot("a", true, nil)
+		a := w.boot("a", true, nil) // before there is a secondary whose session could begin
 		a.on(Synchronising, func() { a.stop(errHalt); a.job.Wait(context.Background(), Concluded) })
+		b := w.boot("b", false, nil)
 		<-a.done
 		a.mu.Lock()
 		for _, e := range a.events {
