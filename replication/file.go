@@ -18,8 +18,7 @@ type File struct {
 	made       bool  // CreateFile has made the file
 	unwritable error // why nothing can be written; see CheckWrites
 
-	syncing sync.Mutex // one sync at a time, because the system reports an error once
-	lost    *SyncError // the error of the first sync that failed; guarded by syncing
+	syncs sharedSync // one at a time, because the system reports an error once
 
 	metaMu   sync.Mutex
 	metaName string // see KeepMetadata; empty: beside the image
@@ -243,19 +242,15 @@ func (d *File) writeZeroes(off, n int64) error {
 	return nil
 }
 
-// Sync implements [Disk]. If it fails, the error is a *SyncError, and every later call
-// returns the same error.
-func (d *File) Sync() error {
-	d.syncing.Lock()
-	defer d.syncing.Unlock()
-	if d.lost == nil {
-		err := datasync(d.f)
-		if err == nil {
-			return nil
-		}
-		d.lost = &SyncError{Disk: d.f.Name(), Err: err}
+// Sync implements [Disk]. Calls during a sync share the next one. If it fails, the error is a
+// *SyncError, and every later call returns the same error.
+func (d *File) Sync() error { return d.syncs.run(d.datasync) }
+
+func (d *File) datasync() error {
+	if err := datasync(d.f); err != nil {
+		return &SyncError{Disk: d.f.Name(), Err: err}
 	}
-	return d.lost
+	return nil
 }
 
 // StartSync implements [SyncStarter] where the system can do that. Elsewhere it

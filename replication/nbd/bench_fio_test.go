@@ -164,9 +164,21 @@ func BenchmarkFioPromoted(b *testing.B) {
 	must(b, err)
 	must(b, s.Start(ctx))
 	must(b, s.Stop(ctx, true))
+	fioBesideQEMU(b, s, path)
+}
+
+// BenchmarkFioFile is the same on a file that is served as it is.
+func BenchmarkFioFile(b *testing.B) {
+	d, path := benchFile(b, "disk")
+	fioBesideQEMU(b, d, path)
+}
+
+// fioBesideQEMU compares a disk that is served with the file of that name, served by qemu-nbd.
+func fioBesideQEMU(b *testing.B, d nbd.Disk, path string) {
+	b.Helper()
 	theirs := filepath.Join(socket.Dir(b), "qemu")
 	background(b, require.QEMU, theirs, "qemu-nbd", "-t", "-e", "4", "--cache=writeback", "-k", theirs, "--image-opts", unlocked(path))
-	ours := fioServe(b, s)
+	ours := fioServe(b, d)
 	for _, j := range fioJobs {
 		b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
 	}
