@@ -155,7 +155,11 @@ var errNotRun = errors.New("protect: the NIC does not run")
 // Drain implements Network. Before Run has begun it waits for that as for everything else: a
 // guest can be switched over in the moment in which its job starts Run's goroutine.
 func (n *NIC) Drain(ctx context.Context) error {
-	for n.buf.Stats().Queued > 0 {
+	for {
+		// What the guest has inherited in a takeover leaves before what it has sent itself.
+		if st := n.buf.Stats(); st.Queued+st.Inherited == 0 {
+			return nil
+		}
 		if n.over.Load() {
 			return errNotRun
 		}
@@ -163,7 +167,6 @@ func (n *NIC) Drain(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
 }
 
 // HeldOutput returns what the guest has sent and no checkpoint covers yet. (A

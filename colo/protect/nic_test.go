@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // A wire is an uplink in memory.
@@ -190,6 +193,51 @@ func TestADrainThatComesBeforeRunWaitsForIt(t *testing.T) {
 		}
 		cancel()
 		<-done
+	})
+}
+
+// What a guest inherits in a takeover is its output like any other: a host that gives the guest
+// on before it has left would have it leave while the next one sends.
+func TestADrainWaitsForWhatTheGuestHasInherited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, g := newWire(), failover.NewGate()
+		p, _ := NewNIC(NICConfig{Uplink: newWire()})
+		n, _ := NewNIC(NICConfig{Uplink: w})
+		p.WritePacket([]byte("the primary's"))
+		p.Mark(0)
+		var here, there vmstate.Registry
+		if err := errors.Join(p.Register(&there), n.Register(&here)); err != nil {
+			t.Fatal(err)
+		}
+		var state bytes.Buffer
+		q := qemufile.NewWriter(&state)
+		if err := there.SaveDevices(q); err != nil {
+			t.Fatal(err)
+		}
+		vmstate.PutEOF(q)
+		if err := q.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if err := here.Load(qemufile.NewReader(&state), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(here.Commit(), n.Commit(0), n.Failover()); err != nil {
+			t.Fatal(err)
+		}
+		stop := runNIC(t, n, g)
+		drained := make(chan error, 1)
+		go func() { drained <- n.Drain(t.Context()) }()
+		time.Sleep(time.Second)
+		select {
+		case err := <-drained:
+			t.Errorf("drained at a shut gate: %v", err)
+		default:
+		}
+		g.Until(time.Now().Add(time.Second))
+		if err := <-drained; err != nil || !slices.Equal(w.out, []string{"the primary's"}) {
+			t.Errorf("%q left: %v", w.out, err)
+		}
+		stop()
 	})
 }
 
