@@ -116,6 +116,9 @@ func (s *session) end(ctx context.Context, p parting) error {
 	var err error
 	switch {
 	case s.machine.Status() == failover.Torn:
+		if !errors.Is(cause, s.tornBy) { // the session was to end anyway, and that has gone before
+			cause = fmt.Errorf("%w; %w", s.tornBy, cause)
+		}
 		err = fmt.Errorf("%w: %w", failover.ErrTorn, cause)
 		s.events.Publish(event.GuestTorn{Mode: s.mode, Epoch: s.epoch, Error: cause.Error()})
 	case p.stay:

@@ -149,6 +149,29 @@ func TestATornGuestOfEpoch0SaysSo(t *testing.T) {
 	})
 }
 
+// What has torn it is told as well where the session was about to end for another reason.
+func TestATornGuestSaysWhatHasTornItAlthoughItsSessionEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newPair(t, options{})
+		gone := errors.New("gone")
+		x.s.disk.Fail = func(c colotest.Call) error {
+			if c.Name == "start" {
+				x.secondary.Lost(gone)
+				return errDisk
+			}
+			return nil
+		}
+		x.start(t.Context())
+		x.wait()
+		for _, want := range []error{failover.ErrTorn, errDisk, gone} {
+			if !errors.Is(x.s.err, want) {
+				t.Errorf("%v: not %v", x.s.err, want)
+			}
+		}
+		x.close()
+	})
+}
+
 func TestPausesOfOthersAreNotUndone(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
 		synctest.Test(t, func(t *testing.T) {

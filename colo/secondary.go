@@ -322,6 +322,7 @@ func (s *Secondary) commit(ctx context.Context) error {
 	if err == nil {
 		s.setEpoch(s.epoch)
 	}
+	s.tornBy = err
 	if s.machine.EndLoad(err) {
 		s.shut() // the failover that waited for the end of this
 	}

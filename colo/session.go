@@ -44,6 +44,7 @@ type session struct {
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
 	expects error         // of Expect; nil: no end is expected
+	tornBy  error         // what a commit has failed by, half way; written as the machine becomes Torn
 
 	paused     bool          // this session's pause is in effect
 	begun      []undo        // what the steps so far hold, in the order of their beginning
