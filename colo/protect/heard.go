@@ -11,16 +11,12 @@ import (
 func (j *Job) heard(s *session, n note) {
 	switch n.Say {
 	case sayAsk: // of a secondary: not to claim the guest for a while
-		if s.primary != nil || n.TermNS <= 0 || j.State() != Following {
+		if s.primary != nil || n.TermNS <= 0 {
 			return
 		}
-		term := min(time.Duration(n.TermNS), maxPledge)
-		s.peer.set(func() {
-			if until := time.Now().Add(term); until.After(s.peer.pledge) {
-				s.peer.pledge = until
-			}
-		})
-		s.peer.say(note{Say: sayPromise, Seq: n.Seq, TermNS: int64(term)})
+		if term := min(time.Duration(n.TermNS), maxPledge); j.pledges(s, term) {
+			s.peer.say(note{Say: sayPromise, Seq: n.Seq, TermNS: int64(term)})
+		}
 	case sayPromise:
 		if s.primary == nil {
 			return
@@ -62,6 +58,22 @@ func (j *Job) heard(s *session, n note) {
 
 // maxPledge bounds what a primary can ask for.
 const maxPledge = time.Minute
+
+// pledges has a host that follows not claim the guest for a term from now, and reports whether it
+// follows. Both are one step: a host that does not follow any more looks once whether it has promised.
+func (j *Job) pledges(s *session, term time.Duration) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state != Following {
+		return false
+	}
+	s.peer.set(func() {
+		if until := time.Now().Add(term); until.After(s.peer.pledge) {
+			s.peer.pledge = until
+		}
+	})
+	return true
+}
 
 // leaveStanding leaves the guest here, a secondary's, standing when it is that of the epoch in which
 // this host is to go on: it would only be paused again. A session that has ended resumes what it

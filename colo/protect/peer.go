@@ -269,6 +269,7 @@ func (p *peer) beatUntil(ctx context.Context, cfg heartbeat.Config) error {
 type promises struct {
 	mu   sync.Mutex
 	seq  uint64             // of the last question; 0: none was sent
+	term time.Duration      // that was asked for
 	sent [perTerm]time.Time // when the last questions were, each at its number modulo perTerm
 }
 
@@ -291,17 +292,17 @@ func (q *promises) next(now time.Time, term time.Duration) note {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.seq++
-	q.sent[q.seq%perTerm] = now
+	q.sent[q.seq%perTerm], q.term = now, term
 	return note{Say: sayAsk, Seq: q.seq, TermNS: int64(term)}
 }
 
 // answer returns when the question that n answers was sent, and for how long the
-// promise holds.
+// promise holds: no longer than was asked for, whatever n says.
 func (q *promises) answer(n note) (sent time.Time, term time.Duration, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if n.Seq == 0 || n.Seq > q.seq || q.seq-n.Seq >= perTerm || n.TermNS <= 0 {
 		return time.Time{}, 0, false // of a question that there was not, or a term ago
 	}
-	return q.sent[n.Seq%perTerm], time.Duration(n.TermNS), true
+	return q.sent[n.Seq%perTerm], min(time.Duration(n.TermNS), q.term), true
 }

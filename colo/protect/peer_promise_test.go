@@ -28,6 +28,9 @@ func TestAPromiseThatTakesLongCountsFromWhenItWasAskedFor(t *testing.T) {
 			t.Errorf("question %d: sent at %v, want %v", i, sent.Sub(begun), want.Sub(begun))
 		}
 	}
+	if _, held, ok := q.answer(note{Seq: 10, TermNS: int64(time.Hour)}); !ok || held != term {
+		t.Errorf("an answer holds for %v, and %v was asked for", held, term)
+	}
 	for name, n := range map[string]note{
 		"that was not asked yet": {Seq: 11, TermNS: int64(term)},
 		"without a number":       {TermNS: int64(term)},
