@@ -192,8 +192,8 @@ func TestAHostAloneWhoseDiskHasFailedLeavesItsGuestToTheNextSecondary(t *testing
 				b.is(Alone)
 				b.image.breaks(errWorn)
 			} else {
+				a.kill(true) // b finds out when its disk is broken
 				b.image.breaks(errWorn)
-				a.kill(false)
 				b.is(Alone)
 			}
 			a.bury()
