@@ -15,8 +15,9 @@ import (
 // and only then. If anything fails on the way, the guest runs on where the arbiter
 // says, which is here unless the other host has it; the error says what it was, and
 // that this host does not run the guest if it does not. Another host that is told to go on,
-// and does not hear it, is waited for as long as PeerTimeout. So are, each for itself, the
-// arbiter and the output that is on its way out; a checkpoint may take its CheckpointTimeout,
+// and does not hear it, is waited for as long as twice PeerTimeout: until it has heard that, and
+// until it has said that it runs the guest. The arbiter and the output that is on its way out are
+// waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
 // and ctx bounds it all up to the word that the other host is to go on. A host that dies in the moment
 // between the arbiter's grant and its first output takes the guest with it, as a lone
 // host does: nobody knows what it said, and Switchover returns an error. Query reports
