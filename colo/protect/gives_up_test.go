@@ -1,7 +1,6 @@
 package protect
 
 import (
-	"context"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -32,14 +31,7 @@ func TestAHostThatGivesUpAnotherThatLivesTellsItWhy(t *testing.T) {
 		var off atomic.Bool
 		b := w.boot("b", false, nil)
 		a := w.boot("a", true, func(c *Config) {
-			dial := c.Peer.Dialer
-			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
-				conn, err := dial(ctx)
-				if err != nil {
-					return nil, err
-				}
-				return unheardBeats{conn, &off}, nil
-			}
+			dialBy(c, func(conn net.Conn) net.Conn { return unheardBeats{conn, &off} })
 		})
 		a.is(Protected)
 		b.is(Following)

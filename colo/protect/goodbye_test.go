@@ -75,14 +75,7 @@ func TestAHostThatLeavesOnPurposeIsHeardBeforeItsConnectionsClose(t *testing.T) 
 			}
 			b := w.boot("b", false, func(c *Config) { c.Arbiter = failover.NewStoreArbiter(own) })
 			a := w.boot("a", true, func(c *Config) {
-				dial := c.Peer.Dialer
-				c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
-					conn, err := dial(ctx)
-					if err != nil {
-						return nil, err
-					}
-					return newHasty(conn, time.Millisecond), nil
-				}
+				dialBy(c, func(conn net.Conn) net.Conn { return newHasty(conn, time.Millisecond) })
 			})
 			a.is(Protected)
 			b.is(Following)
@@ -227,14 +220,7 @@ func TestAHostThatTakesTheGuestIsHeardBeforeItsConnectionsClose(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		b := w.boot("b", false, nil)
 		a := w.boot("a", true, func(c *Config) {
-			dial := c.Peer.Dialer
-			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
-				conn, err := dial(ctx)
-				if err != nil {
-					return nil, err
-				}
-				return newReset(conn, time.Millisecond), nil
-			}
+			dialBy(c, func(conn net.Conn) net.Conn { return newReset(conn, time.Millisecond) })
 		})
 		a.is(Protected)
 		b.is(Following)

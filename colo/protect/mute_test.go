@@ -2,7 +2,6 @@ package protect
 
 import (
 	"bytes"
-	"context"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -43,14 +42,7 @@ func TestAControlConnectionThatFallsSilentIsNoticedAndMadeAgain(t *testing.T) {
 		b := w.boot("b", false, nil)
 		synctest.Wait() // b is there for the first connection, so that nothing is noted of it
 		a := w.boot("a", true, func(c *Config) {
-			dial := c.Peer.Dialer
-			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
-				conn, err := dial(ctx)
-				if err != nil {
-					return nil, err
-				}
-				return &swallowed{Conn: conn, away: &away, all: &all}, nil
-			}
+			dialBy(c, func(conn net.Conn) net.Conn { return &swallowed{Conn: conn, away: &away, all: &all} })
 		})
 		a.is(Protected)
 		b.is(Following)

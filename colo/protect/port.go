@@ -27,10 +27,11 @@ const maxGreeting = 256
 // PortConfig says on what terms a Port lets others in.
 type PortConfig struct {
 	// TLS is this host's certificate and the authorities that it trusts
-	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3, which is for
-	// servers and for clients if it says what it is for, and the name in it is checked against Peer.Name of the job that is asked
-	// for; a configuration that GetConfigForClient returns is asked for no less, with
-	// these RootCAs if it has none. Required, unless Insecure.
+	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3, and the name
+	// in it is checked against Peer.Name of the job that is asked for; a configuration that
+	// GetConfigForClient returns is asked for no less, with these RootCAs if it has none. A
+	// certificate that says what it is for is for servers and for clients. Required, unless
+	// Insecure.
 	//
 	// A host whose certificate changes has GetCertificate, which is asked for each new
 	// connection: for those that this host makes as well, unless there is a

@@ -247,6 +247,18 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	return h
 }
 
+// dialBy has each connection that a host makes wrapped.
+func dialBy(c *Config, wrap func(net.Conn) net.Conn) {
+	dial := c.Peer.Dialer
+	c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(conn), nil
+	}
+}
+
 var errHalt = errors.New("halted")
 
 // protected boots a pair and waits until it is in step.
