@@ -17,13 +17,7 @@ import (
 func adoptedHere(t *testing.T) (vm *VM, vcpu int, run []byte) {
 	t.Helper()
 	require.Usable(t, require.KVM, Probe)
-	must := func(n int, err error) int {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	must := musts(t)
 	kvm := must(openKVM())
 	t.Cleanup(func() { unix.Close(kvm) })
 	fd := must(ioctlValue(kvm, "KVM_CREATE_VM", kvmCreateVM, 0))

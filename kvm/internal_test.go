@@ -302,3 +302,14 @@ func FuzzChipState(f *testing.F) {
 		}
 	})
 }
+
+// musts returns a function that ends the test on an error, and returns the number beside it otherwise.
+func musts(t testing.TB) func(n int, err error) int {
+	return func(n int, err error) int {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+}

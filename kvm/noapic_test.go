@@ -19,13 +19,7 @@ import (
 // guest runs with.
 func TestAnAdoptedVMWithoutAnAPICKeepsItsTaskPriority(t *testing.T) {
 	require.Usable(t, require.KVM, Probe)
-	must := func(n int, err error) int {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	must := musts(t)
 	kvm := must(openKVM())
 	defer unix.Close(kvm)
 	fd := must(ioctlValue(kvm, "KVM_CREATE_VM", kvmCreateVM, 0))

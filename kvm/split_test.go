@@ -16,13 +16,7 @@ import (
 // VM's states are tried on a spare of the same kind.
 func TestAnAdoptedVMWithLocalAPICsAloneIsSavedAndRestored(t *testing.T) {
 	require.Usable(t, require.KVM, Probe)
-	must := func(n int, err error) int {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
+	must := musts(t)
 	kvm := must(openKVM())
 	defer unix.Close(kvm)
 	size := must(ioctlValue(kvm, "KVM_GET_VCPU_MMAP_SIZE", kvmGetVCPUMmapSize, 0))
