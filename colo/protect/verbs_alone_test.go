@@ -20,10 +20,18 @@ var leavingTo = map[string]State{"pause": Paused, "cancel": Cancelled, "complete
 func TestAVerbIsObeyedInThePauseAfterASynchronisation(t *testing.T) {
 	for name, verb := range leaving {
 		bubble(t, name, func(t *testing.T, w *world) {
+			parted := make(chan struct{})
 			b := w.boot("b", false, nil)
-			a := w.boot("a", true, nil)
+			a := w.boot("a", true, func(c *Config) {
+				c.Session.Step = func(_ event.Mode, op string, _ uint64) {
+					if op == "send ram while running" {
+						<-parted // or the guest is protected before anybody has looked
+					}
+				}
+			})
 			a.is(Synchronising)
 			w.f.part("a", "b", false)
+			close(parted)
 			a.is(Alone)
 			began := time.Now()
 			if err := verb(t.Context(), a.job); err != nil {
