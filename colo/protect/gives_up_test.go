@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -79,6 +80,7 @@ func TestAHostThatGivesUpAnotherThatLivesTellsItWhy(t *testing.T) {
 		slow.Store(true)
 		<-stuck
 		a.is(Alone)
+		synctest.Wait() // b has heard why, on a connection of its own
 		close(over)
 		<-waits
 		b.saysWhy("a has ended the session: b was too slow for a checkpoint")

@@ -29,14 +29,16 @@ func promised(t *testing.T, a, b *host) {
 	t.Helper()
 	time.Sleep(a.job.cfg.Term)
 	for _, h := range []*host{a, b} {
-		h.job.session().peer.get(func() {
-			if p := h.job.session().peer; p.mute || p.gone {
+		p := h.job.session().peer
+		p.get(func() {
+			if p.mute || p.gone {
 				t.Errorf("%s: mute %v, gone %v", h.name, p.mute, p.gone)
 			}
 		})
 	}
-	b.job.session().peer.get(func() {
-		if left := time.Until(b.job.session().peer.pledge); left < a.job.cfg.Term/2 {
+	p := b.job.session().peer
+	p.get(func() {
+		if left := time.Until(p.pledge); left < a.job.cfg.Term/2 {
 			t.Errorf("the last promise has %v left", left)
 		}
 	})
