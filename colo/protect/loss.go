@@ -39,7 +39,7 @@ func (s *session) lossOf(cause error, lost time.Duration) error {
 	switch {
 	case errors.Is(cause, heartbeat.ErrLost) && silent:
 		return &lossError{fmt.Sprintf("%s was silent for %v: it has died or stands still, or the network between the two hosts is cut", p.host, lost), cause}
-	case ended && p.gaveUp() != "":
+	case (ended || errors.Is(cause, heartbeat.ErrGoodbye)) && p.gaveUp() != "":
 		return &lossError{p.gaveUp(), cause}
 	case ended:
 		return &lossError{fmt.Sprintf("the connections with %s have ended, and it has said nothing: its process has died or was killed, or the network has cut them", p.host), cause}
@@ -135,10 +135,10 @@ func (s *session) lossWith(failed error) error {
 	case loss == nil || s.inOrder():
 		return failed
 	}
-	var ended *lossError
+	ended := &lossError{cause: loss}
 	var silent bool
 	s.peer.get(func() { silent = s.peer.silent })
-	if words := s.peer.gaveUp(); words != "" && !silent && errors.As(loss, &ended) {
+	if words := s.peer.gaveUp(); words != "" && !silent && (errors.As(loss, &ended) || errors.Is(loss, heartbeat.ErrGoodbye)) {
 		loss = &lossError{words, ended.cause} // it has been heard since
 	}
 	switch {

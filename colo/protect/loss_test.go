@@ -2,6 +2,7 @@ package protect
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -82,5 +83,22 @@ func TestWhatIsNoLossIsToldAsItIs(t *testing.T) {
 	}
 	if got := s.lossOf(io.EOF, time.Second); !strings.Contains(got.Error(), "the connections with b have ended") || !errors.Is(got, io.EOF) {
 		t.Error(got)
+	}
+}
+
+// A heart's goodbye may be heard before anything else of how a session ends. Why the other side has ended
+// it is told all the same, also where that comes later.
+func TestWhyTheOtherSideHasEndedTheSessionIsToldBesideItsGoodbye(t *testing.T) {
+	s := &session{peer: newPeer(hello{Host: "b"}), over: t.Context()}
+	goodbye := fmt.Errorf("stage disks: %w", heartbeat.ErrGoodbye)
+	if got := s.lossOf(goodbye, time.Second); got != goodbye {
+		t.Errorf("before it is heard why: %v", got)
+	}
+	s.lostBy(goodbye)
+	s.peer.why = "a reason"
+	for _, got := range []error{s.lossOf(goodbye, time.Second), s.lossWith(nil)} {
+		if got.Error() != "b has ended the session: a reason" || !errors.Is(got, heartbeat.ErrGoodbye) {
+			t.Error(got)
+		}
 	}
 }
