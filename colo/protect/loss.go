@@ -29,13 +29,13 @@ func (s *session) lossOf(cause error, lost time.Duration) error {
 	p := s.peer
 	var silent, ended bool
 	p.get(func() { silent, ended = p.lost && p.silent, p.lost && !p.silent || p.gone })
-	var wire error
+	var wire bool
 	if s.wire != nil {
-		if err := s.wire.ended.Load(); err != nil {
-			ended, wire = true, *err
-		}
+		var over bool
+		over, wire = s.wire.ended(cause)
+		ended = ended || over
 	}
-	ended = ended && (isEnd(cause) || wire != nil && errors.Is(cause, wire))
+	ended = ended && (isEnd(cause) || wire)
 	switch {
 	case errors.Is(cause, heartbeat.ErrLost) && silent:
 		return &lossError{fmt.Sprintf("%s was silent for %v: it has died or stands still, or the network between the two hosts is cut", p.host, lost), cause}

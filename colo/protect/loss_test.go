@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -102,3 +103,32 @@ func TestWhyTheOtherSideHasEndedTheSessionIsToldBesideItsGoodbye(t *testing.T) {
 		}
 	}
 }
+
+// A connection that the other host has ended may tell a write so by another error than a read.
+func TestALossThatAWriteHasMetFirstIsToldInWords(t *testing.T) {
+	broke := errors.New("the other end is closed")
+	s := &session{peer: newPeer(hello{Host: "b"}), wire: &counted{Conn: endedConn{write: broke}}}
+	cause := fmt.Errorf("expect checkpoint-reply: %w", broke)
+	if got := s.lossOf(cause, time.Second); got != cause {
+		t.Errorf("before the connection has ended: %v", got)
+	}
+	s.wire.Read(nil)
+	s.wire.Write(nil)
+	for _, cause := range []error{cause, io.EOF} {
+		if got := s.lossOf(cause, time.Second); !strings.Contains(got.Error(), "the connections with b have ended") || !errors.Is(got, cause) {
+			t.Error(got)
+		}
+	}
+	if got := s.lossOf(errBare, time.Second); got != errBare {
+		t.Error(got)
+	}
+}
+
+// endedConn is a connection that the other end has closed.
+type endedConn struct {
+	net.Conn
+	write error
+}
+
+func (endedConn) Read([]byte) (int, error)    { return 0, io.EOF }
+func (c endedConn) Write([]byte) (int, error) { return 0, c.write }

@@ -10,30 +10,41 @@ import (
 )
 
 // counted counts what is written to a connection, and notes what has ended that, if not this host
-// or a deadline has.
+// or a deadline has: the first error of a read, and that of a write, which may be another.
 type counted struct {
 	net.Conn
-	n     atomic.Uint64
-	ended atomic.Pointer[error]
+	n             atomic.Uint64
+	read, written atomic.Pointer[error]
+}
+
+// ended reports whether the connection has ended, and whether that is what an error says.
+func (c *counted) ended(cause error) (ended, is bool) {
+	for _, first := range []*error{c.read.Load(), c.written.Load()} {
+		if first != nil {
+			ended, is = true, is || errors.Is(cause, *first)
+		}
+	}
+	return ended, is
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
-	c.note(err)
+	keepFirst(&c.read, err)
 	return n, err
 }
 
-func (c *counted) note(err error) {
+// keepFirst keeps the first error by which a connection has ended.
+func keepFirst(first *atomic.Pointer[error], err error) {
 	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
 		why := err // err itself would be allocated in each call
-		c.ended.CompareAndSwap(nil, &why)
+		first.CompareAndSwap(nil, &why)
 	}
 }
 
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.n.Add(uint64(n))
-	c.note(err)
+	keepFirst(&c.written, err)
 	return n, err
 }
 
@@ -58,6 +69,6 @@ type vectored struct {
 func (v vectored) WriteBuffers(b *net.Buffers) (int64, error) {
 	n, err := v.write(b)
 	v.n.Add(uint64(n))
-	v.note(err)
+	keepFirst(&v.written, err)
 	return n, err
 }
