@@ -24,7 +24,8 @@ func TestAHostThatLeavesHasItsPromiseEnded(t *testing.T) {
 		}
 		a.bury()
 		_, answers, _ := a.exits()
-		if len(answers) != 1 || strings.Count(answers[0].Error, failover.ErrRefused.Error()) != 1 {
+		// The other host may have taken over before this one has asked at all.
+		if len(answers) > 1 || len(answers) == 1 && strings.Count(answers[0].Error, failover.ErrRefused.Error()) != 1 {
 			t.Errorf("the host that has left is not refused in words that come once: %+v", answers)
 		}
 		b.halt()
