@@ -310,11 +310,17 @@ func TestTheEndOfTheContextEndsTheChannels(t *testing.T) {
 	m := newParallel(t, 3, multifd.None, colotest.Flow{}, colotest.Flow{})
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	a, b := colotest.Pipe(colotest.Flow{}, colotest.Flow{})
-	m.src.onPause = cancel
-	ended := make(chan error, 1)
-	go func() { ended <- m.destination.Run(ctx, b) }()
+	ended := make(chan struct{})
+	m.src.onPause = func() {
+		cancel()
+		<-ended // or the guest may be there before anybody has heard
+	}
+	go func() {
+		defer close(ended)
+		m.dstErr = m.destination.Run(ctx, b)
+	}()
 	m.srcErr = m.source.Run(ctx, a)
-	m.dstErr = <-ended
+	<-ended
 	if m.srcErr == nil || m.dstErr == nil {
 		t.Errorf("%v, %v", m.srcErr, m.dstErr)
 	}
