@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -192,7 +193,8 @@ func TestAHostAloneWhoseDiskHasFailedLeavesItsGuestToTheNextSecondary(t *testing
 				b.is(Alone)
 				b.image.breaks(errWorn)
 			} else {
-				a.kill(true) // b finds out when its disk is broken
+				a.kill(true)    // b finds out when its disk is broken
+				synctest.Wait() // and has committed, or has not, what it was sent
 				b.image.breaks(errWorn)
 				b.is(Alone)
 			}

@@ -148,8 +148,8 @@ func TestAbreastIsBounded(t *testing.T) {
 			for range 2 { // and what was taken is given back
 				if err := abreast(t.Context(), 40, more, func(_ context.Context, i int) error {
 					all.Add(int64(i))
-					if n := now.Add(1); n > most.Load() {
-						most.Store(n)
+					n := now.Add(1)
+					for was := most.Load(); n > was && !most.CompareAndSwap(was, n); was = most.Load() {
 					}
 					time.Sleep(time.Second)
 					now.Add(-1)

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -85,6 +86,7 @@ func (w *world) lacking(lacks func(*testing.T, *Config, *lack)) (a, b *host, l *
 	l = new(lack)
 	b = w.boot("b", false, func(c *Config) { lacks(w.t, c, l) })
 	b.is(Waiting)
+	synctest.Wait() // it has made ready what it makes before anybody comes
 	l.there.Store(true)
 	a = w.boot("a", true, nil)
 	a.is(Alone)
