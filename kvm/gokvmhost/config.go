@@ -54,6 +54,7 @@ type Config struct {
 	// kvm.CommonCPUID does. Nil is kvm.SupportedCPUID.
 	CPUID func(i int) ([]kvm.CPUIDEntry, error)
 	// Log gets a record when a guest or a backend does something odd: a broken
-	// ring, a failed write. Nil: nothing is logged.
+	// ring, a failed write; what a guest can repeat is logged once a second, with how
+	// often it was not ("unsaid"). Nil: nothing is logged.
 	Log *slog.Logger
 }

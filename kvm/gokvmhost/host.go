@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"github.com/bobuhiro11/gokvm/pci"
 
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/pc"
@@ -126,7 +127,7 @@ func sinkOf(u pc.Uplink) pc.Uplink {
 func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 	d := pc.Devices{Console: cfg.Console, Log: cfg.Log}
 	if p.handlers != nil {
-		d.OtherPorts = foreign(p.handlers)
+		d.OtherPorts = foreign(p.handlers, p.pci.Devices)
 	}
 	nic, disk := has.places()
 	uplink := cfg.Uplink
@@ -159,8 +160,20 @@ func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 
 // foreign returns a function that calls gokvm's handler for a port, from the table that
 // gokvm's LoadLinux fills. Many handlers do nothing, some report that there is no device.
-func foreign(handlers *portHandlers) func(port uint16, in bool, p []byte) (known bool, err error) {
+// The handlers of replaced, devices of the PCI bus, are not called, wherever the guest has put
+// the ports of the devices that the Host has in their place: of gokvm's own they end the
+// process where the guest breaks a rule.
+func foreign(handlers *portHandlers, replaced []pci.Device) func(port uint16, in bool, p []byte) (known bool, err error) {
+	var ranges [][2]uint64 // first port, how many
+	for _, d := range replaced {
+		ranges = append(ranges, [2]uint64{d.IOPort(), d.Size()})
+	}
 	return func(port uint16, in bool, p []byte) (known bool, err error) {
+		for _, r := range ranges {
+			if uint64(port)-r[0] < r[1] {
+				return false, nil
+			}
+		}
 		direction := 1
 		if in {
 			direction = 0

@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/bobuhiro11/gokvm/machine"
@@ -158,6 +160,34 @@ func TestTheStackStandsStillWhileItShould(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// The second begins while the first is at work, unless it has to wait.
+func TestMachinesThatAreMadeAtOnceLeaveTheGarbageCollectorAsItWas(t *testing.T) {
+	const percent = 123
+	defer debug.SetGCPercent(debug.SetGCPercent(percent))
+	inside, firstIsMade, second := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	first := undisturbed(func() error {
+		go func() {
+			second <- undisturbed(func() error {
+				close(inside)
+				<-firstIsMade
+				return nil
+			})
+		}()
+		select {
+		case <-inside:
+		case <-time.After(50 * time.Millisecond): // it waits for its turn, as it should
+		}
+		return nil
+	})
+	close(firstIsMade)
+	if err := errors.Join(first, <-second); err != nil {
+		t.Fatal(err)
+	}
+	if now := debug.SetGCPercent(percent); now != percent {
+		t.Errorf("it is set to %d, and was set to %d", now, percent)
 	}
 }
 

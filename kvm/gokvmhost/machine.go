@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -54,29 +55,39 @@ func New(cfg MachineConfig) (*Machine, error) {
 	return m, nil
 }
 
+// alone is held while the garbage collector is switched off, which is read and written for
+// the whole process: of two that do it at once, the last would keep it switched off.
+var alone sync.Mutex
+
 // undisturbed calls fn on a stack that neither grows nor shrinks meanwhile, on a
-// thread that takes no signals, with the garbage collector switched off.
+// thread that takes no signals, with the garbage collector switched off. It does so
+// for one caller at a time.
 func undisturbed(fn func() error) error {
+	alone.Lock()
+	defer alone.Unlock()
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		var all, old unix.Sigset_t
-		for i := range all.Val {
-			all.Val[i] = ^uint64(0)
-		}
-		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
-			done <- fmt.Errorf("gokvmhost: %w", err)
-			return
-		}
-		defer debug.SetGCPercent(debug.SetGCPercent(-1))
-		err := onTallStack(fn)
-		if e := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err == nil && e != nil {
-			err = fmt.Errorf("gokvmhost: %w", e)
-		}
-		done <- err
-	}()
+	go func() { done <- quietly(fn) }()
 	return <-done
+}
+
+// quietly does what undisturbed does, on a goroutine of its own. When it returns, all is as
+// it was.
+func quietly(fn func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
+		return fmt.Errorf("gokvmhost: %w", err)
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	err := onTallStack(fn)
+	if e := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err == nil && e != nil {
+		err = fmt.Errorf("gokvmhost: %w", e)
+	}
+	return err
 }
 
 // onTallStack calls fn with two tall frames below it, after the stack has been as

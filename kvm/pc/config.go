@@ -39,7 +39,8 @@ type Devices struct {
 	// The host itself saves the state of the device behind it. Nil: no ports.
 	OtherPorts func(port uint16, in bool, p []byte) (known bool, err error)
 	// Log gets a record when a guest or a backend does something odd: a broken
-	// ring, a failed write. Nil: nothing is logged.
+	// ring, a failed write; what a guest can repeat is logged once a second, with how
+	// often it was not ("unsaid"). Nil: nothing is logged.
 	Log *slog.Logger
 }
 

@@ -24,7 +24,10 @@ import (
 // A guest that is not to use the ACPI tables has "acpi=off" on its command line, and one
 // CPU. A machine whose state comes from another one needs no kernel.
 func (m *Machine) LoadLinux(kernel, initrd io.ReaderAt, cmdline string) error {
-	if !m.paused.Load() {
+	switch {
+	case m.closed.Load():
+		return ErrClosed
+	case !m.paused.Load():
 		return ErrRunning
 	}
 	image, err := bzimage.Parse(kernel)

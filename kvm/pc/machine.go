@@ -277,7 +277,8 @@ func (m *Machine) Input(p []byte) (int, error) {
 }
 
 // Close frees what Create or Attach made; a VM that was attached stays as it is, paused.
-// Run must have returned, or Close fails with ErrRunning. Closing twice is no error.
+// Run must have returned, or Close fails with ErrRunning. From then on Pause and Resume fail
+// with ErrClosed. Closing twice is no error.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	if m.running {
@@ -289,6 +290,8 @@ func (m *Machine) Close() error {
 	if again {
 		return nil
 	}
+	m.turn <- struct{}{} // a Pause or Resume that has begun is over, and none begins
+	defer m.give()
 	m.gate.Close(context.Background()) // nobody is in for long: Run has returned
 	if m.own {
 		return m.vm.Close()

@@ -4,11 +4,15 @@ package pc
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"runtime/debug"
+	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/internal/device"
 )
 
 // A write that replication holds keeps a pause waiting, but not for longer than its
@@ -62,4 +66,56 @@ func TestAPauseWaitsForABusyDeviceAsLongAsItMay(t *testing.T) {
 		t.Error("two Resumes have not undone two Pauses")
 	}
 	h.gate.Leave()
+}
+
+// drop is an uplink that takes everything.
+type drop struct{}
+
+func (drop) WritePacket([]byte) error { return nil }
+func (drop) Room() <-chan struct{}    { return nil }
+
+// A session may end after the Machine was closed, and undo its pause then: a frame that waits
+// in the card must not be written to memory that is not there any more.
+func TestAClosedMachineIsNotResumed(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	m, err := Create(Config{Memory: 1 << 20, Devices: Devices{NICs: []NIC{{Uplink: drop{}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The driver has a buffer ready: the queue is at 64 KiB, the buffer at 128 KiB.
+	const (
+		rings, buffer, length = 0x10000, 0x20000, 2048
+		available             = rings + 16*device.QueueSize
+		pfn, toWrite          = 8, 2
+	)
+	le := binary.LittleEndian
+	le.PutUint64(m.memory[rings:], buffer)
+	le.PutUint32(m.memory[rings+8:], length)
+	le.PutUint16(m.memory[rings+12:], toWrite)
+	le.PutUint16(m.memory[available+2:], 1)
+	card := m.Cards()[0]
+	err = errors.Join(card.net.Out(pfn, le.AppendUint32(nil, rings/kvm.PageSize)), card.ReceivePacket(make([]byte, 60)), m.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(false)
+	defer func() {
+		if r := recover(); r != nil {
+			t.Error("memory of the closed Machine was touched:", r)
+		}
+	}()
+	background := context.Background()
+	for what, err := range map[string]error{
+		"Resume":    m.Resume(background),
+		"Pause":     m.Pause(background),
+		"LoadLinux": m.LoadLinux(strings.NewReader(""), nil, ""),
+	} {
+		if !errors.Is(err, ErrClosed) {
+			t.Error(what, "of a closed Machine:", err)
+		}
+	}
+	if m.gate.TryEnter() {
+		t.Error("the devices of a closed Machine work")
+	}
 }

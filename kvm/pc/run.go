@@ -125,6 +125,9 @@ func (m *Machine) Pause(ctx context.Context) error {
 		return fmt.Errorf("pc: pause: %w", err)
 	}
 	defer m.give()
+	if m.closed.Load() {
+		return ErrClosed
+	}
 	if m.pauses > 0 {
 		m.pauses++
 		return nil
@@ -149,6 +152,9 @@ func (m *Machine) Resume(ctx context.Context) error {
 		return fmt.Errorf("pc: resume: %w", err)
 	}
 	defer m.give()
+	if m.closed.Load() { // its memory is not the guest's any more
+		return ErrClosed
+	}
 	switch m.pauses {
 	case 0:
 		return nil

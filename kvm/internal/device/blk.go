@@ -115,7 +115,7 @@ func (b *blkServer) step() (more bool) {
 	out, in := size(c.out), size(c.in)
 	if out < blkHeader || in < 1 {
 		b.queues[0].broken = true
-		b.log.Warn("the guest broke the rules of its disk, which is left alone until it resets it", "read", out, "write", in)
+		b.rules.log(b.log, slog.LevelWarn, "the guest broke the rules of its disk, which is left alone until it resets it", "read", out, "write", in)
 		b.mu.Unlock()
 		return false
 	}
@@ -204,7 +204,7 @@ func (b *blkServer) write(list []segment, off int64, n uint64) (status uint8) {
 
 func (b *Blk) answer(op string, err error) uint8 {
 	if err != nil {
-		b.log.Error("the guest's disk failed", "op", op, "err", err)
+		b.faults.log(b.log, slog.LevelError, "the guest's disk failed", "op", op, "err", err)
 		return blkIOErr
 	}
 	return blkOK

@@ -21,6 +21,14 @@ type CMOS struct {
 	saved cmosState
 }
 
+// The clock says so long before each second that an update is in progress, as the chip does: a
+// driver that begins to read when it does not say so has time to read the whole of it before
+// one register is of another second than the next.
+const (
+	cmosUpdate   = (244 + 1984) * time.Microsecond
+	cmosUpdating = 1 << 7
+)
+
 // cmosState is saved by a CMOS: the index that was written last, and the registers.
 type cmosState struct {
 	index uint8
@@ -68,7 +76,10 @@ func (c *CMOS) read(index uint8) byte {
 	case Century:
 		return bcd(t.Year() / 100)
 	case 0x0a:
-		return 0x26 // no update in progress, 32 kHz
+		if time.Second-time.Duration(t.Nanosecond()) <= cmosUpdate {
+			return 0x26 | cmosUpdating
+		}
+		return 0x26 // 32 kHz
 	case 0x0b:
 		return 0x02 // 24 hours, BCD
 	case 0x0c:

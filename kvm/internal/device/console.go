@@ -42,6 +42,10 @@ func (c *Console) full() bool {
 // of the writer ends the console: from then on output is discarded. The port is
 // told of room inside the gate.
 func (c *Console) Work(ctx context.Context, gate *Gate, port *Serial) {
+	if gate.TryEnter() { // of room that an earlier Work has made at its end
+		port.Kick()
+		gate.Leave()
+	}
 	if c.w == nil {
 		return
 	}

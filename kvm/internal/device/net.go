@@ -132,9 +132,9 @@ func (n *Net) Receive(gate *Gate, frame []byte) error {
 	if len(frame) < n.vnet+MinFrame || len(frame) > n.vnet+n.most() {
 		return ErrFrame
 	}
-	in := gate.TryEnter()
 	n.mu.Lock()
 	err := n.keep(frame[:n.vnet], frame[n.vnet:])
+	in := gate.TryEnter() // if not, whoever opens the gate finds the frame
 	if in {
 		n.deliver()
 	}

@@ -156,6 +156,27 @@ func TestTheClockIsTheHosts(t *testing.T) {
 	}
 }
 
+// A driver that looks at the clock just before midnight would otherwise read the hours of one
+// day and the date of the next.
+func TestTheClockSaysWhenItsRegistersAreAboutToChange(t *testing.T) {
+	midnight := time.Date(2032, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		before time.Duration
+		busy   bool
+	}{
+		{time.Second, false}, {3 * time.Millisecond, false}, {cmosUpdate + 1, false},
+		{cmosUpdate, true}, {time.Millisecond, true}, {1, true}, {0, false}, {-time.Millisecond, false},
+	} {
+		clock := NewCMOS(1<<20, func() time.Time { return midnight.Add(-c.before) })
+		clock.Out(0, []byte{0x0a})
+		p := []byte{0}
+		clock.In(1, p)
+		if busy := p[0]&cmosUpdating != 0; busy != c.busy || p[0]&^cmosUpdating != 0x26 {
+			t.Errorf("%v before it register A is %#x", c.before, p[0])
+		}
+	}
+}
+
 // gokvm's own timer overflows after 43 minutes.
 func TestTheTimerNeverStepsBack(t *testing.T) {
 	now := time.Unix(1000, 0)

@@ -52,7 +52,7 @@ func (r *RNG) step() (more bool) {
 	r.mu.Lock()
 	r.release()
 	if err != nil {
-		r.log.Error("there is no randomness for the guest", "err", err)
+		r.faults.log(r.log, slog.LevelError, "there is no randomness for the guest", "err", err)
 		return false
 	}
 	r.queues[0].pop()

@@ -207,11 +207,11 @@ func (s *Serial) receive(v byte) bool {
 // for; less than len(p) comes with ErrFull. While the gate is closed they wait.
 // Any goroutine may call it.
 func (s *Serial) Input(gate *Gate, p []byte) (n int, err error) {
-	in := gate.TryEnter()
 	s.mu.Lock()
 	for n < len(p) && s.receive(p[n]) {
 		n++
 	}
+	in := gate.TryEnter() // if not, whoever opens the gate finds the input
 	if in {
 		s.update()
 	}

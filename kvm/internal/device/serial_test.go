@@ -222,6 +222,39 @@ func TestAConsoleThatBlocksMakesThePortBusy(t *testing.T) {
 	}
 }
 
+// What a host ends while the console is slow, and runs again, without a pause in between.
+func TestAPortThatWasBusyWhenTheConsoleEndedIsNotBusyForEver(t *testing.T) {
+	b := newBoard(t)
+	w := &blocked{begun: make(chan struct{}), let: make(chan struct{})}
+	con := NewConsole(w, nil)
+	s := NewSerial(con, b.line)
+	c := &com{b, s, con}
+	c.out(uartIER, ierTransmit)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		con.Work(ctx, b.gate, s)
+		close(ended)
+	}()
+	c.out(uartData, 'a')
+	<-w.begun
+	for c.in(uartLSR)&lsrEmpty != 0 {
+		c.out(uartData, 'b')
+	}
+	stop()
+	w.let <- struct{}{}
+	<-w.begun
+	w.let <- struct{}{}
+	<-ended
+	if level, _ := b.raised(); level {
+		t.Fatal("the port has been told of room already")
+	}
+	con.Work(ctx, b.gate, s) // ends when it has looked
+	if level, _ := b.raised(); !level {
+		t.Error("no interrupt of a transmitter that is empty again")
+	}
+}
+
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, errors.New("gone") }

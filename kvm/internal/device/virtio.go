@@ -39,6 +39,8 @@ type virtio struct {
 	irq    irq
 	mem    *Memory
 	log    *slog.Logger
+	rules  seldom // that the guest broke
+	faults seldom // of what the host has behind the device
 	can    uint32 // features that this host can offer
 	config []byte
 	wire   []byte      // config as it was loaded
@@ -168,7 +170,7 @@ func (v *virtio) peek(q int) (chain, bool) {
 // broke logs that a ring is broken, if err says so.
 func (v *virtio) broke(q int, err error) {
 	if err != nil {
-		v.log.Warn("the guest broke the rules of a virtqueue, which is left alone until it resets the device", "queue", q, "err", err)
+		v.rules.log(v.log, slog.LevelWarn, "the guest broke the rules of a virtqueue, which is left alone until it resets the device", "queue", q, "err", err)
 	}
 }
 
