@@ -24,11 +24,18 @@ type inlet struct {
 const inletBytes = 4 << 10
 
 // watch makes a link read ahead on a goroutine of its own, which ends when the
-// connection is closed and is waited for by join. Close must end a Read.
+// connection is closed and is waited for by join. Close must end a Read. An order may have
+// interrupted the link before: that is the affair of who reads what has arrived.
 func (l *Link) watch() {
 	in := &inlet{arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), done: make(chan struct{})}
-	l.conn.inlet = in
-	go in.run(l.conn)
+	t := l.conn
+	t.mu.Lock()
+	t.inlet = in
+	if t.stopped && t.deadlines != nil {
+		t.deadlines.SetReadDeadline(time.Time{})
+	}
+	t.mu.Unlock()
+	go in.run(t)
 }
 
 // join closes the connection and waits for what watch began.

@@ -120,6 +120,13 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		s.fail(err)
 		j.keeper.Drop()
 		return j.do(refused, err.Error())
+	case j.State() == Synchronising && s.getPurpose() == toComplete && !j.vm.isRunning():
+		// The guest, which has ended, is left standing, and was this host's all the while.
+		s.unharmed = true
+		if err := j.do(unharmed, "the guest has ended"); err != nil {
+			return err
+		}
+		return j.do(doComplete, "the guest has ended")
 	case j.State() == Synchronising && j.vm.isRunning():
 		err = s.lossOf(err, j.cfg.Lost)
 		j.noteLoss(err)

@@ -3,6 +3,7 @@ package protect
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -107,7 +108,7 @@ func TestAVerbEndsASessionThatBeginsMeanwhile(t *testing.T) {
 				a := w.boot("a", true, nil)
 				a.passed(Alone)
 				if err := verb(t.Context(), a.job); err != nil {
-					t.Fatal(err)
+					t.Fatalf("%v; %s: %+v", err, a.states(), a.job.Query())
 				}
 				if s := a.job.State(); s != leavingTo[name] {
 					t.Fatalf("the job is %v: %s", s, a.states())
@@ -118,6 +119,20 @@ func TestAVerbEndsASessionThatBeginsMeanwhile(t *testing.T) {
 				w.renew()
 			}
 		})
+	}
+}
+
+// A guest that has ended is left standing. A first synchronisation that fails then, before the
+// session has been told of the verb, is no failure of the job.
+func TestCompleteIsObeyedWhereTheFirstSynchronisationFailsAtItsEnd(t *testing.T) {
+	s := &session{peer: newPeer(hello{Host: "b"}), purpose: toComplete}
+	j := &Job{cfg: Config{Logger: slog.New(slog.DiscardHandler)}, vm: &vm{stands: true}, m: machine{state: Synchronising}, current: s, acts: map[*activity]struct{}{}, changed: make(chan struct{})}
+	if err := j.led(t.Context(), s, io.EOF); err != nil || j.State() != Concluded {
+		t.Errorf("the job is %v: %v", j.State(), err)
+	}
+	s.purpose, j.m.state = noPurpose, Synchronising
+	if err := j.led(t.Context(), s, io.EOF); err != io.EOF || j.State() != Synchronising {
+		t.Errorf("nobody has said that the guest has ended: the job is %v: %v", j.State(), err)
 	}
 }
 
