@@ -11,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -120,6 +121,7 @@ type Fencer interface {
 // Config is one guest on one host. Both hosts have the same, but for Host, Start,
 // Held and Peer. Required: Name, Host, Guest and Peer.
 type Config struct {
+	// Both names are told to operators, and have no character that cannot be printed.
 	Name string // of the guest, the same on both hosts
 	Host string // the name of this host; the other one has another
 
@@ -261,6 +263,10 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: the guest's name has 1 to %d bytes", failover.MaxName)
 	case c.Host == "" || len(c.Host) > failover.MaxName:
 		return fmt.Errorf("protect: the host's name has 1 to %d bytes", failover.MaxName)
+	case !plain.Is(c.Name):
+		return fmt.Errorf("protect: the guest's name, %q, has a character that cannot be printed", c.Name)
+	case !plain.Is(c.Host):
+		return fmt.Errorf("protect: the host's name, %q, has a character that cannot be printed", c.Host)
 	case len(c.Machine) > failover.MaxName:
 		return fmt.Errorf("protect: the machine type has at most %d bytes", failover.MaxName)
 	case c.Guest == nil:

@@ -41,6 +41,8 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		"is negative":    func(c *Config) { c.MinInterval = -1 },
 		"MaxStaged":      func(c *Config) { c.MaxStaged = 1 },
 		"guest's name":   func(c *Config) { c.Name = "" },
+		"guest's name, ": func(c *Config) { c.Name = "db\n1" },
+		"host's name, ":  func(c *Config) { c.Host = "a\x1b[2J" },
 		"host's name":    func(c *Config) { c.Host = strings.Repeat("x", 256) },
 		"machine type":   func(c *Config) { c.Machine = strings.Repeat("x", 256) },
 		"needs a Guest":  func(c *Config) { c.Guest = nil },
