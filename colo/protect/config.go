@@ -135,6 +135,11 @@ type Config struct {
 	// Fenced on one of the hosts: a pair that has lost each other stands still
 	// until then.
 	Arbiter failover.Arbiter
+	// ArbiterKind says in a few words what Arbiter is, or with what it decides. The other host is
+	// told, and says the same of its own: where they differ both hosts warn, in LastError and the
+	// log, since both may go on when they are parted. "": "an operator" where Arbiter is nil, and
+	// else "an arbiter".
+	ArbiterKind string
 	// Fencer, if set, is called before a secondary goes on.
 	Fencer Fencer
 
@@ -267,6 +272,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: the guest's name, %q, has a character that cannot be printed", c.Name)
 	case !plain.Is(c.Host):
 		return fmt.Errorf("protect: the host's name, %q, has a character that cannot be printed", c.Host)
+	case len(c.ArbiterKind) > failover.MaxName, !plain.Is(c.ArbiterKind):
+		return fmt.Errorf("protect: ArbiterKind has at most %d bytes, and no character that cannot be printed", failover.MaxName)
 	case len(c.Machine) > failover.MaxName:
 		return fmt.Errorf("protect: the machine type has at most %d bytes", failover.MaxName)
 	case c.Guest == nil:

@@ -42,6 +42,7 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		"MaxStaged":      func(c *Config) { c.MaxStaged = 1 },
 		"guest's name":   func(c *Config) { c.Name = "" },
 		"guest's name, ": func(c *Config) { c.Name = "db\n1" },
+		"ArbiterKind":    func(c *Config) { c.ArbiterKind = "etcd\n" },
 		"host's name, ":  func(c *Config) { c.Host = "a\x1b[2J" },
 		"host's name":    func(c *Config) { c.Host = strings.Repeat("x", 256) },
 		"machine type":   func(c *Config) { c.Machine = strings.Repeat("x", 256) },

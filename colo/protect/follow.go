@@ -79,6 +79,7 @@ func (j *Job) follow(ctx context.Context) error {
 		j.keepCopy(s, errMoved)
 		return nil
 	}
+	j.deciding(p)
 	err = j.attend(ctx, s)
 	j.vm.keep(nil)
 	j.keepCopy(s, err)
@@ -151,7 +152,7 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 			why = j.cfg.keeps(h.Offer)
 		}
 		j.misfits(h.Host, why)
-		answer.Offer = j.offer()
+		answer.Offer, answer.Arbiter = j.offer(), j.cfg.kindOfArbiter()
 	}
 	if why == nil {
 		answer.Token, answer.Holds, why = j.admit(conn, h)

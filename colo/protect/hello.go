@@ -71,6 +71,10 @@ type hello struct {
 	// On the control channel: what must fit.
 	Offer *offer `json:"offer,omitempty"`
 
+	// On the control channel: with what the sender decides who goes on; see Config.ArbiterKind. "":
+	// the sender is of a version that does not say it.
+	Arbiter string `json:"arbiter,omitempty"`
+
 	// Of an answer on the control channel: what the sender's memory is, if it is known to
 	// the primary of a session before. On the session channel, of a primary that sends
 	// only what that lacks: the same again.
@@ -231,7 +235,7 @@ func readHello(r io.Reader) (hello, error) {
 }
 
 func (h *hello) check() error {
-	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.TookOver, h.State} {
+	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.TookOver, h.State, h.Arbiter} {
 		if len(s) > failover.MaxName {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
@@ -241,7 +245,7 @@ func (h *hello) check() error {
 			return fmt.Errorf("%w: the name of a session of %d bytes", ErrHello, len(p.Session))
 		}
 	}
-	for _, s := range []string{h.Guest, h.Host} {
+	for _, s := range []string{h.Guest, h.Host, h.Arbiter} {
 		if !plain.Is(s) {
 			return fmt.Errorf("%w: a name that cannot be printed, %q", ErrHello, s)
 		}
