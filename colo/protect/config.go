@@ -84,7 +84,8 @@ type Gate interface {
 // A Peer is the other host, and how the two reach each other.
 type Peer struct {
 	// Listen is the address at which this host is reached, and Dial that of the
-	// other. The host that has the guest dials; the other listens.
+	// other. The host that has the guest dials; the other listens. Of a name that has
+	// several addresses the one that answers first is taken.
 	Listen, Dial string
 	// Port takes the place of Listen for a host of many guests: it is served by
 	// the caller, and has its own TLS.
@@ -108,7 +109,7 @@ func (p *Peer) dial(ctx context.Context) (net.Conn, error) {
 	if p.Dialer != nil {
 		return p.Dialer(ctx)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", p.Dial)
+	return dialTCP(ctx, p.Dial)
 }
 
 // A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
