@@ -132,6 +132,7 @@ var promises = []struct {
 	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},
 	{"docs/operations.md", "A host that has lost the other one says so in words", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
 	{"docs/operations.md", "That stays in `LastError` until the guest is protected again", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
+	{"docs/operations.md", "both warn when a session begins", []string{"colo/protect.TestHostsWithArbitersOfDifferentKindsWarn"}},
 	{"docs/operations.md", "A host that follows, and whose arbiter does not know of the other host's grant within a term, warns of it", []string{
 		"colo/protect.TestAHostThatFollowsTellsOfAnArbiterThatDoesNotKnowOfThePrimary", "colo/protect.TestAnArbiterThatIsSlowIsTheSame"}},
 	{"docs/operations.md", "Told also when a grant cannot be renewed", []string{"colo/protect.TestAnArbiterThatIsOutOfReachIsToldOfOnce"}},

@@ -7,7 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode"
+
+	"github.com/gocolo/lockstep/internal/plain"
 )
 
 // How two sides of this package recognise each other. The primary announces itself in the
@@ -114,14 +115,7 @@ func (l *Link) goodbye() error {
 	if err := l.R.Err(); err != nil {
 		return &GoodbyeError{Reason: err.Error()} // the word itself was read whole
 	}
-	// The reason is printed in logs and on terminals.
-	reason := strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(string(text), "?"))
-	return &GoodbyeError{Reason: reason}
+	return &GoodbyeError{Reason: plain.Text(string(text), maxReason)}
 }
 
 // linger reads and drops what the peer still sends, until the peer has closed the

@@ -11,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -83,7 +84,8 @@ type Gate interface {
 // A Peer is the other host, and how the two reach each other.
 type Peer struct {
 	// Listen is the address at which this host is reached, and Dial that of the
-	// other. The host that has the guest dials; the other listens.
+	// other. The host that has the guest dials; the other listens. Of a name that has
+	// several addresses the one that answers first is taken.
 	Listen, Dial string
 	// Port takes the place of Listen for a host of many guests: it is served by
 	// the caller, and has its own TLS.
@@ -107,7 +109,7 @@ func (p *Peer) dial(ctx context.Context) (net.Conn, error) {
 	if p.Dialer != nil {
 		return p.Dialer(ctx)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", p.Dial)
+	return dialTCP(ctx, p.Dial)
 }
 
 // A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
@@ -120,6 +122,7 @@ type Fencer interface {
 // Config is one guest on one host. Both hosts have the same, but for Host, Start,
 // Held and Peer. Required: Name, Host, Guest and Peer.
 type Config struct {
+	// Both names are told to operators, and have no character that cannot be printed.
 	Name string // of the guest, the same on both hosts
 	Host string // the name of this host; the other one has another
 
@@ -133,6 +136,11 @@ type Config struct {
 	// Fenced on one of the hosts: a pair that has lost each other stands still
 	// until then.
 	Arbiter failover.Arbiter
+	// ArbiterKind says in a few words what Arbiter is, or with what it decides. The other host is
+	// told, and says the same of its own: where they differ both hosts warn, in LastError and the
+	// log, since both may go on when they are parted. "": "an operator" where Arbiter is nil, and
+	// else "an arbiter".
+	ArbiterKind string
 	// Fencer, if set, is called before a secondary goes on.
 	Fencer Fencer
 
@@ -261,6 +269,12 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: the guest's name has 1 to %d bytes", failover.MaxName)
 	case c.Host == "" || len(c.Host) > failover.MaxName:
 		return fmt.Errorf("protect: the host's name has 1 to %d bytes", failover.MaxName)
+	case !plain.Is(c.Name):
+		return fmt.Errorf("protect: the guest's name, %q, has a character that cannot be printed", c.Name)
+	case !plain.Is(c.Host):
+		return fmt.Errorf("protect: the host's name, %q, has a character that cannot be printed", c.Host)
+	case len(c.ArbiterKind) > failover.MaxName, !plain.Is(c.ArbiterKind):
+		return fmt.Errorf("protect: ArbiterKind has at most %d bytes, and no character that cannot be printed", failover.MaxName)
 	case len(c.Machine) > failover.MaxName:
 		return fmt.Errorf("protect: the machine type has at most %d bytes", failover.MaxName)
 	case c.Guest == nil:

@@ -11,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/plain"
 )
 
 // A pending pair has a control connection, and not yet the others. It is guarded
@@ -78,6 +79,7 @@ func (j *Job) follow(ctx context.Context) error {
 		j.keepCopy(s, errMoved)
 		return nil
 	}
+	j.deciding(p)
 	err = j.attend(ctx, s)
 	j.vm.keep(nil)
 	j.keepCopy(s, err)
@@ -150,7 +152,7 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 			why = j.cfg.keeps(h.Offer)
 		}
 		j.misfits(h.Host, why)
-		answer.Offer = j.offer()
+		answer.Offer, answer.Arbiter = j.offer(), j.cfg.kindOfArbiter()
 	}
 	if why == nil {
 		answer.Token, answer.Holds, why = j.admit(conn, h)
@@ -255,9 +257,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 func (j *Job) misfits(host string, why error) {
 	words := ""
 	if why != nil {
-		if words = why.Error(); len(words) > maxNote/8 {
-			words = words[:maxNote/8] + "..." // as long as the other side has made it
-		}
+		words = plain.Text(why.Error(), maxNote/8) // as long as the other side has made it
 	}
 	j.mu.Lock()
 	tell := words != j.misfit && words != "" && j.m.state == Waiting
@@ -291,10 +291,7 @@ func (j *Job) followsNobody(why error) string {
 // isStranger implements welcomer. Who has such a certificate is told nothing, and the operator of
 // this host once, up to the next connection of the host that is meant.
 func (j *Job) isStranger(err error) {
-	words := err.Error()
-	if len(words) > maxNote/8 {
-		words = words[:maxNote/8] + "..." // a certificate may be for many names
-	}
+	words := plain.Text(err.Error(), maxNote/8) // a certificate may be for many names
 	why := fmt.Errorf("protect: a host is turned away whose certificate is not for Peer.Name: %s", words)
 	j.mu.Lock()
 	told := j.strange

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/plain"
 )
 
 // ErrHello says that what came over a connection does not begin like one of this
@@ -69,6 +70,10 @@ type hello struct {
 
 	// On the control channel: what must fit.
 	Offer *offer `json:"offer,omitempty"`
+
+	// On the control channel: with what the sender decides who goes on; see Config.ArbiterKind. "":
+	// the sender is of a version that does not say it.
+	Arbiter string `json:"arbiter,omitempty"`
 
 	// Of an answer on the control channel: what the sender's memory is, if it is known to
 	// the primary of a session before. On the session channel, of a primary that sends
@@ -225,11 +230,12 @@ func readHello(r io.Reader) (hello, error) {
 	if err := json.Unmarshal(body, &h); err != nil {
 		return hello{}, fmt.Errorf("%w: %w", ErrHello, err)
 	}
+	h.Refused = plain.Text(h.Refused, maxNote)
 	return h, h.check()
 }
 
 func (h *hello) check() error {
-	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.TookOver, h.State} {
+	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.TookOver, h.State, h.Arbiter} {
 		if len(s) > failover.MaxName {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
@@ -237,6 +243,11 @@ func (h *hello) check() error {
 	for _, p := range []*position{h.Holds, h.Resumes} {
 		if p != nil && len(p.Session) > failover.MaxName {
 			return fmt.Errorf("%w: the name of a session of %d bytes", ErrHello, len(p.Session))
+		}
+	}
+	for _, s := range []string{h.Guest, h.Host, h.Arbiter} {
+		if !plain.Is(s) {
+			return fmt.Errorf("%w: a name that cannot be printed, %q", ErrHello, s)
 		}
 	}
 	if h.Generation > maxGeneration {
@@ -292,9 +303,7 @@ const (
 const maxNote = 4 << 10
 
 func writeNote(w io.Writer, n note) error {
-	if len(n.Reason) > maxNote/8 {
-		n.Reason = n.Reason[:maxNote/8] // JSON may take six bytes for one
-	}
+	n.Reason = plain.Text(n.Reason, maxNote/8) // JSON may take six bytes for one
 	body, err := json.Marshal(n)
 	if err != nil {
 		return err
@@ -321,5 +330,6 @@ func readNote(r io.Reader) (note, error) {
 	if err := json.Unmarshal(body, &out); err != nil {
 		return note{}, fmt.Errorf("protect: note: %w", err)
 	}
+	out.Reason = plain.Text(out.Reason, maxNote)
 	return out, nil
 }

@@ -3,6 +3,7 @@ package protect
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -84,6 +85,50 @@ func TestWhatIsNoHelloIsRefused(t *testing.T) {
 	}
 	if err := writeHello(io.Discard, hello{Guest: strings.Repeat("x", maxHello)}); !errors.Is(err, ErrHello) {
 		t.Errorf("one that is too long was written: %v", err)
+	}
+}
+
+// What the other side says in its own words comes to be in LastError and in logs: a line of another
+// host's, or what moves a cursor, is not passed on, nor more than a few kilobytes.
+func TestWhatTheOtherSideSaysIsOneLineThatCanBePrinted(t *testing.T) {
+	feigned := "is busy\nlevel=ERROR msg=\"all is lost\"\x1b[2J\xff"
+	const want = "is busy level=ERROR msg=\"all is lost\" [2J\ufffd" // as JSON has what is not UTF-8
+	for text, want := range map[string]string{feigned: want, strings.Repeat("x", maxHello/2): strings.Repeat("x", maxNote-3) + "..."} {
+		var b bytes.Buffer
+		if err := writeHello(&b, hello{Refused: text}); err != nil {
+			t.Fatal(err)
+		}
+		if h, err := readHello(&b); err != nil || h.Refused != want {
+			t.Errorf("%.40q, %v, want %.40q", h.Refused, err, want)
+		}
+	}
+	body, err := json.Marshal(note{Say: sayEnd, Reason: feigned})
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := binary.BigEndian.AppendUint16(nil, uint16(len(body)))
+	if n, err := readNote(bytes.NewReader(append(head, body...))); err != nil || n.Reason != want {
+		t.Errorf("%q, %v", n.Reason, err)
+	}
+	var b bytes.Buffer
+	if err := writeNote(&b, note{Say: sayEnd, Reason: strings.Repeat("\x01", maxNote)}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := readNote(&b); err != nil || len(n.Reason) != maxNote/8 {
+		t.Errorf("a long reason came as %d bytes, %v", len(n.Reason), err)
+	}
+}
+
+// Names are compared, so they are taken as they are or not at all.
+func TestANameThatCannotBePrintedIsRefused(t *testing.T) {
+	for _, h := range []hello{{Host: "a\nb"}, {Guest: "db\x1b[2J"}, {Host: "\u202e"}} {
+		var b bytes.Buffer
+		if err := writeHello(&b, h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readHello(&b); !errors.Is(err, ErrHello) {
+			t.Errorf("%q of %q: %v, want ErrHello", h.Host, h.Guest, err)
+		}
 	}
 }
 

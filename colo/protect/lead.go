@@ -65,6 +65,7 @@ func (j *Job) lead(ctx context.Context) error {
 		s.wire.Close()
 		return nil
 	}
+	j.deciding(p)
 	err = j.attend(ctx, s)
 	j.vm.keep(nil)
 	s.endedBy(err)
@@ -186,7 +187,7 @@ func (j *Job) seek(ctx context.Context) (*peer, error) {
 // connect makes the connections of a pair.
 func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	generation := j.keeper.Generation()
-	h := hello{Channel: chControl, Guest: j.cfg.Name, Generation: generation, Host: j.cfg.Host, TookOver: j.took, Offer: j.offer()}
+	h := hello{Channel: chControl, Guest: j.cfg.Name, Generation: generation, Host: j.cfg.Host, TookOver: j.took, Offer: j.offer(), Arbiter: j.cfg.kindOfArbiter()}
 	h.Heard, _ = j.untold(generation)
 	control, answer, err := dial(ctx, &j.cfg, h)
 	if err != nil {
@@ -205,7 +206,7 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	if err := j.judge(answer.Offer); err != nil {
 		return nil, err
 	}
-	h.Offer, h.Heard, h.TookOver, h.Token = nil, 0, "", answer.Token
+	h.Offer, h.Arbiter, h.Heard, h.TookOver, h.Token = nil, "", 0, "", answer.Token
 	p.channels = j.cfg.Channels.agree(answer.Offer)
 	if j.base.fits(answer.Holds, j.cfg.Guest.Blocks()) && j.base.worth(answer.Holds, answer.Offer) {
 		p.resumes = answer.Holds

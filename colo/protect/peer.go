@@ -26,6 +26,8 @@ type peer struct {
 	// primary knew. 0: the primary was granted generation.
 	heard uint64
 
+	arbiter string // with what it decides who goes on; "": it has not said so
+
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
 	session, beat net.Conn
@@ -66,7 +68,7 @@ type peer struct {
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, arbiter: h.Arbiter, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
 }
 
 func (p *peer) close() {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
@@ -299,7 +300,7 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 
 // turnAway tells a connection why it is refused, and ends it.
 func turnAway(conn net.Conn, format string, args ...any) {
-	writeHello(conn, hello{Refused: fmt.Sprintf(format, args...)})
+	writeHello(conn, hello{Refused: plain.Text(fmt.Sprintf(format, args...), maxNote)})
 	conn.Close()
 }
 

@@ -35,6 +35,18 @@ func newArbiter(o options, d *disk, h *host) (a failover.Arbiter, end func(), er
 	return a, end, nil
 }
 
+// decides returns by what it is decided here who goes on, for the other host. Each place that both
+// reach is an arbiter: that the two hosts name the same one is seen in its record.
+func (o options) decides() string {
+	switch {
+	case o.place != "":
+		return "an arbiter"
+	case o.command != "":
+		return "a command"
+	}
+	return "the two hosts themselves"
+}
+
 // onlyTakes is the arbiter of a host that has nothing to boot: it can take the guest
 // over, and not start it.
 type onlyTakes struct {

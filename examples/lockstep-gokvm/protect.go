@@ -133,6 +133,7 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 	devices := gokvmhost.Config{Console: h.terminal, MAC: o.mac}
 	cfg = protect.Config{
 		Name: o.name, Host: o.host, Guest: h.guest, Start: o.mode == modePrimary, Events: &h.events, Machine: machineType,
+		ArbiterKind:     o.decides(),
 		CheckpointDelay: o.interval, MinInterval: max(o.atLeast, 1), LateResume: o.lateResume, CheckpointTimeout: o.patience,
 		Beat: o.beat, Lost: o.lost, Term: o.term, PeerTimeout: max(colo.DefaultPeerTimeout, 3*o.lost),
 	}

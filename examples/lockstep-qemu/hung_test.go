@@ -1,0 +1,43 @@
+package main
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/qemutest"
+)
+
+// hangs has the guest's QEMU hang, and returns when the guardian has said that it does.
+func (g *guarded) hangs() {
+	g.t.Helper()
+	stop(g.vm)
+	for end := time.Now().Add(time.Minute); !strings.Contains(g.guardian.errors(), "takes no orders"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			g.t.Fatalf("the guardian has said %q", g.guardian.errors())
+		}
+	}
+}
+
+// A QEMU that hangs cannot be told to run its guest on, and is killed next, by a person or by
+// whatever watches it: the copy must be as good as before then.
+func TestAQEMUThatHangsAndIsKilledIsADeath(t *testing.T) {
+	t.Parallel()
+	g := guard(t, nil, []string{"-stall", "5s"})
+	seen := qemutest.Serial(g.vm.Dir)
+	g.hangs()
+	g.vm.Kill()
+	g.guardian.ends(exitGuest)
+	g.runsThere(seen[len(seen)-1])
+}
+
+func TestAQEMUThatHungForAWhileIsProtectedAgain(t *testing.T) {
+	t.Parallel()
+	g := guard(t, nil, []string{"-stall", "5s"})
+	g.hangs()
+	g.vm.Process().Signal(syscall.SIGCONT)
+	g.becomes("unprotected", 1)
+	g.becomes("protected", 2)
+	g.runsHere()
+}
