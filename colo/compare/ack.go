@@ -15,8 +15,8 @@ import (
 // nothing else.
 func (e *Engine) primaryAck(c *conn, p *pkt) {
 	t := &c.tcp
-	if c.owed == nil && t.covers(p) && (!p.signed || !after(p.ack, t.cover.ack)) {
-		if d := e.edit(t, p); d.ack == p.ack && d.win == p.win && !d.cut {
+	if c.owed == nil && t.covers(p) && (!p.signed || !t.exceeds(p)) {
+		if d := e.edit(t, p); d.changesNothing(p) {
 			e.leave(c, p, &e.stats.Matched)
 			return
 		}
@@ -61,12 +61,12 @@ func (e *Engine) settle(c *conn) {
 func (e *Engine) payOwed(c *conn, again bool) {
 	t, p := &c.tcp, c.owed
 	l := &t.left
-	if !t.covers(p) || c.blind || after(p.ack, t.cover.ack) && !t.lowers(p) {
+	if !t.covers(p) || c.blind || t.exceeds(p) && !t.lowers(p) {
 		return
 	}
 	d := e.edit(t, p)
-	news := !l.acks || after(d.ack, l.ack) || p.nsck > 0 && d.sack.and(&l.sack) != d.sack
-	switch whole := d.ack == p.ack && d.win == p.win && !d.cut; {
+	news := !l.acks || after(d.ack, l.ack) || p.nsck > 0 && d.sack.and(&l.sack) != d.sack || t.dataAcks.news(p, d.less)
+	switch whole := d.changesNothing(p); {
 	case whole && (news || d.edges && after(d.edge, l.edge) || p.id > l.last):
 		c.owed = nil
 		e.leave(c, p, &e.stats.Matched)
@@ -128,7 +128,7 @@ func worthwhile(l *left, edge uint32) bool {
 // stay smaller than the primary's guest said.
 func (c *conn) lacks() bool {
 	l := &c.tcp.left
-	return c.owed != nil && (!l.acks || after(c.owed.ack, l.ack))
+	return c.owed != nil && (!l.acks || after(c.owed.ack, l.ack) || c.tcp.dataAcks.news(c.owed, 0))
 }
 
 // ackOf returns a packet without data that acknowledges what p does.

@@ -13,10 +13,11 @@ import (
 
 func (a *adversary) pick(list ...string) string { return list[a.choose(len(list))] }
 
-// options returns the options of a segment, well-formed or not.
-func (a *adversary) options() string {
+// options returns the options of a segment, well-formed or not, of a connection with the initial
+// number life.
+func (a *adversary) options(life uint32) string {
 	var o string
-	switch a.choose(8) {
+	switch a.choose(9) {
 	case 0, 1, 2:
 		a.clock += uint32(a.choose(2))
 		o = wireTimes(a.clock, 7)
@@ -40,6 +41,23 @@ func (a *adversary) options() string {
 		if o = string(b); a.choose(2) == 0 {
 			o = o[1:] + "\x01"
 		}
+	case 7: // Multipath TCP
+		n := life*5 + uint32(a.choose(40))
+		switch a.choose(8) {
+		case 0:
+			o = a.pick("\x1e\x04\x40\x01", "\x1e\x04\x80\x00", "\x1e\x0c\x00\x01its key.", "\x1e\x02\x01\x01", "\x1e\x03\x20\x01",
+				dss(uint64(n), false)+dss(uint64(n), false), "\x1e\x08\x20\x11"+string(binary.BigEndian.AppendUint32(nil, n)))
+		case 1, 2:
+			o = dss(1<<32+uint64(n), true)
+		case 3:
+			o = mapped(n, 7)
+		default:
+			o = dss(uint64(n), false)
+		}
+		if a.choose(3) == 0 {
+			a.clock += uint32(a.choose(2))
+			o += wireTimes(a.clock, 7)
+		}
 	}
 	return o
 }
@@ -61,7 +79,7 @@ func (a *adversary) segment(guest int) (h []byte) {
 			n = 0
 		}
 	}
-	opts := a.options()
+	opts := a.options(life)
 	h = make([]byte, 20)
 	binary.BigEndian.PutUint16(h, 80)
 	binary.BigEndian.PutUint16(h[2:], uint16(a.choose(2)))

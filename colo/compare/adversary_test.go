@@ -142,6 +142,9 @@ func (a *adversary) wild(guest int, f compare.Frame) bool {
 	if life < 0 || uint32(int32(h.Ack()-lives[life]*3)+1<<20) > 1<<21 {
 		return true
 	}
+	if n, has, _ := multipath(h); has && uint32(int32(n-lives[life]*5)+1<<20) > 1<<21 {
+		return true
+	}
 	for i, b := range h.Payload() { // a retransmission has the same bytes
 		if guest == 0 && b != streamed(h, i) {
 			return true

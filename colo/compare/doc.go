@@ -20,8 +20,8 @@
 // of the stream and must agree; data or an urgent pointer that comes with a SYN, a SYN of
 // Multipath TCP, whose keys two guests do not share before they are one, and
 // data that comes with a RST, wait for the checkpoint. Of what else the header of a
-// segment says (reserved bits, PSH, marks of congestion, other options) nothing is
-// compared.
+// segment says (reserved bits, PSH, marks of congestion, other options but those of
+// Multipath TCP) nothing is compared.
 //
 // UDP, ICMP and ICMPv6 are compared from their header on, packet by packet, any
 // order; a checksum of zero and one that was computed differ. Of what is in front of
@@ -62,11 +62,11 @@
 // primary's. A guest that has dropped input is behind until the peer sends it again, and the
 // peer does so only because nobody has told it that it need not.
 //
-// What Multipath TCP acknowledges of its own numbers (DATA_ACK) is neither compared nor
-// lowered, so that it may be ahead of what the secondary's guest has. The peer keeps the data
-// all the same until the connection that it was sent on has acknowledged it (RFC 8684),
-// and sends it there again; but where that one connection of several breaks
-// together with the primary's host, it sends it on no other, and the stream stops.
+// What Multipath TCP acknowledges of its own numbers (DATA_ACK) is an acknowledgment too: none
+// leaves that the secondary's guest has not given on the same connection, and with LowerAcks it
+// is lowered. Else the peer would not send on another connection what was lost with the
+// primary's host. What else that option tells the peer (DATA_FIN, MP_FASTCLOSE, ADD_ADDR and
+// the like) waits for the checkpoint. Where data belongs among all the data is not compared.
 //
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
 // itself when that guest says it again, or has said no more for 5 ms: it has no room

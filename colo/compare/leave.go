@@ -29,6 +29,12 @@ type edit struct {
 
 	edge  uint32 // of the window, by ack and win
 	edges bool   // edge is known
+	less  uint32 // by how much the DATA_ACK is lower
+}
+
+// changesNothing reports whether p leaves as it is, but perhaps for its timestamp.
+func (d *edit) changesNothing(p *pkt) bool {
+	return d.ack == p.ack && d.win == p.win && d.less == 0 && !d.cut
 }
 
 // leave lets a segment of the primary's guest leave, with the values that the peer may
@@ -57,9 +63,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	if e.cfg.LowerAcks && p.flags&packet.ACK != 0 && p.flags&(packet.SYN|packet.RST) == 0 && !p.bare() {
 		// The engine owes the peer what the segment does not say any more.
 		edge, ok := t.told.edgeOf(p)
-		if after(p.ack, d.ack) || ok && after(edge, d.edge) {
+		if after(p.ack, d.ack) || ok && after(edge, d.edge) || d.less > 0 {
 			e.owe(c, e.ackOf(c, p))
-		} else if c.owed != nil && !after(c.owed.ack, d.ack) {
+		} else if c.owed != nil && !after(c.owed.ack, d.ack) && (c.owed.dack == 0 || p.dack > 0 && !after(c.owed.dataAck(), p.dataAck())) {
 			e.settle(c)
 		}
 	}
@@ -75,11 +81,12 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		t.left.next++
 		e.raised = true // until a mark finds that all is answered
 	}
-	if e.cfg.LowerAcks && p.owner == c && count == &e.stats.Checkpoint && p.bare() && after(p.ack, d.ack) {
+	if e.cfg.LowerAcks && p.owner == c && count == &e.stats.Checkpoint && p.bare() && (after(p.ack, d.ack) || d.less > 0) {
 		e.owe(c, e.hold(c, p)) // at a later mark less may be allowed
 	}
 	p = e.apply(p, &d)
 	t.left.note(p, &d, t.told.scale)
+	t.dataAcks.leave(p)
 	if w := t.flight; w != nil && p.seq != p.end && p.flags&(packet.SYN|packet.RST) == 0 {
 		w.leave(p.end, e.now)
 		e.record(c, p.seq, p.data(), &p.Frame, p.L4, p.signed)
@@ -102,6 +109,7 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 	if v.acks && after(d.ack, v.ack) {
 		d.ack = v.ack
 	}
+	d.less = t.dataAcks.excess(p)
 	if !p.bare() && l.acks && after(l.ack, d.ack) {
 		d.ack = l.ack // it has waited, and others have left
 	}
@@ -177,7 +185,7 @@ func (t *stream) lowers(p *pkt) bool {
 // the caller's.
 func (e *Engine) apply(p *pkt, d *edit) *pkt {
 	stamped := p.ts > 0 && d.ts != binary.BigEndian.Uint32(p.Packet.Frame[p.ts:])
-	if !stamped && !d.cut && d.ack == p.ack && d.win == p.win {
+	if !stamped && d.changesNothing(p) {
 		return p
 	}
 	if p.class < 0 {
@@ -195,6 +203,9 @@ func (e *Engine) apply(p *pkt, d *edit) *pkt {
 	}
 	if d.cut {
 		p.cutSACK(&d.sack)
+	}
+	if p.dack > 0 {
+		p.lowerDataAck(d.less)
 	}
 	// A checksum that the device has yet to finish is that of the pseudo-header
 	// only (virtio 1.2 section 5.1.6.2).

@@ -172,7 +172,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	t := &c.tcp
 	v, l, w := &t.cover, &t.left, t.flight
 	if !w.hears || w.rtt == 0 || s.VNetHdr != w.vnet || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
-		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss || !s.suits(w.head) {
+		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss || s.dack > 0 && !t.dataAcks.tells() || !s.suits(w.head) {
 		return
 	}
 	from, to := s.seq, s.seq
@@ -208,6 +208,9 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	q.putHead(w.head)
 	q.id, q.at = e.ids, e.now
 	d := edit{ack: l.ack, win: l.win, cut: q.nsck > 0}
+	if t.dataAcks.news(q, 0) {
+		d.less = q.dataAck() - t.dataAcks.left.n
+	}
 	if s.ts > 0 {
 		// The primary's guest may have repeated it, and have heard of that too late.
 		d.ts = w.latest(l.ts)

@@ -42,7 +42,7 @@ func (e *Engine) repeat(c *conn, p *pkt) bool {
 	// What p acknowledges, and offers of its window, it may be the only one to say.
 	l := &t.left
 	edge, scaled := t.told.edgeOf(p)
-	if p.flags&packet.ACK != 0 && (!l.acks || after(p.ack, l.ack) || scaled && (!l.edges || after(edge, l.edge)) || p.nsck > 0) {
+	if p.flags&packet.ACK != 0 && (!l.acks || after(p.ack, l.ack) || scaled && (!l.edges || after(edge, l.edge)) || p.nsck > 0 || t.dataAcks.news(p, 0)) {
 		q := e.cut(c, p, p.dat, p.dat, t.told.end, packet.ACK)
 		q.id = e.ids
 		e.owe(c, q)
@@ -71,7 +71,7 @@ func (e *Engine) flies(t *stream, seq uint32) *flight {
 // left for the other guest.
 func (e *Engine) needless(c *conn, p *pkt) bool {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
-	if p.flags&odd != 0 || p.signed || c.blind {
+	if p.flags&odd != 0 || p.signed || p.multi || c.blind {
 		return false
 	}
 	from := p.seq

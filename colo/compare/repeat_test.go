@@ -92,6 +92,7 @@ func TestOnlyARepetitionIsTakenForOne(t *testing.T) {
 		{seq: 100, ack: 1000, win: 50, flags: push | packet.FIN, data: "abcd"},
 		{seq: 100, ack: 1000, win: 50, flags: push | packet.URG, data: "abcd"},
 		{seq: 100, ack: 1000, win: 50, flags: push, opts: wireSigned, data: "abcd"},
+		{seq: 100, ack: 1000, win: 50, flags: push, opts: "\x1e\x04\x40\x01", data: "abcd"},
 	} {
 		held := x.Stats().Held
 		p(other)

@@ -22,6 +22,10 @@ type segment struct {
 	ts   int // the offset of its timestamps' value; 0: it has none
 	sack int // the offset of its SACK blocks; 0: it has none
 	nsck int // the number of its SACK blocks
+
+	dack  int  // the offset of the lower half of its DATA_ACK; 0: it has none; see multipath.go
+	long  bool // its DATA_ACK has an upper half
+	multi bool // it says something of Multipath TCP for which it has to wait for a checkpoint
 }
 
 // A synOptions has the options of a SYN that hold for the whole connection.
@@ -46,6 +50,7 @@ func (p *pkt) parseSegment() {
 	s.seq, s.ack, s.flags, s.win = h.Seq(), h.Ack(), h.Flags(), binary.BigEndian.Uint16(h[14:])
 	s.end, s.ok = s.seq+uint32(p.End-s.dat), s.seq
 	s.waitsAck, s.signed, s.ts, s.sack, s.nsck = false, p.Sealed, 0, 0, 0
+	s.dack, s.long, s.multi = 0, false, false
 	if s.flags&packet.RST != 0 {
 		s.flags &^= packet.SYN | packet.FIN // which nobody looks at then (RFC 9293 section 3.10.7)
 	}
@@ -64,6 +69,8 @@ func (p *pkt) parseSegment() {
 				s.signed = true
 			case kind == packet.OptSACK && len(data) > 0 && len(data)%8 == 0 && len(data) <= 32:
 				s.sack, s.nsck = at, len(data)/8
+			case kind == packet.OptMultipath:
+				s.parseMultipath(data, at)
 			}
 		}
 	}
@@ -110,7 +117,7 @@ func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }
 
 // bare reports whether the segment is an acknowledgment and nothing else.
 func (p *pkt) bare() bool {
-	return p.dat == p.End && p.flags&(packet.SYN|packet.FIN|packet.RST|packet.URG|packet.ACK) == packet.ACK
+	return p.dat == p.End && p.flags&(packet.SYN|packet.FIN|packet.RST|packet.URG|packet.ACK) == packet.ACK && !p.multi
 }
 
 // blocks returns the SACK blocks of p.

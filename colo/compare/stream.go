@@ -33,7 +33,8 @@ type stream struct {
 	said  said
 	left  left
 
-	urgent *urgent // nil: neither guest has sent an urgent pointer
+	urgent   *urgent   // nil: neither guest has sent an urgent pointer
+	dataAcks *dataAcks // nil: neither guest has acknowledged data of Multipath TCP
 }
 
 // told has what the primary's guest has said. It changes with each of its packets,
@@ -154,6 +155,7 @@ func (t *stream) narrow(epoch uint64) {
 	c.syn = c.syn && c.options == t.told.options
 	c.sack = ranges{}
 	t.urgent.narrow()
+	t.dataAcks.narrow()
 	t.said.syns, t.said.fins, t.said.rsts, t.said.ends = false, false, false, false
 	t.mark = snapshot{true, epoch, t.told}
 }
@@ -182,6 +184,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	v.fin = v.fin || m.fins && v.done == m.fin
 	t.cover = v
 	t.urgent.receive()
+	t.dataAcks.receive()
 	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
 	t.mark = snapshot{}
 }
@@ -201,10 +204,11 @@ func serialMax(v *uint32, known *bool, n uint32) {
 	}
 }
 
-// covers reports whether cover holds for the connection of p. It does not for a SYN of the
-// secondary's that the primary's guest has not answered, which begins another connection.
+// covers reports whether cover holds for the connection of p, and knows numbers of each kind
+// that p acknowledges. It does not for a SYN of the secondary's that the primary's guest has
+// not answered, which begins another connection.
 func (t *stream) covers(p *pkt) bool {
-	return t.cover.acks && (!t.said.syns || p.flags&packet.SYN != 0)
+	return t.cover.acks && (p.dack == 0 || t.dataAcks.known()) && (!t.said.syns || p.flags&packet.SYN != 0)
 }
 
 // ahead reports whether seq is beyond the data that has been compared. A number more than

@@ -16,6 +16,7 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	if p.flags&packet.URG != 0 {
 		t.points(p, primary)
 	}
+	t.acknowledges(p, primary)
 	switch {
 	case !e.cfg.LowerAcks:
 	case e.takesBack(c, p):
@@ -104,6 +105,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		// packets since belong to the new one.
 		n.said = t.said
 		n.cover.ack, n.cover.acks = t.cover.ack, t.cover.acks
+		n.dataAcks = t.dataAcks.reopen()
 	} else {
 		e.drop(&c.s)
 		n.said.past = true
@@ -126,6 +128,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.said = said{isn: p.seq, open: true, syns: true, syn: synEvent{streamEvent{p.seq, p.at}, p.ack, p.flags, p.synOptions()}}
 		t.cover = cover{}
 		t.urgent = nil
+		t.dataAcks.reset()
 	}
 	// The initial numbers of the guests differ, and what a RST carries is no data.
 	const events = packet.SYN | packet.RST
@@ -156,6 +159,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.points(p, secondary)
 	}
 	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
+	t.acknowledges(p, secondary)
 	if p.flags&packet.ACK != 0 {
 		room := t.cover.edge
 		t.cover.note(&t.told, p)
@@ -204,7 +208,7 @@ func (t *stream) twins(p, s *pkt) bool {
 	v := &t.cover
 	return p.seq == s.seq && p.end == s.end && p.seq != p.end && (p.flags|s.flags)&events == 0 &&
 		v.inStep && v.agreed && v.done == p.seq && p.ok == p.seq && !v.fin &&
-		t.covers(p) && p.flags&packet.ACK != 0 && !after(p.ack, v.ack) &&
+		t.covers(p) && p.flags&packet.ACK != 0 && !t.exceeds(p) && !p.multi &&
 		bytes.Equal(p.data(), s.data())
 }
 
@@ -274,6 +278,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	data := p.data()
 	if ok, why = t.urges(p); !ok {
 		return ok, why
+	}
+	if p.multipath() {
+		return false, ReasonOptions
 	}
 	switch {
 	case p.flags&packet.RST != 0:
@@ -383,8 +390,7 @@ func (e *Engine) impatient() Reason {
 // secondary's guest has, unless its number can be lowered. It is asked last, so if the
 // answer is no, p waits for nothing else.
 func (e *Engine) ackOK(t *stream, p *pkt) bool {
-	v := &t.cover
-	ok := p.flags&packet.ACK == 0 || t.covers(p) && (!after(p.ack, v.ack) || e.cfg.LowerAcks && t.lowers(p))
+	ok := p.flags&packet.ACK == 0 && p.dack == 0 || t.covers(p) && (!t.exceeds(p) || e.cfg.LowerAcks && t.lowers(p))
 	p.waitsAck = !ok
 	return ok
 }

@@ -90,7 +90,39 @@ func says(p *packet.Packet) (flow string, facts []string, ack uint32, has bool) 
 	if flags&packet.RST != 0 {
 		facts = append(facts, fmt.Sprintf("%x %x RST", linkOf(p), k))
 	}
+	if _, _, odd := multipath(h); odd != "" && flags&packet.SYN == 0 {
+		say(" Multipath TCP %x", odd)
+	}
 	return flow, facts, h.Ack(), flags&packet.ACK != 0
+}
+
+// multipath returns the DATA_ACK of a segment (RFC 8684), if it has one, and all that it says of
+// Multipath TCP if that is more.
+func multipath(h packet.TCP) (ack uint32, has bool, odd string) {
+	var all []byte
+	more := false
+	for kind, data, rest, ok := packet.NextOption(h.Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+		if kind != packet.OptMultipath {
+			continue
+		}
+		all = append(all, data...)
+		switch {
+		case len(data) > 0 && (data[0]>>4 <= 1 || data[0]>>4 == 8):
+		case len(data) < 2 || data[0]>>4 != 2 || data[1]&0x10 != 0 || has:
+			more = true
+		case data[1]&1 == 0:
+		case data[1]&2 == 0 && len(data) >= 6:
+			ack, has = binary.BigEndian.Uint32(data[2:]), true
+		case data[1]&2 != 0 && len(data) >= 10:
+			ack, has = binary.BigEndian.Uint32(data[6:]), true
+		default:
+			more = true
+		}
+	}
+	if more {
+		odd = string(all)
+	}
+	return ack, has, odd
 }
 
 // linkOf returns what tells networks apart: the tags, without their priorities, and what
@@ -165,8 +197,14 @@ func (w *testimony) learn(f compare.Frame) {
 		p.Key(&k)
 		w.facts[fmt.Sprintf("%x %x SYN FIN", linkOf(&p), k)] = true // it is the same, said apart
 	}
-	if old, ok := w.acks[flow]; has && (!ok || int32(ack-old) > 0) {
-		w.acks[flow] = ack
+	w.acknowledge(flow, ack, has)
+	ack, has, _ = multipath(p.TCP())
+	w.acknowledge(flow+" data", ack, has)
+}
+
+func (w *testimony) acknowledge(what string, n uint32, has bool) {
+	if old, ok := w.acks[what]; has && (!ok || int32(n-old) > 0) {
+		w.acks[what] = n
 	}
 }
 
@@ -190,6 +228,10 @@ func (w *testimony) lacks(f compare.Frame) string {
 	}
 	if old, ok := w.acks[flow]; has && (!ok || int32(ack-old) > 0) {
 		return fmt.Sprintf("%s acknowledgment %d: %d (%t)", flow, ack, old, ok)
+	}
+	ack, has, _ = multipath(p.TCP())
+	if old, ok := w.acks[flow+" data"]; has && (!ok || int32(ack-old) > 0) {
+		return fmt.Sprintf("%s DATA_ACK %d: %d (%t)", flow, ack, old, ok)
 	}
 	return ""
 }

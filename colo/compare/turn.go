@@ -16,7 +16,7 @@ import "github.com/gocolo/lockstep/internal/packet"
 func (e *Engine) turn(c *conn, p *pkt) bool {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
 	v, w := &c.tcp.cover, c.tcp.flight
-	if n := c.p.len(); n == 0 || n > e.cfg.MaxQueue/2 || !e.cfg.ReleaseRetransmits || c.blind || c.apart || p.flags&odd != 0 || p.signed || !v.agreed || v.ahead(p.end) || w.rtt == 0 || e.turned(c, p) {
+	if n := c.p.len(); n == 0 || n > e.cfg.MaxQueue/2 || !e.cfg.ReleaseRetransmits || c.blind || c.apart || p.flags&odd != 0 || p.signed || p.multi || !v.agreed || v.ahead(p.end) || w.rtt == 0 || e.turned(c, p) {
 		return false
 	}
 	q := e.hold(c, p)
@@ -61,7 +61,7 @@ func (e *Engine) hurry(c *conn, which func(q *pkt) bool) (any bool) {
 // repetition from leaving.
 func (e *Engine) tooLate(c *conn, q *pkt) bool {
 	l, w := &c.tcp.left, c.tcp.flight
-	if w == nil || !w.hears || !w.moved.After(q.at) || after(q.end, w.acked) || q.nsck > 0 || !l.acks || after(q.ack, l.ack) {
+	if w == nil || !w.hears || !w.moved.After(q.at) || after(q.end, w.acked) || q.nsck > 0 || !l.acks || after(q.ack, l.ack) || c.tcp.dataAcks.news(q, 0) {
 		return false
 	}
 	if edge, ok := c.tcp.told.edgeOf(q); ok && (!l.edges || after(edge, l.edge)) {
