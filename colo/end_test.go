@@ -116,6 +116,72 @@ func TestCancelledPrimaryOfAHungSecondaryAsksOnceMore(t *testing.T) {
 	})
 }
 
+// A question that the end of the context has ended is no answer: the guest of a primary, and one that
+// somebody has ordered to go on, is asked for once more.
+func TestAGuestIsAskedForOnceMoreWhenTheContextEndsDuringTheQuestion(t *testing.T) {
+	const yes, no, silence = "yes", "no", "silence"
+	for _, c := range []struct {
+		mode    event.Mode
+		ordered bool
+		answer  string // to the question after the one that is cut
+		asked   int
+	}{
+		{event.ModePrimary, false, yes, 2},
+		{event.ModePrimary, false, no, 2},
+		{event.ModePrimary, false, silence, 2},
+		{event.ModeSecondary, true, yes, 2},
+		{event.ModeSecondary, false, yes, 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			asked, cut := 0, make(chan struct{})
+			arbiter := colo.ArbiterFunc(func(ctx context.Context, _ colo.Claim) error {
+				switch asked++; {
+				case asked == 1 || c.answer == silence:
+					if asked == 1 {
+						close(cut)
+					}
+					<-ctx.Done()
+					return context.Cause(ctx)
+				case c.answer == no:
+					return colo.ErrRefused
+				}
+				return nil
+			})
+			other := colo.ArbiterFunc(func(context.Context, colo.Claim) error { return colo.ErrRefused })
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			o := options{
+				primary:   func(p *colo.PrimaryConfig) { p.Arbiter, p.CheckpointDelay = arbiter, time.Second },
+				secondary: func(s *colo.SecondaryConfig) { s.Arbiter = other },
+			}
+			if c.mode == event.ModeSecondary {
+				o.primary = func(p *colo.PrimaryConfig) { p.Arbiter, p.CheckpointDelay = other, time.Second }
+				o.secondary = func(s *colo.SecondaryConfig) { s.Arbiter = arbiter }
+			}
+			x := newPair(t, o)
+			x.start(ctx)
+			time.Sleep(3500 * time.Millisecond)
+			if c.ordered {
+				x.secondary.Failover()
+			} else {
+				x.sc.Break()
+			}
+			<-cut
+			cancel()
+			x.wait()
+			h, _ := x.side(c.mode)
+			goesOn := c.asked == 2 && c.answer == yes
+			if asked != c.asked || h.guest.Paused() == goesOn || goesOn != (h.err == nil) {
+				t.Errorf("%+v: asked %d times, its guest is paused: %t, %v", c, asked, h.guest.Paused(), h.err)
+			}
+			if !goesOn && !errors.Is(h.err, context.Canceled) && !errors.Is(h.err, colo.ErrRefused) {
+				t.Errorf("%+v: it has ended with %v", c, h.err)
+			}
+			x.close()
+		})
+	}
+}
+
 func TestAGoodbyeThatIsCutIsSettledByTheArbiter(t *testing.T) {
 	for _, mode := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
 		synctest.Test(t, func(t *testing.T) {

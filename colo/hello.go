@@ -104,9 +104,15 @@ func (l *Link) sayGoodbye(reason string) error {
 	return err
 }
 
-// goodbye reads the reason that follows the word Goodbye, and returns it as a *GoodbyeError.
+// goodbye reads the reason that follows the word Goodbye, and returns it as a *GoodbyeError. The
+// reason may take as long as one read of the link, however many reads bring it.
 func (l *Link) goodbye() error {
 	l.trace("<", Goodbye, 0)
+	was := l.conn.until
+	if at, _ := l.conn.deadline(); !at.IsZero() {
+		l.until(at)
+		defer l.until(was)
+	}
 	n := l.R.BE32()
 	if n > maxReason {
 		l.R.Fail(fmt.Errorf("%w: a reason of %d bytes", ErrSize, n))

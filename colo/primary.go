@@ -198,6 +198,7 @@ func (p *Primary) farewell() bool {
 	p.link.patience(p.goodbyeTime)
 	err := p.link.sayGoodbye("")
 	if err == nil || errors.Is(err, ErrOutOfTurn) {
+		p.link.until(time.Now().Add(p.goodbyeTime)) // however many reads bring it
 		err = p.link.Expect(Goodbye)
 	}
 	return err == nil || errors.Is(err, ErrGoodbye)

@@ -40,18 +40,19 @@ func (s *session) settle(ctx context.Context, cause error) error {
 		return nil
 	}
 	s.setWhere(StateAsking)
-	if ctx.Err() != nil {
-		if s.mode != event.ModePrimary && !s.asked() {
-			return s.depart(ctx.Err(), cause)
-		}
-		// The context has ended and the guest of a primary stands still: it is
-		// asked once more for, so that it does not do so for nothing.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), s.patience())
-		defer cancel()
-	}
-	wait := askAgain
+	given, wait, last := ctx, askAgain, false
 	for {
+		if !last && ctx.Err() != nil {
+			if s.mode != event.ModePrimary && !s.asked() {
+				return s.depart(ctx.Err(), cause)
+			}
+			// The context has ended, now or before, and the guest of a primary stands
+			// still: it is asked once more for, so that it does not do so for nothing.
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), s.patience())
+			defer cancel()
+			last = true
+		}
 		ordered := s.asked()
 		err := s.ask(ctx, Claim{Mode: s.mode, Epoch: s.committed(), Cause: cause, Ordered: ordered || errors.Is(cause, errEnd)}, ordered)
 		switch {
@@ -64,8 +65,10 @@ func (s *session) settle(ctx context.Context, cause error) error {
 			return s.granted()
 		case errors.Is(err, ErrRefused):
 			return s.depart(err, cause)
+		case ctx.Err() != nil && !last && (s.mode == event.ModePrimary || s.asked()):
+			continue // it has ended during the question
 		case ctx.Err() != nil:
-			return s.depart(ctx.Err(), fmt.Errorf("%w (%w)", err, cause))
+			return s.depart(given.Err(), fmt.Errorf("%w (%w)", err, cause))
 		case ordered != s.asked():
 			continue // the order is asked for at once
 		}

@@ -162,6 +162,41 @@ func TestKeeperEndsWithItsContextWhileNobodyCanBeAsked(t *testing.T) {
 	})
 }
 
+// A question that is never answered keeps the gate open no longer than the term, and is given up after
+// one: the next one opens it again.
+func TestARenewalThatHangsKeepsNoGateOpenAndIsAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const term = time.Second
+		var hangs atomic.Bool
+		s := &failovertest.Store{Before: func(ctx context.Context, _ string) error {
+			if hangs.CompareAndSwap(true, false) { // this one only
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}}
+		k := keeperOn(t, s, "a", term, func(uint64, error) { t.Error("lost") })
+		defer run(t, k)()
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		hangs.Store(true)
+		until := k.Until()
+		time.Sleep(time.Until(until) - time.Millisecond)
+		if hangs.Load() || !k.Gate().Open() {
+			t.Fatalf("asked %t, open %t", !hangs.Load(), k.Gate().Open())
+		}
+		time.Sleep(time.Millisecond)
+		if k.Gate().Open() {
+			t.Error("open after its time")
+		}
+		<-k.Gate().Opened()
+		if shut := time.Since(until); shut > term/2 {
+			t.Errorf("one question has shut the gate for %v", shut)
+		}
+	})
+}
+
 // An answer that comes late does not count for longer than one that comes at
 // once.
 func TestLateAnswerCountsFromItsRequest(t *testing.T) {

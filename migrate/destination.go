@@ -274,6 +274,10 @@ func (d *Destination) load(x *wire) error {
 		}
 	}
 	err = d.cfg.State.Load(x.r, d.command)
+	if st := d.in.Postcopy(); err == nil && st > vmstate.PostcopyAdvised {
+		// Memory was dropped, or made missing, that nobody would bring.
+		return fmt.Errorf("migrate: the stream ends in postcopy state %v, and the guest was not to run: %w", st, io.ErrUnexpectedEOF)
+	}
 	if err == nil && !d.cfg.NoDescription {
 		if _, err = vmstate.ReadVMDesc(x.r, 0); errors.Is(err, io.EOF) {
 			err = nil // the source has said everything that matters

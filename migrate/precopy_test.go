@@ -127,6 +127,36 @@ func TestASourceThatAnnouncesBitmapsAloneDoesNotGetPostcopy(t *testing.T) {
 	}
 }
 
+// A guest that is to run before its memory is here runs when it is told to, and not at the end of a
+// stream that does not say so: nobody would bring what is missing.
+func TestAGuestWhoseStreamEndsInsteadOfItsStartDoesNotRun(t *testing.T) {
+	for _, last := range []string{"discard", "listening"} {
+		dst := newTarget(t)
+		d := NewDestination(DestinationConfig{
+			VM: dst, State: &dst.state, Memory: dst.lazy, Blocks: dst.blocks, Machine: "test", Postcopy: true, NoDescription: true,
+		})
+		var b bytes.Buffer
+		w := qemufile.NewWriter(&b)
+		vmstate.PutFileHeader(w)
+		vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "test"})
+		vmstate.PutCommand(w, vmstate.PostcopyAdvise{RAM: true, PageSizes: ram.PageSizes(dst.blocks), TargetPageSize: ram.PageSize}.Command())
+		vmstate.PutRAMDiscard(w, vmstate.RAMDiscard{Block: dst.blocks[0].Name, Ranges: []vmstate.Range{{Start: 0, Length: ram.PageSize}}})
+		if last == "listening" {
+			vmstate.PutCommand(w, vmstate.PostcopyListen())
+		}
+		vmstate.PutEOF(w)
+		check(t, w.Flush())
+		err := d.Run(t.Context(), stream{&b})
+		if !errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), last) {
+			t.Errorf("%s: %v", last, err)
+		}
+		if _, n := dst.runs(); n > 0 {
+			t.Errorf("%s: the guest has run", last)
+		}
+		check(t, dst.lazy.Close())
+	}
+}
+
 func TestWithoutAnotherConnectionPostcopyIsPaused(t *testing.T) {
 	m := newMove(t, 3)
 	a, b := colotest.Pipe(colotest.Flow{}, colotest.Flow{})

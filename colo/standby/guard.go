@@ -36,6 +36,7 @@ type Guard struct {
 	there  bool // the standby answers
 	held   bool // this host may run the guest
 	paused bool // an operator has stopped the guest
+	ours   bool // HoldOver has stopped it, and it has not been seen to run since
 }
 
 // GuardConfig has the times for which a Guard waits. The zero value is right for most.
@@ -184,9 +185,13 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		if !g.held {
 			return []GuardAction{StopGuest}, ""
 		}
+		g.ours = false
 	case Advances:
 		g.moved, g.seen = now, now
 	case OperatorStop:
+		if g.held && g.ours {
+			break // seen before the guest was told to go on, or did
+		}
 		g.moved = now
 		if !g.paused && g.held {
 			g.paused = true
@@ -226,7 +231,7 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		g.state = StoodDown
 		return []GuardAction{StopGuest, TellStopped}, "an operator has promoted the standby"
 	case HoldOver:
-		g.held = false
+		g.held, g.ours = false, !g.paused
 		return []GuardAction{StopGuest}, "the arbiter cannot be asked any more, and may give the guest to the standby"
 	case HoldBack:
 		if g.held = true; !g.paused {

@@ -61,6 +61,18 @@ func TestWhatAGuardDoes(t *testing.T) {
 		{"with an old copy", Unprotected, []told{{0, StandbyWants}}, "tell-alone", Unprotected},
 		{"the standby has gone on already", Protected, []told{{0, StandbyRuns}, {0, Runs}}, "stop stop", StoodDown},
 		{"the arbiter is out of reach", Protected, []told{{0, HoldOver}, {0, Runs}, {0, HoldBack}}, "stop stop cont", Protected},
+		{"and the guest is seen standing when it may run again", Protected,
+			[]told{{0, HoldOver}, {0, OperatorStop}, {0, HoldBack}, {0, OperatorStop}, {ms, Runs}}, "stop cont", Protected},
+		{"or before the answer that lets it", Protected,
+			[]told{{0, Exited}, {0, HoldOver}, {0, HoldBack}, {0, OperatorStop}, {0, Granted}}, "ask-grant stop cont lost-heartbeat tell-alone", Unprotected},
+		{"or after it", Protected,
+			[]told{{0, Exited}, {0, HoldOver}, {0, Granted}, {0, OperatorStop}, {0, HoldBack}}, "ask-grant stop lost-heartbeat tell-alone cont", Unprotected},
+		{"and an operator stops it when it has run again", Protected,
+			[]told{{0, HoldOver}, {0, HoldBack}, {0, OperatorStop}, {ms, Runs}, {ms, OperatorStop}}, "stop cont hold-still", Protected},
+		{"or had stopped it before", Protected,
+			[]told{{0, OperatorStop}, {0, HoldOver}, {0, OperatorStop}, {0, HoldBack}, {0, OperatorStop}}, "hold-still stop", Protected},
+		{"and it never runs again", Protected,
+			[]told{{0, HoldOver}, {3000 * ms, OperatorStop}, {0, HoldBack}, {1900 * ms, OperatorStop}, {200 * ms, OperatorStop}}, "stop cont ask-grant", Asking},
 		{"and trouble comes then", Protected, []told{{0, Exited}, {0, HoldOver}, {0, Granted}}, "ask-grant stop lost-heartbeat tell-alone", Unprotected},
 	} {
 		t.Run(c.name, func(t *testing.T) {

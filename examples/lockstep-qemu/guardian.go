@@ -236,10 +236,16 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.StopGuest:
 		return g.halt(ctx, true, "stop")
 	case standby.ContinueGuest:
+		seen := g.expectStop() // what was seen of the guest before it ran is not an operator's doing
 		err := g.halt(ctx, false, "cont")
-		if !answered(err) { // nothing else makes the guest run
-			g.all.Go(func() { g.resume(ctx, g.monitor()) })
+		if answered(err) {
+			seen()
+			return err
 		}
+		g.all.Go(func() { // nothing else makes the guest run
+			defer seen()
+			g.resume(ctx, g.monitor())
+		})
 		return err
 	case standby.HoldStill:
 		g.set(func() { g.still = true; g.settling++ })

@@ -31,6 +31,9 @@ type fakeMonitor struct {
 	enters  int    // how many of the next query-status find it in finish-migrate
 	parts   int    // how often it has been told to leave COLO
 	early   int    // and how often in finish-migrate
+	asks    int    // how many query-status it has had
+
+	continues func() // called for each cont, if set
 }
 
 func newFakeMonitor(t *testing.T) *fakeMonitor {
@@ -72,6 +75,9 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 		case "stop":
 			m.running = false
 		case "cont":
+			if m.continues != nil {
+				m.continues()
+			}
 			if m.breaks > 0 {
 				m.breaks--
 				m.mu.Unlock()
@@ -95,6 +101,7 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 		case "query-block-jobs", "query-jobs", "query-named-block-nodes", "qom-list":
 			answer = `"return": []`
 		case "query-status":
+			m.asks++
 			state := m.state
 			if m.enters > 0 {
 				m.enters--
@@ -114,6 +121,13 @@ func (m *fakeMonitor) runs() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.running
+}
+
+// asked returns how many query-status there have been.
+func (m *fakeMonitor) asked() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asks
 }
 
 // guarding returns a guardian of the guest of a monitor, without its loops.
