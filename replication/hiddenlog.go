@@ -3,10 +3,12 @@ package replication
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"math"
 	"sync"
+	"syscall"
 )
 
 // hiddenLog is the log of pre-images on the hidden device of a [Journal]. A
@@ -26,6 +28,10 @@ import (
 //
 // Appending waits until the record is stable. Appends that come while a sync
 // is under way share the next one.
+//
+// If the device has no room for a write, the log ends where it did before, and is appended to
+// again when there is room. What the write has left behind that end may be replayed, and does
+// no harm: it is the content of blocks that had not been changed since the checkpoint.
 type hiddenLog struct {
 	dev *stableDisk
 
@@ -156,8 +162,10 @@ func (l *hiddenLog) add(magic, count uint32, b0 int64, p []byte) (slot uint32, h
 	failed := l.err
 	l.mu.Unlock()
 
+	full := false
 	if failed == nil {
 		failed = writeFull(l.dev, p, at)
+		full = noRoom(failed)
 		if failed == nil {
 			failed = l.dev.Sync()
 		}
@@ -168,9 +176,12 @@ func (l *hiddenLog) add(magic, count uint32, b0 int64, p []byte) (slot uint32, h
 
 	l.mu.Lock()
 	l.spare = p
-	if failed == nil {
+	switch {
+	case failed == nil:
 		l.settled = seq
-	} else if l.err == nil {
+	case full && l.err == nil:
+		l.takeBack(at, failed)
+	case l.err == nil:
 		l.err = failed
 	}
 	if len(l.pending) > 0 {
@@ -182,6 +193,24 @@ func (l *hiddenLog) add(magic, count uint32, b0 int64, p []byte) (slot uint32, h
 	b.err = failed
 	close(b.done)
 	return slot, half, failed
+}
+
+// takeBack ends the log at at, where what is settled ends, since the device has no room for
+// what follows. Those who wait to append more get err too. The caller holds mu.
+func (l *hiddenLog) takeBack(at int64, err error) {
+	l.end, l.seq = at, l.settled
+	if len(l.pending) > 0 {
+		l.pending = l.pending[:0]
+		l.batch.err = err
+		close(l.batch.done)
+		l.batch = newBatch()
+	}
+}
+
+// noRoom reports whether err says that a device had no room for a write, which it then has not
+// made, or only in part. Everything else that was written to it is still there.
+func noRoom(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 func (l *hiddenLog) appendRecord(buf []byte, magic, count uint32, b0 int64, p []byte) []byte {

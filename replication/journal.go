@@ -36,6 +36,9 @@ import (
 // differ between disks: a disk that is another, or was written by somebody else
 // after the crash, is refused.
 //
+// A write for which a device has no room (ENOSPC) ends the run that needed it, but not the use of
+// the journal: the next primary may try again, and so may Commit. A sync that fails is final.
+//
 // A Journal is used by one Secondary.
 type Journal struct {
 	hidden, active *stableDisk
@@ -43,6 +46,9 @@ type Journal struct {
 	mu    sync.Mutex
 	super superblock
 	err   error // a device that failed once is not trusted again
+	// unknown says that the hidden device had no room for the superblock behind super, so that
+	// it is not known which of the two counts; see settle.
+	unknown bool
 
 	log   *hiddenLog
 	files []*File // the files that Close closes
@@ -312,6 +318,10 @@ func (j *Journal) store(b superblock) error {
 	}
 	b.seq = j.super.seq + 1
 	err := writeFull(j.hidden, b.encode(), int64(b.seq%2)*superSlot)
+	if noRoom(err) {
+		j.unknown = true
+		return fmt.Errorf("replication: journal: superblock: %w", err)
+	}
 	if err == nil {
 		err = j.hidden.Sync()
 	}
@@ -322,8 +332,18 @@ func (j *Journal) store(b superblock) error {
 		j.log.fail(j.err)
 		return j.err
 	}
-	j.super = b
+	j.super, j.unknown = b, false
 	return nil
+}
+
+// settle makes sure that the superblock in memory is the one that counts, before anything is
+// done that depends on it: if there was no room for another, it is written again, in the
+// place of that one. The caller holds mu.
+func (j *Journal) settle() error {
+	if j.err != nil || !j.unknown {
+		return j.err
+	}
+	return j.store(j.super)
 }
 
 // setRunning implements stableState. The one write that it does is the commit
@@ -349,8 +369,8 @@ func (j *Journal) setRunning(epoch uint64, id Identity) error {
 func (j *Journal) failed() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.err != nil {
-		return j.err
+	if err := j.settle(); err != nil {
+		return err
 	}
 	return j.log.failed()
 }
@@ -367,8 +387,8 @@ func (j *Journal) emptied() {
 func (j *Journal) setFailover(active *overlay) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.err != nil || j.super.state == Failover {
-		return j.err // the map on the device must not change any more
+	if err := j.settle(); err != nil || j.super.state == Failover {
+		return err // the map on the device must not change any more
 	}
 	if err := j.log.failed(); err != nil {
 		return err
@@ -377,12 +397,16 @@ func (j *Journal) setFailover(active *overlay) error {
 	b.state, b.prepared, b.alone = Failover, 0, false
 	var err error
 	b.entries, b.entrySum, err = j.writeMap(active)
+	full := noRoom(err)
 	if err == nil {
 		err = j.active.Sync()
 	}
 	if err != nil {
-		j.err = fmt.Errorf("replication: journal: active device: %w", err)
-		return j.err
+		err = fmt.Errorf("replication: journal: active device: %w", err)
+		if !full { // the next one writes the map anew
+			j.err = err
+		}
+		return err
 	}
 	return j.store(b)
 }
@@ -393,7 +417,7 @@ func (j *Journal) setAlone(alone bool) error {
 	defer j.mu.Unlock()
 	b := j.super
 	if b.alone == alone {
-		return nil
+		return j.settle()
 	}
 	b.alone = alone
 	return j.store(b)
@@ -414,7 +438,7 @@ func (j *Journal) setStarting(together ID) error {
 func (j *Journal) setDone(id Identity) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.super.state == Done && j.err == nil {
+	if j.super.state == Done && j.err == nil && !j.unknown {
 		return nil
 	}
 	b := j.super

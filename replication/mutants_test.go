@@ -190,6 +190,20 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=WrittenTogether", "."},
 	},
 	{
+		What:  "a superblock for which there was no room may count while the disk is changed",
+		File:  "journal.go",
+		Old:   "return j.store(j.super)",
+		New:   "return nil",
+		Tests: []string{"-run=ThereWasNoRoom", "."},
+	},
+	{
+		What:  "a log that found no room goes on behind what it could not write",
+		File:  "hiddenlog.go",
+		Old:   "l.end, l.seq = at, l.settled",
+		New:   "l.seq = l.settled",
+		Tests: []string{"-run=FoundNoRoom", "."},
+	},
+	{
 		What:  "zeroes take nothing of a log",
 		File:  "room.go",
 		Old:   "err != nil || r.zeroes == 0 {",

@@ -205,6 +205,20 @@ func TestLibnbdAsClient(t *testing.T) {
 	}
 }
 
+// What comes through a QEMU that is a client of the server, and a server itself, is what came.
+func TestAnotherQEMUAsClient(t *testing.T) {
+	const size = 4 << 20
+	disk, err := replication.CreateFile(filepath.Join(t.TempDir(), "disk"), size)
+	must(t, err)
+	defer disk.Close()
+	e, at, _ := export(t, nbd.ExportConfig{Name: "d", Disk: disk, MaxClients: 4})
+	socket := filepath.Join(socket.Dir(t), "q")
+	background(t, require.QEMU, socket, "qemu-storage-daemon",
+		"--blockdev", "driver=nbd,node-name=n,server.type=unix,server.path="+at+",export="+e.WireName()+",discard=unmap",
+		"--nbd-server", "addr.type=unix,addr.path="+socket, "--export", "type=nbd,id=e,node-name=n,name=x,writable=on")
+	exercise(t, socket, "x", size)
+}
+
 // exercise uses a real server's export of size bytes that was zero.
 func exercise(t *testing.T, socket, name string, size int64) {
 	t.Helper()

@@ -78,26 +78,36 @@ func TestQEMUSpeaksTLSWithTheServer(t *testing.T) {
 	}
 }
 
-func TestClientSpeaksTLSWithQEMUNBD(t *testing.T) {
+func TestClientSpeaksTLSWithRealServers(t *testing.T) {
 	ctx := context.Background()
 	dir, _, client := authority(t)
-	disk := filepath.Join(t.TempDir(), "disk")
-	must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
-	socket := filepath.Join(socket.Dir(t), "s")
-	background(t, require.QEMU, socket, "qemu-nbd", "-t", "-f", "raw", "-x", "d", "-e", "4", "-k", socket,
-		"--object", "tls-creds-x509,id=creds,endpoint=server,verify-peer=no,dir="+dir, "--tls-creds", "creds", disk)
-	_, err := nbd.Dial(ctx, "unix", socket, nbd.ClientConfig{Export: "d"})
-	if !errors.Is(err, nbd.ErrTLSRequired) {
-		t.Errorf("in the clear: %v", err)
-	}
-	c, err := nbd.Dial(ctx, "unix", socket, nbd.ClientConfig{Export: "d", TLS: client})
-	must(t, err)
-	defer c.Close()
-	p := bytes.Repeat([]byte{7}, 300_000)
-	_, err = c.WriteAt(p, 4096)
-	must(t, err)
-	must(t, c.Sync())
-	if !bytes.Equal(contents(t, c, 400_000)[4096:][:len(p)], p) {
-		t.Error("what was read is not what was written")
+	for _, s := range []struct {
+		what, name string
+		args       []string
+	}{
+		{require.QEMU, "qemu-nbd", []string{"-t", "-f", "raw", "-x", "d", "-e", "4",
+			"--object", "tls-creds-x509,id=creds,endpoint=server,verify-peer=no,dir=" + dir, "--tls-creds", "creds", "-k"}},
+		{require.NBD, "nbdkit", []string{"-f", "--tls=require", "--tls-certificates=" + dir, "file", "-U"}},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			disk := filepath.Join(t.TempDir(), "disk")
+			must(t, os.WriteFile(disk, make([]byte, 1<<20), 0o600))
+			socket := filepath.Join(socket.Dir(t), "s")
+			background(t, s.what, socket, s.name, append(s.args, socket, disk)...)
+			_, err := nbd.Dial(ctx, "unix", socket, nbd.ClientConfig{Export: "d"})
+			if !errors.Is(err, nbd.ErrTLSRequired) {
+				t.Errorf("in the clear: %v", err)
+			}
+			c, err := nbd.Dial(ctx, "unix", socket, nbd.ClientConfig{Export: "d", TLS: client})
+			must(t, err)
+			defer c.Close()
+			p := bytes.Repeat([]byte{7}, 300_000)
+			_, err = c.WriteAt(p, 4096)
+			must(t, err)
+			must(t, c.Sync())
+			if !bytes.Equal(contents(t, c, 400_000)[4096:][:len(p)], p) {
+				t.Error("what was read is not what was written")
+			}
+		})
 	}
 }

@@ -1,0 +1,80 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// fillUp writes a file until its file system has no room.
+func fillUp(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
+	must(t, err)
+	defer f.Close()
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	wantErr(t, "filling the file system up", err, syscall.ENOSPC)
+}
+
+func TestAFullFileSystemUnderAJournalEndsNoMoreThanTheRun(t *testing.T) {
+	require.Outside(t, require.NetNS) // a mount takes the same rights
+	dir := t.TempDir()
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=2m"); err != nil {
+		require.Missing(t, require.NetNS, err)
+	}
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	ctx := context.Background()
+	local := newFake(testSize, 0x11)
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
+	must(t, err)
+	j, err := OpenJournalFiles(filepath.Join(dir, "journal"), 16<<20)
+	must(t, err)
+	defer func() { must(t, j.Close()) }()
+	disk := newFake(testSize, 0)
+	s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+	must(t, err)
+	full := filepath.Join(dir, "full")
+
+	// There is no room for the first superblock.
+	fillUp(t, full)
+	must(t, joinOver(p, s))
+	must(t, p.Synchronise(ctx, SyncConfig{}))
+	must(t, p.Mark(ctx, 0))
+	wantErr(t, "a start without room", s.Start(ctx), syscall.ENOSPC)
+	must(t, os.Remove(full))
+	protectFirst(t, p, s)
+	checkpointBoth(t, p, s, 1)
+	checkpoint := bytes.Clone(disk.data)
+
+	// There is no room for a pre-image.
+	fillUp(t, full)
+	for err = nil; err == nil; { // a page of a file may have some room left
+		_, err = s.Export().WriteAt(bytes.Repeat([]byte{0x22}, testSize), 0)
+	}
+	wantErr(t, "a write without room for what it replaces", err, syscall.ENOSPC)
+	wantBytes(t, "what the guest sees", read(t, s, 0, testSize), checkpoint, 0)
+	must(t, p.Stop(ctx, true))
+	write(t, p, 0x33, 0, half)
+	must(t, os.Remove(full))
+	protectFirst(t, p, s)
+	checkpointBoth(t, p, s, 1)
+	wantBytes(t, "the copy", disk.data, local.data, 0)
+
+	// There is no room for what the guest writes, nor for the map of it.
+	write(t, s, 0x44, 0, BlockSize)
+	fillUp(t, full)
+	if err := s.Stop(ctx, true); err != nil {
+		wantErr(t, "a failover without room", err, syscall.ENOSPC)
+		must(t, errors.Join(os.Remove(full), s.Commit(ctx)))
+	}
+	want(t, "the guest's write", disk, 0x44, 0, BlockSize)
+	want(t, "the rest", disk, 0x33, BlockSize, half-BlockSize)
+}
