@@ -295,8 +295,9 @@ func beginDumb(t *testing.T, s *Store) (killed *int) {
 }
 
 // One that answers anything does not hang, however long it takes for something else.
+// (The time that a write to the pipe has, a Timeout, is not the bubble's: so it is a long one.)
 func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
-	s, err := New(Config{Command: []string{"none"}, Timeout: time.Second})
+	s, err := New(Config{Command: []string{"none"}, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +328,7 @@ func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
 // A Load that its caller gives up has no answer to wait for: the hour after it is none of a
 // program that hangs while a Load waits.
 func TestAProgramThatNobodyAsksDoesNotHang(t *testing.T) {
-	s, err := New(Config{Command: []string{"none"}, Timeout: time.Second})
+	s, err := New(Config{Command: []string{"none"}, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
