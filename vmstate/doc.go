@@ -117,6 +117,6 @@
 //	qemu_load_device_state                    session   Registry.LoadDevices, Commit
 //	qemu_loadvm_approve_switchover            codec     Switchover.Approve, ReturnWriter.SwitchoverAck; at the source Registry.SwitchoverAcked
 //
-// The commands of QEMU flush, and so do the methods of [ReturnWriter]; the others
-// here do not: the caller decides what leaves together.
+// QEMU's functions that send a command flush. Here the methods of [ReturnWriter] do, and
+// Registry.SaveCompletePostcopy; the others do not: the caller decides what leaves together.
 package vmstate

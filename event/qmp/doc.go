@@ -17,7 +17,8 @@
 //
 // A monitor may do all that its commands can, and asks nobody for a password: it
 // belongs on a Unix socket or a loopback address. There a browser can reach it too, for
-// any page that it shows; a client that begins with a request of HTTP is closed.
+// any page that it shows; a client that begins as a browser does (with GET, HEAD, POST or
+// OPTIONS) is closed.
 //
 // Answers equal those of QEMU byte for byte where both have the command: the order of
 // members, the classes and texts of errors, the answers to malformed input. Three things

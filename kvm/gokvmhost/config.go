@@ -20,7 +20,7 @@ type Uplink = pc.Uplink
 // Disk holds the contents of the guest's disk; a replication.Disk is one.
 type Disk = pc.Storage
 
-// Stats counts what is rare.
+// Stats counts accesses that no device answers and frames that no ring took.
 type Stats = pc.Stats
 
 // Config says what the devices of a Host are connected to. The zero value is a guest
@@ -45,8 +45,8 @@ type Config struct {
 	// MAC is the NIC's address. All zero: the guest chooses one.
 	MAC [6]byte
 	// DirtyRing is as in kvm.AttachConfig, and with Create as in kvm.Config. gokvm creates
-	// the vCPUs before anybody could ask for a ring, so Attach fails with what is not 0 or
-	// kvm.AutoRing.
+	// the vCPUs before anybody could ask for a ring, so Attach fails if this is
+	// neither 0 nor kvm.AutoRing.
 	DirtyRing int
 	// CatchUp is as in kvm.AttachConfig.
 	CatchUp bool

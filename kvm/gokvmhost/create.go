@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/kvm/pc"
 )
 
-// check returns how many vCPUs it says.
+// check returns the number of vCPUs, which is 1 if VCPUs is 0, or what is wrong with cfg.
 func (cfg MachineConfig) check() (vcpus int, err error) {
 	n := max(cfg.VCPUs, 1)
 	if cfg.VCPUs < 0 || n > maxVCPUs {

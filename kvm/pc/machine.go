@@ -203,8 +203,8 @@ func (o offset) In(off uint16, p []byte) { o.Ports.In(off+o.by, p) }
 // Out implements device.Ports.
 func (o offset) Out(off uint16, p []byte) error { return o.Ports.Out(off+o.by, p) }
 
-// line returns an input of the interrupt controllers. That one cannot be moved ends
-// Run: the guest would wait for ever.
+// line returns an input of the interrupt controllers. Run ends if its level cannot be
+// set: the guest would wait for ever.
 func (m *Machine) line(irq uint32) device.Line {
 	return func(level bool) {
 		if err := m.vm.SetIRQ(irq, level); err != nil {

@@ -24,7 +24,7 @@ type Machine struct{ _ int }
 // Card is a network card of a Machine. There is none on this platform.
 type Card struct{ _ int }
 
-// Stats counts what is rare.
+// Stats counts accesses that no device answers and frames that no ring took.
 type Stats struct{ UnknownPorts, UnknownMemory, DroppedFrames uint64 }
 
 // Create fails with an error that wraps errors.ErrUnsupported.

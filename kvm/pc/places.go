@@ -19,8 +19,8 @@ const (
 // a PC's old interrupt controllers have, which no other device of the machine uses.
 var interrupts = []uint8{9, 10, 5, 7, 3, 6, 14, 15, 12, 16, 17, 18, 19, 20, 21, 22, 23}
 
-// place gives every device a place of its own; what is 0 in wanted is chosen, and keeps out
-// of the way of what is not.
+// place gives every device a place of its own. What is 0 in wanted is chosen among what no
+// other device wants.
 func place(wanted []Place) ([]Place, error) {
 	slot, ports, used := [slots]bool{0: true}, map[uint16]bool{}, map[uint8]bool{} // the bridge is in slot 0
 	list := slices.Clone(wanted)

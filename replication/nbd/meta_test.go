@@ -316,7 +316,14 @@ func TestTrimsOfAClientAreCutToTheServersBlocks(t *testing.T) {
 			t.Fatalf("byte %d is %d", i, b)
 		}
 	}
-	wantErr(t, "part of a block", c.WriteZeroes(512, 512), ErrAlignment)
+	for _, part := range [][2]int{{512, 512}, {512, 4096}, {4096, 512}, {4096, 4096 + 512}} {
+		off, n := int64(part[0]), part[1]
+		_, err := c.ReadAt(make([]byte, n), off)
+		wantErr(t, "a read of a part of a block", err, ErrAlignment)
+		_, err = c.WriteAt(make([]byte, n), off)
+		wantErr(t, "a write of it", err, ErrAlignment)
+		wantErr(t, "zeroes for it", c.WriteZeroes(off, int64(n)), ErrAlignment)
+	}
 }
 
 func TestWhatWasSelectedInTheClearIsForgottenUnderTLS(t *testing.T) {

@@ -28,6 +28,7 @@ type side struct {
 	entries []vmstate.Entry
 	devices []deviceFunc
 	shift   uint32 // of section ids
+	again   func() // not nil: the devices come twice, and this is called before the second time
 }
 
 // with adds a device.
@@ -89,6 +90,10 @@ func (s side) stream(t testing.TB) []byte {
 	w.Fail(reg.SaveSetup(w))
 	w.Fail(reg.SaveComplete(w))
 	w.Fail(reg.SaveDevices(w))
+	if s.again != nil {
+		s.again()
+		w.Fail(reg.SaveDevices(w))
+	}
 	vmstate.PutEOF(w)
 	reg.PutVMDesc(w)
 	if err := w.Flush(); err != nil {
@@ -159,6 +164,26 @@ func TestWhatDoesNotSurviveALoadIsNoDifference(t *testing.T) {
 	got := lines(Compare(a.state(t), b.state(t)))
 	if want := []string{"machine: pc | (none)"}; !slices.Equal(got, want) {
 		t.Errorf("without footers and configuration: %q", got)
+	}
+}
+
+// What a destination holds of a device that comes twice is what came last, whichever of the
+// devices it is.
+func TestOfADeviceThatComesTwiceTheLastCounts(t *testing.T) {
+	counter := func(name string, n *uint64) (vmstate.Entry, deviceFunc) {
+		return vmstate.Entry{Name: name, Version: 1}, func(f *vmstate.Fields) { f.Uint64("n", n) }
+	}
+	one, two := uint64(1), uint64(2)
+	a := base().with(counter("one", &one)).with(counter("two", &two))
+	want := a.state(t)
+	one, two = 7, 8
+	a.again = func() { one, two = 1, 2 }
+	if got := lines(Compare(want, a.state(t))); got != nil {
+		t.Errorf("differ: %q", got)
+	}
+	a.again = func() { two = 3 }
+	if got, want := lines(Compare(want, a.state(t))), []string{"value two: n: 2 | 3"}; !slices.Equal(got, want) {
+		t.Errorf("differ: %q, want %q", got, want)
 	}
 }
 

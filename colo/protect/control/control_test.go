@@ -62,14 +62,18 @@ func TestAMonitorSteersAJob(t *testing.T) {
 // A host that can save its guest is told where to, and what came of it is answered.
 func TestAHostSavesItsGuest(t *testing.T) {
 	var told string
+	leaves := false // with the client
 	full := errors.New("there is no room")
 	c := connect(t, NewMonitor(newJob(protect.Protected), Config{Save: func(ctx context.Context, filename string) error {
-		told = filename
+		told, leaves = filename, ctx.Done() != nil
 		return full
 	}}))
 	name := map[string]any{"filename": "/srv/db1"}
 	if got, want := do(t, c, "protection-save", name), "GenericError: "+full.Error(); got != want || told != "/srv/db1" {
 		t.Errorf("%s, told %q", got, told)
+	}
+	if leaves {
+		t.Error("a client that leaves takes its order with it")
 	}
 	full = nil
 	if got := do(t, c, "protection-save", name); got != "map[]" {

@@ -37,7 +37,7 @@ const Span = time.Minute
 
 const (
 	sampled  = 250 * time.Millisecond // from one query of the job to the next
-	between  = 400 * time.Millisecond // from one message to the next, at least
+	between  = 500 * time.Millisecond // from one message to the next, at least
 	silence  = time.Second            // from one message to the next, at most
 	stalling = 10 * time.Second       // how long a browser may take no byte
 )

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"context"
 	"encoding/xml"
 	"errors"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -59,6 +61,39 @@ func TestAPageTellsWhatHappensAsItHappens(t *testing.T) {
 }
 
 // The token is for the page, which is the only one that can read the stream.
+// Where nothing happens a browser hears every second that the page is there.
+func TestABrowserIsToldTwiceASecondAtMost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := serveInMemory(t, Config{Job: newJob(protect.Protected)})
+		live := s.live("/live")
+		count := func(d time.Duration) (n int) {
+			for begin := time.Now(); time.Since(begin) < d; n++ {
+				if _, err := live.next(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return n
+		}
+		const while = 30 * time.Second
+		if n := count(while); n < 30 || n > 31 {
+			t.Errorf("%d messages in %v in which nothing happens", n, while)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var busy sync.WaitGroup
+		busy.Go(func() {
+			for epoch := uint64(1); ctx.Err() == nil; epoch++ {
+				s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary, Epoch: epoch})
+				time.Sleep(3 * time.Millisecond)
+			}
+		})
+		if n := count(while); n < 50 || n > 61 {
+			t.Errorf("%d messages in %v in which much happens", n, while)
+		}
+		cancel()
+		busy.Wait()
+	})
+}
+
 func TestTheStateAsJSONHasNoToken(t *testing.T) {
 	s := serve(t, Config{Job: newJob(protect.Protected), Control: true})
 	_, b, h := s.request("GET", "/state", nil)

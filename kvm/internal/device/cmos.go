@@ -35,7 +35,7 @@ type cmosState struct {
 	data  [128]byte
 }
 
-// Century is the index of the century.
+// Century is the index of the register that has the first two digits of the year.
 const Century = 0x32
 
 // NewCMOS returns a CMOS of a machine with so many bytes of memory below 4 GiB.

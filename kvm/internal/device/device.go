@@ -33,7 +33,7 @@ var (
 // Line is an input of the interrupt controllers.
 type Line func(level bool)
 
-// irq is a device's end of a line: it moves the line only where the level changes.
+// irq is what a device sets its line by. It calls the line only if the level changes.
 type irq struct {
 	line  Line
 	level bool
@@ -46,8 +46,8 @@ func (i *irq) set(level bool) {
 	}
 }
 
-// force sets the level though the line should have it: after the controllers'
-// state was restored nobody knows.
+// force sets the level even if the line was set to it last: the interrupt controllers
+// may have been loaded since, with another level.
 func (i *irq) force(level bool) {
 	i.level = level
 	i.line(level)
@@ -63,7 +63,7 @@ func logOr(l *slog.Logger) *slog.Logger {
 	return l
 }
 
-// ones fills p with what a bus reads that nobody drives.
+// ones fills p with ones, which a bus reads where no device answers.
 func ones(p []byte) {
 	for i := range p {
 		p[i] = 0xff

@@ -31,7 +31,7 @@ const (
 
 func newFrames(n int) frames { return frames{buf: make([]byte, n)} }
 
-// free returns how many bytes there is room for; a frame takes frameOver more than it has.
+// free returns for how many bytes there is room. A frame takes its own and frameOver more.
 func (q *frames) free() int { return len(q.buf) - int(q.end-q.start) }
 
 // add appends n bytes, header and frame, for the caller to fill; nil: there is no room.

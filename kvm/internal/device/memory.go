@@ -40,7 +40,7 @@ func (m *Memory) has(a, n uint64) bool {
 	return n <= end && a <= end-n
 }
 
-// bytes returns n bytes from address a on, which has has allowed.
+// bytes returns n bytes from address a on, for which has was true.
 func (m *Memory) bytes(a, n uint64) []byte {
 	if a >= high {
 		a += m.low - high
@@ -51,7 +51,7 @@ func (m *Memory) bytes(a, n uint64) []byte {
 	return m.ram[a : a+n : a+n]
 }
 
-// write copies p to address a, which has has allowed.
+// write copies p to address a, for which has was true.
 func (m *Memory) write(a uint64, p []byte) {
 	copy(m.bytes(a, uint64(len(p))), p)
 	m.mark(a, uint64(len(p)))

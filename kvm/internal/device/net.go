@@ -40,8 +40,8 @@ const (
 )
 
 // netQueued is how many bytes of frames wait for the guest at most, with what the queue
-// adds to each. All that waited in a card of version 1 fits: a frame took 2 bytes more
-// than it had, which is at least 16 together, and takes 14 more now.
+// adds to each. All that waited in a card of version 1 fits: there a frame took 2 bytes
+// beside its own, of which it had 14 at least, and here it takes 14 beside its own.
 const netQueued = 1 << 20
 
 // Errors of Receive.
@@ -172,7 +172,7 @@ func (n *Net) keep(header, frame []byte) error {
 // deliver moves waiting frames into the ring. mu is held.
 func (n *Net) deliver() {
 	moved := false
-	short := uint64(math.MaxUint64) // what needs as much has found that it would never have room
+	short := uint64(math.MaxUint64) // a frame that needed so many bytes would never have had room
 	q := &n.queues[netReceive]
 	for b := n.waiting.first(); b != nil; b = n.waiting.first() {
 		h, frame := packet.VNet(b[:vnetLen]), b[vnetLen:]

@@ -20,9 +20,9 @@ const (
 	netOffloads = netCsum | netGuestCsum | netGuestTSO4 | netGuestTSO6 | netHostTSO4 | netHostTSO6 | netMerge
 )
 
-// leastGSO is the least data that a segment may be cut into: no TCP sends less (the least
-// it takes for the other's MSS is 48, without room for options 8), and it bounds what one
-// frame becomes.
+// leastGSO is the least data that a segment may be cut into. It bounds how many frames one
+// frame becomes. No TCP sends less: the least MSS that it believes of the other side is 48,
+// of which options can take 40.
 const leastGSO = 8
 
 // honest reports whether the work that a header asks for can be done on the frame behind it.

@@ -30,7 +30,7 @@ type PM struct {
 	base  uint64
 	pmState
 	saved pmState
-	count uint64 // of saved
+	count uint64 // what the timer says, in the state that is saved
 }
 
 // pmState is the registers of a power block.

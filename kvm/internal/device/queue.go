@@ -136,8 +136,8 @@ func (q *queue) rooms(n uint64, merge bool) (list []room, in []segment, never bo
 	return list, q.segments[:at], false, nil
 }
 
-// chain returns the chain at entry pos of the available ring, of whose descriptors
-// segments has room for those that there can be. An error breaks the queue.
+// chain returns the chain at entry pos of the available ring, and puts its descriptors into
+// segments. A chain of more than len(segments) breaks the rules. An error breaks the queue.
 func (q *queue) chain(pos uint16, segments []segment) (c chain, err error) {
 	c.head = q.mem.uint16(q.base() + availAt + 4 + 2*uint64(pos%QueueSize))
 	outs, total := 0, uint64(0)

@@ -4,7 +4,8 @@ import (
 	"sync"
 )
 
-// Registers of a 16550A; the first two are the divisor's while LCR says so.
+// Registers of a 16550A. While LCR has its bit lcrDivisor the first two have the divisor of
+// the speed.
 // (National Semiconductor PC16550D data sheet.)
 const (
 	uartData = 0

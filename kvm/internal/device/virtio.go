@@ -35,7 +35,7 @@ type virtio struct {
 	mu     sync.Mutex
 	idle   sync.Cond // busy became 0
 	busy   int       // chains at work
-	held   int       // who waits for busy to become 0
+	held   int       // how many calls wait for busy to become 0
 	irq    irq
 	mem    *Memory
 	log    *slog.Logger
@@ -52,7 +52,7 @@ type virtio struct {
 
 // virtioState is the state that all of them have.
 type virtioState struct {
-	offered  uint32 // to the driver: what the host could offer on which the guest began
+	offered  uint32 // to the driver: what the host on which the guest began could offer
 	features uint32 // of those, what the driver has taken
 	selected uint16
 	status   uint8
