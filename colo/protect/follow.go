@@ -230,7 +230,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		}
 		h.Token = failover.NewToken()
 		p = &pending{peer: newPeer(h), expires: time.Now().Add(greetTime)}
-		p.peer.control, p.peer.channels = conn, j.cfg.Channels.agree(h.Offer)
+		p.peer.control, p.peer.channels = &line{conn}, j.cfg.Channels.agree(h.Offer)
 		j.pending = p
 		return h.Token, j.holds, nil
 	}

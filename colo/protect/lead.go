@@ -194,7 +194,7 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 		return nil, err
 	}
 	p := newPeer(answer)
-	p.generation, p.control = generation, control
+	p.generation, p.control = generation, &line{control}
 	defer func() {
 		if err != nil {
 			p.close()

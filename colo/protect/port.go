@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -139,7 +140,7 @@ type Port struct {
 
 	mu       sync.Mutex
 	jobs     map[string]welcomer
-	greeting []net.Conn // oldest first
+	greeting []*line // oldest first
 
 	dialling chan struct{} // room for connections that its jobs make beside one of each
 }
@@ -211,11 +212,11 @@ func (p *Port) Serve(ctx context.Context) error {
 			pause = min(2*pause, time.Second)
 			continue
 		}
-		p.enter(conn)
+		l := p.enter(conn)
 		if ctx.Err() != nil {
 			conn.Close()
 		}
-		group.Go(func() { p.greet(ctx, conn) })
+		group.Go(func() { p.greet(ctx, l) })
 	}
 }
 
@@ -230,31 +231,31 @@ type abrupt struct {
 
 func (c abrupt) Close() error { return c.raw.Close() }
 
-func (p *Port) enter(conn net.Conn) {
+func (p *Port) enter(conn net.Conn) *line {
+	l := &line{conn}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.greeting) == maxGreeting {
 		p.greeting[0].Close()
 		p.greeting = p.greeting[1:]
 	}
-	p.greeting = append(p.greeting, conn)
+	p.greeting = append(p.greeting, l)
+	return l
 }
 
-func (p *Port) leave(conn net.Conn) {
+func (p *Port) leave(l *line) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for i, c := range p.greeting {
-		if c == conn {
-			p.greeting = append(p.greeting[:i:i], p.greeting[i+1:]...)
-			return
-		}
+	if i := slices.Index(p.greeting, l); i >= 0 {
+		p.greeting = slices.Delete(p.greeting, i, i+1)
 	}
 }
 
 // greet hears what a connection is for and hands it to its job. Whoever does not
 // say it is a stranger, and is told nothing.
-func (p *Port) greet(ctx context.Context, raw net.Conn) {
-	defer p.leave(raw)
+func (p *Port) greet(ctx context.Context, l *line) {
+	defer p.leave(l)
+	raw := l.Conn
 	conn := raw
 	raw.SetDeadline(time.Now().Add(greetTime))
 	var secure *tls.Conn

@@ -93,7 +93,7 @@ func (p *peer) replace(conn net.Conn, wanted func() bool) bool {
 		p.set(func() {
 			if ok = !p.closed; ok {
 				p.control.Close() // it may be another by now
-				p.control, p.mute, p.gone, p.again = conn, false, false, true
+				p.control, p.mute, p.gone, p.again = &line{conn}, false, false, true
 			}
 		})
 	}
