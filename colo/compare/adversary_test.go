@@ -33,6 +33,7 @@ type adversary struct {
 	pending    map[uint64]*testimony
 	at         [2]map[string]place // where each guest is, by its flow
 	marked     map[string]place    // the primary's at the last mark
+	began      map[string]uint32   // where either guest has begun to go on with a connection that was there before
 	next       uint64
 	committed  uint64
 	hears      bool
@@ -164,6 +165,11 @@ func (a *adversary) wild(guest int, f compare.Frame) bool {
 	case !opens && (ok || life != len(lives)-1):
 		return true
 	default:
+		if first, known := a.began[flow]; !opens && known && first != from {
+			return true // both guests were one when it was opened, and neither has left anything out since
+		} else if !opens {
+			a.began[flow] = from
+		}
 		c = place{life, from, from}
 	}
 	if h.Flags()&packet.RST == 0 {
@@ -295,7 +301,7 @@ func newAdversary(t testing.TB, choose func(int) int) *adversary {
 		t: t, choose: choose, cfg: cfg, e: newBoth(t, cfg), now: time.Unix(1000, 0),
 		vnet: []int{0, 0, 10, 12, 20, 24}[choose(6)],
 		told: newTestimony(), base: newTestimony(), pending: map[uint64]*testimony{}, hears: true,
-		at: [2]map[string]place{{}, {}}, clock: 1<<32 - 20, newest: map[string]uint32{},
+		at: [2]map[string]place{{}, {}}, began: map[string]uint32{}, clock: 1<<32 - 20, newest: map[string]uint32{},
 	}
 }
 

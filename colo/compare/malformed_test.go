@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"testing"
 	"time"
 
@@ -11,7 +12,7 @@ import (
 )
 
 // headers are lengths of virtio-net headers that a frame of three bytes cannot have.
-var headers = []int{-1 << 62, -12, -1, 4, 12, 1 << 62}
+var headers = []int{math.MinInt, -12, -1, 4, 12, math.MaxInt}
 
 // configs are engines that let pass what they cannot compare, that hold it, and that do
 // as QEMU does.

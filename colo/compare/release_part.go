@@ -44,7 +44,7 @@ func (e *Engine) part(c *conn) {
 	if h := packet.VNetOf(p.Data, p.VNetHdr); h != nil && h.GSOType() != packet.GSONone && h.GSOSize() > 0 {
 		n = min(n, h.GSOSize()) // the copy is not to be cut any more
 	}
-	q := e.cut(c, p, p.dat+from, p.dat+from+n, v.done, packet.ACK|packet.PSH)
+	q := e.cut(c, p, p.dat+from, p.dat+from+n, v.done, p.flags&packet.ACK|packet.PSH)
 	q.at, q.id = p.at, p.id
 	v.done = q.end
 	e.leave(c, q, &e.stats.Matched)
