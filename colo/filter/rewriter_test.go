@@ -252,6 +252,24 @@ func TestFailoverKeepsTranslatingAndFollowsNothingNew(t *testing.T) {
 	}
 }
 
+func TestAHostThatFollowsAgainAfterAFailoverTranslatesWhatIsOpenedThen(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		r := filter.NewRewriter(filter.RewriterConfig{Strict: strict})
+		r.Commit(0)
+		r.Failover()
+		r.Commit(0)
+		r.Inbound(segment(true, false, 500, 0, packet.SYN, nil, nil), 0)
+		r.Outbound(segment(false, false, 9000, 501, packet.SYN|packet.ACK, nil, nil), 0)
+		in := segment(true, false, 501, 1001, packet.ACK, nil, nil)
+		r.Inbound(in, 0)
+		out := segment(false, false, 9001, 501, packet.ACK, nil, []byte("x"))
+		r.Outbound(out, 0)
+		if got := numbers(t, in) + " " + numbers(t, out); got != "501/9001 1001/501" {
+			t.Errorf("strict %t: %s", strict, got)
+		}
+	}
+}
+
 func TestChecksumThatIsLeftToTheDeviceStays(t *testing.T) {
 	r := established(false)
 	f := append(make([]byte, 12), segment(true, false, 501, 1001, packet.ACK, nil, nil)...)
