@@ -172,6 +172,22 @@ func TestAHostThatFollowsAgainInheritsFromTheFirstPacketOn(t *testing.T) {
 	}
 }
 
+func TestASecondarysOutputCountsFromEachCommitAnew(t *testing.T) {
+	asked := 0
+	s := filter.NewBuffer(filter.BufferConfig{Soft: 1000, Full: func() { asked++ }})
+	for epoch, c := range []struct{ packets, want int }{{1, 0}, {1, 0}, {3, 1}, {1, 1}, {3, 2}} {
+		if err := s.Commit(uint64(epoch)); err != nil {
+			t.Fatal(err)
+		}
+		for range c.packets {
+			s.WritePacket(make([]byte, 600))
+		}
+		if asked != c.want {
+			t.Errorf("epoch %d: a checkpoint was asked for %d times in all, want %d", epoch, asked, c.want)
+		}
+	}
+}
+
 func TestLoadThatIsRolledBackChangesNothing(t *testing.T) {
 	p, s := filter.NewBuffer(filter.BufferConfig{}), filter.NewBuffer(filter.BufferConfig{})
 	p.WritePacket([]byte("first"))
