@@ -140,6 +140,54 @@ func TestInheritedPacketsAreHandedOnIfTheyHaveNotLeft(t *testing.T) {
 	}
 }
 
+// A survivor had sent one of two packets that it inherited when it became the secondary of
+// another primary, which has two of the same lengths for it.
+func TestAHostThatFollowsAgainInheritsFromTheFirstPacketOn(t *testing.T) {
+	inherits := func(s *filter.Buffer, packets ...string) {
+		p := filter.NewBuffer(filter.BufferConfig{})
+		for _, x := range packets {
+			p.WritePacket([]byte(x))
+		}
+		p.Mark(0)
+		load(t, s, save(t, p))
+		if err := s.Commit(0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := filter.NewBuffer(filter.BufferConfig{})
+	inherits(s, "a1", "a2")
+	s.Failover()
+	ctx, stop := context.WithCancel(t.Context())
+	out := network{delay: stop}
+	if err := s.Run(ctx, &out); err != context.Canceled || len(out.got) != 1 {
+		t.Fatalf("%v, and %q left", err, out.got)
+	}
+	inherits(s, "b1", "b2")
+	if st := s.Stats(); st.Inherited != 2 || st.InheritedBytes != 4 {
+		t.Fatalf("%+v", st)
+	}
+	s.Failover()
+	if got := released(t, s); got != "b1 b2" {
+		t.Errorf("%q left", got)
+	}
+}
+
+func TestASecondarysOutputCountsFromEachCommitAnew(t *testing.T) {
+	asked := 0
+	s := filter.NewBuffer(filter.BufferConfig{Soft: 1000, Full: func() { asked++ }})
+	for epoch, c := range []struct{ packets, want int }{{1, 0}, {1, 0}, {3, 1}, {1, 1}, {3, 2}} {
+		if err := s.Commit(uint64(epoch)); err != nil {
+			t.Fatal(err)
+		}
+		for range c.packets {
+			s.WritePacket(make([]byte, 600))
+		}
+		if asked != c.want {
+			t.Errorf("epoch %d: a checkpoint was asked for %d times in all, want %d", epoch, asked, c.want)
+		}
+	}
+}
+
 func TestLoadThatIsRolledBackChangesNothing(t *testing.T) {
 	p, s := filter.NewBuffer(filter.BufferConfig{}), filter.NewBuffer(filter.BufferConfig{})
 	p.WritePacket([]byte("first"))

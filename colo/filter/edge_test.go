@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/filter"
@@ -189,22 +190,18 @@ func TestAnEdgeForgetsAConnectionWhenTheGuestOpensAnother(t *testing.T) {
 }
 
 func TestAnEdgeTranslatesTimestampsAndOffloadedChecksums(t *testing.T) {
-	opts := func(val, echo uint32) []byte {
-		b := unhex(t, "0101080a")
-		return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, val), echo)
-	}
 	r := filter.NewRewriter(filter.RewriterConfig{})
-	r.Inbound(segment(true, false, 500, 0, packet.SYN, opts(70, 0), nil), 0)
-	r.Outbound(segment(false, false, 9000, 501, synAck, opts(100007, 70), nil), 0)
-	r.Inbound(segment(true, false, 501, 1001, packet.ACK, opts(71, 100000), nil), 0)
+	r.Inbound(segment(true, false, 500, 0, packet.SYN, stamps(t, 70, 0), nil), 0)
+	r.Outbound(segment(false, false, 9000, 501, synAck, stamps(t, 100007, 70), nil), 0)
+	r.Inbound(segment(true, false, 501, 1001, packet.ACK, stamps(t, 71, 100000), nil), 0)
 	var e filter.Edge
 	e.Adopt(r)
-	f := segment(false, false, 9001, 501, packet.ACK, opts(100017, 71), nil)
+	f := segment(false, false, 9001, 501, packet.ACK, stamps(t, 100017, 71), nil)
 	if e.Outbound(f, 0); numbers(t, f)+" "+times(f) != "1001/501 100010/71" {
 		t.Errorf("%s %s", numbers(t, f), times(f))
 	}
 	for _, vnet := range []int{10, 12, 20, 24} {
-		f = offloaded(segment(true, false, 501, 1001, packet.ACK, opts(71, 100010), make([]byte, 40000)), vnet)
+		f = offloaded(segment(true, false, 501, 1001, packet.ACK, stamps(t, 71, 100010), make([]byte, 40000)), vnet)
 		sum := bytes.Clone(f[vnet+34+16 : vnet+34+18])
 		if e.Inbound(f, vnet); !bytes.Equal(f[vnet+34+16:vnet+34+18], sum) || times(f[vnet:]) != "71/100017" {
 			t.Errorf("header of %d bytes: %x", vnet, f[:vnet+66])
@@ -212,6 +209,33 @@ func TestAnEdgeTranslatesTimestampsAndOffloadedChecksums(t *testing.T) {
 	}
 	if e.Rewritten() != 5 {
 		t.Errorf("%d packets", e.Rewritten())
+	}
+}
+
+// The guest's timestamps are 7 ahead of those that the client knows. The client echoes one that the
+// other guest of the pair has sent, and this one has not.
+func TestAnEdgeEchoesNoTimeThatTheGuestHasNotSent(t *testing.T) {
+	for _, loaded := range []bool{false, true} {
+		r := filter.NewRewriter(filter.RewriterConfig{})
+		r.Inbound(segment(true, false, 500, 0, packet.SYN, stamps(t, 70, 0), nil), 0)
+		r.Outbound(segment(false, false, 9000, 501, synAck, stamps(t, 1007, 70), nil), 0)
+		r.Inbound(segment(true, false, 501, 1001, packet.ACK, stamps(t, 71, 1000), nil), 0)
+		e := new(filter.Edge)
+		e.Adopt(r)
+		if loaded {
+			state := saveEdge(t, e)
+			e = new(filter.Edge)
+			if err := loadEdge(t, e, state); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.Outbound(segment(false, false, 9001, 501, packet.ACK, stamps(t, 1057, 71), []byte("x")), 0)
+		for echo, want := range map[uint32]uint32{1040: 1047, 1050: 1057, 1060: 1057} {
+			f := segment(true, false, 501, 1001, packet.ACK, stamps(t, 72, echo), nil)
+			if !e.Inbound(f, 0) || times(f) != fmt.Sprintf("72/%d", want) || numbers(t, f) != "501/9001" {
+				t.Errorf("by a checkpoint=%t: %d is echoed as %s, want %d", loaded, echo, times(f), want)
+			}
+		}
 	}
 }
 

@@ -306,19 +306,15 @@ func TestASYNWithDataIsAnsweredForItsData(t *testing.T) {
 
 // A primary's guest that is ahead has sent times that the secondary's has not.
 func TestAGuestIsEchoedNoTimeThatItHasNotSent(t *testing.T) {
-	opts := func(val, echo uint32) []byte {
-		b := unhex(t, "0101080a")
-		return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, val), echo)
-	}
 	for _, ahead := range []uint32{0, 7} { // the secondary's clock
 		r := filter.NewRewriter(filter.RewriterConfig{})
-		r.Inbound(segment(true, false, 500, 0, packet.SYN, opts(70, 0), nil), 0)
-		r.Outbound(segment(false, false, 9000-1000*(7-ahead), 501, synAck, opts(1000+ahead, 70), nil), 0)
-		r.Inbound(segment(true, false, 501, 1001, packet.ACK, opts(71, 1000), nil), 0)
+		r.Inbound(segment(true, false, 500, 0, packet.SYN, stamps(t, 70, 0), nil), 0)
+		r.Outbound(segment(false, false, 9000-1000*(7-ahead), 501, synAck, stamps(t, 1000+ahead, 70), nil), 0)
+		r.Inbound(segment(true, false, 501, 1001, packet.ACK, stamps(t, 71, 1000), nil), 0)
 		own := 9001 - 1000*(7-ahead)
-		r.Outbound(segment(false, false, own, 501, packet.ACK, opts(1050+ahead, 71), []byte("x")), 0)
+		r.Outbound(segment(false, false, own, 501, packet.ACK, stamps(t, 1050+ahead, 71), []byte("x")), 0)
 		for echo, want := range map[uint32]uint32{1040: 1040 + ahead, 1050: 1050 + ahead, 1060: 1050 + ahead} {
-			f := segment(true, false, 501, 1001, packet.ACK, opts(72, echo), nil)
+			f := segment(true, false, 501, 1001, packet.ACK, stamps(t, 72, echo), nil)
 			if !r.Inbound(f, 0) || times(f) != fmt.Sprintf("72/%d", want) {
 				t.Errorf("%d is echoed as %s, want %d", echo, times(f), want)
 			}

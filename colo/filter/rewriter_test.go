@@ -164,6 +164,12 @@ func TestSelectiveAcknowledgmentsAreTranslated(t *testing.T) {
 	}
 }
 
+// stamps returns a timestamps option with its two numbers, behind two bytes that do nothing.
+func stamps(t testing.TB, val, echo uint32) []byte {
+	b := unhex(t, "0101080a")
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, val), echo)
+}
+
 // times returns the two numbers of the timestamps option that ends the header.
 func times(frame []byte) string {
 	var p packet.Packet
@@ -252,6 +258,24 @@ func TestFailoverKeepsTranslatingAndFollowsNothingNew(t *testing.T) {
 	}
 }
 
+func TestAHostThatFollowsAgainAfterAFailoverTranslatesWhatIsOpenedThen(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		r := filter.NewRewriter(filter.RewriterConfig{Strict: strict})
+		r.Commit(0)
+		r.Failover()
+		r.Commit(0)
+		r.Inbound(segment(true, false, 500, 0, packet.SYN, nil, nil), 0)
+		r.Outbound(segment(false, false, 9000, 501, packet.SYN|packet.ACK, nil, nil), 0)
+		in := segment(true, false, 501, 1001, packet.ACK, nil, nil)
+		r.Inbound(in, 0)
+		out := segment(false, false, 9001, 501, packet.ACK, nil, []byte("x"))
+		r.Outbound(out, 0)
+		if got := numbers(t, in) + " " + numbers(t, out); got != "501/9001 1001/501" {
+			t.Errorf("strict %t: %s", strict, got)
+		}
+	}
+}
+
 func TestChecksumThatIsLeftToTheDeviceStays(t *testing.T) {
 	r := established(false)
 	f := append(make([]byte, 12), segment(true, false, 501, 1001, packet.ACK, nil, nil)...)
@@ -289,6 +313,29 @@ func TestTheTableIsBoundedAndEndedConnectionsGoFirst(t *testing.T) {
 	r.Inbound(resealed(f), 0)
 	open(4)
 	if s := r.Stats(); s.Conns != 2 || s.Held != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// A large packet comes too early in each epoch: before the guest has answered the client, or after
+// that. Those of all epochs together have more bytes than may wait at one time.
+func TestWhatWaitsIsForgottenAtACommitAndMakesRoom(t *testing.T) {
+	const epochs = 200
+	r := filter.NewRewriter(filter.RewriterConfig{})
+	data := make([]byte, 16000)
+	for epoch := range uint64(epochs) {
+		r.Inbound(segment(true, false, 500, 0, packet.SYN, nil, nil), 0)
+		seq := uint32(501)
+		if epoch%2 == 1 {
+			r.Outbound(segment(false, false, 9000, 501, packet.SYN|packet.ACK, nil, nil), 0)
+			seq += 100 // those before them are still to come
+		}
+		if r.Inbound(segment(true, false, seq, 1001, packet.ACK, nil, data), 0) {
+			t.Fatalf("epoch %d: it is delivered", epoch)
+		}
+		r.Commit(epoch)
+	}
+	if s := r.Stats(); s.Held != epochs || s.Dropped != 0 {
 		t.Errorf("%+v", s)
 	}
 }

@@ -303,6 +303,36 @@ func TestAnAddressThatSomebodyElseClaimsIsNotTheGuests(t *testing.T) {
 	}
 }
 
+// The guest has another MAC, which stays known, and has sent last from the one that is forgotten.
+func TestAMACIsLearnedAgainWhenItsAddressWasForgotten(t *testing.T) {
+	arp := fmt.Sprintf(arpOf, "")
+	second := strings.NewReplacer("525400000001", "525400000003", "0a000001", "0a000003").Replace(arp)
+	for why, forgets := range map[string]func(n *proxy.Neighbors){
+		"another host claims it": func(n *proxy.Neighbors) {
+			n.ToGuest(frameOf(t, strings.ReplaceAll(arp, "525400000001", "525400000002")), 0)
+		},
+		"a checkpoint is loaded that has it not": func(n *proxy.Neighbors) {
+			p := new(proxy.Neighbors)
+			p.FromGuest(frameOf(t, second), 0)
+			if err := loadNeighbors(t, n, neighborState(t, p)); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		var n proxy.Neighbors
+		n.FromGuest(frameOf(t, second), 0)
+		n.FromGuest(frameOf(t, arp), 0)
+		forgets(&n)
+		if got := n.All(); len(got) != 1 || got[0].MAC == announcedMAC {
+			t.Fatalf("%s: %v", why, got)
+		}
+		n.FromGuest(frameOf(t, "525400000009 525400000001 0800"), 0)
+		if got := n.All(); len(got) != 2 || got[1] != (proxy.Neighbor{MAC: announcedMAC}) {
+			t.Errorf("%s, and the guest sends from it: %v", why, got)
+		}
+	}
+}
+
 func TestNeighborsAreBoundedAndLearnedWithoutAllocation(t *testing.T) {
 	var n proxy.Neighbors
 	f := frameOf(t, fmt.Sprintf(arpOf, ""))

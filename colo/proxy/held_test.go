@@ -1,12 +1,14 @@
 package proxy_test
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/event"
 )
 
 var _ colo.OutputHolder = (*proxy.Primary)(nil)
@@ -48,6 +50,44 @@ func TestAPrimaryTellsWhatItHoldsInEitherMode(t *testing.T) {
 			want("alone", 0, 0)
 			w.wantLeft("all", w.pw, "0", "a", "b", "d")
 			w.end()
+		})
+	}
+}
+
+// The secondary's guest says the same, so that nothing waits; or all of it waits for the
+// checkpoints.
+func TestOnlyWhatIsSentInOneEpochAsksForACheckpointByItsSize(t *testing.T) {
+	for _, continuous := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
+				p.Limit, s.Limit, p.Continuous, s.Continuous = 1<<20, 1<<20, continuous, continuous
+			})
+			defer w.end()
+			w.connect()
+			w.checkpoint()
+			big := datagram(string(make([]byte, 8000)))
+			sends := func(n int) {
+				for range n {
+					w.must(w.p.WritePacket(big))
+					w.must(w.s.WritePacket(big))
+					synctest.Wait()
+				}
+			}
+			for range 3 {
+				sends(40)
+				if r := w.requests(); r != nil {
+					t.Errorf("continuous %t: asked for %v", continuous, r)
+				}
+				w.checkpoint()
+			}
+			sends(70)
+			if r := w.requests(); !slices.Equal(r, []event.Cause{event.CauseLimit}) {
+				t.Errorf("continuous %t: asked for %v in an epoch of more than half of the limit", continuous, r)
+			}
+			w.checkpoint()
+			if got := len(w.pw.left()); got != 3*40+70 {
+				t.Errorf("continuous %t: %d packets have left", continuous, got)
+			}
 		})
 	}
 }
