@@ -166,7 +166,7 @@ func (e *Engine) leavesAsItIs(t *stream, s *plain) bool {
 		return false
 	case !e.cfg.LowerAcks:
 		return true
-	case after(s.ack, v.ack), !s.bare() && l.acks && after(l.ack, s.ack):
+	case !acknowledged(s.ack, v.ack), !s.bare() && l.acks && after(l.ack, s.ack):
 		return false
 	}
 	return !(t.told.scaled && v.edges && after(s.ack+uint32(s.win)<<t.told.scale, v.edge))
@@ -210,7 +210,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 		return false
 	case s.bare():
 		// An acknowledgment leaves if the secondary's guest has given it too.
-		if !e.cfg.LowerAcks || !v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, s) {
+		if !e.cfg.LowerAcks || !v.acks || !acknowledged(s.ack, v.ack) || !e.leavesAsItIs(t, s) {
 			return false
 		}
 	case !v.agreed || !v.ahead(s.last):
@@ -240,7 +240,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	default:
 		// The secondary's guest may have said it before.
 		if w := c.s.at(0); c.p.len() > 0 || w.seq != s.seq || w.end != s.last || !v.inStep || v.done != s.seq || v.fin ||
-			!v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, s) || !bytes.Equal(w.data(), s.data()) {
+			!v.acks || !acknowledged(s.ack, v.ack) || !e.leavesAsItIs(t, s) || !bytes.Equal(w.data(), s.data()) {
 			return false
 		}
 		v.done = s.last
@@ -321,7 +321,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	serialMax(&ack, &known, s.ack)
 	l := &t.left
 	edge := p.ack + uint32(p.win)<<t.told.scale
-	if after(p.ack, ack) || e.cfg.LowerAcks && (l.acks && after(l.ack, p.ack) || t.told.scaled && after(edge, room)) {
+	if !acknowledged(p.ack, ack) || e.cfg.LowerAcks && (l.acks && after(l.ack, p.ack) || t.told.scaled && after(edge, room)) {
 		return false
 	}
 	stamp := uint32(0)

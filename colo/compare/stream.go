@@ -206,10 +206,15 @@ func serialMax(v *uint32, known *bool, n uint32) {
 
 // covers reports whether cover holds for the connection of p, and knows numbers of each kind
 // that p acknowledges. It does not for a SYN of the secondary's that the primary's guest has
-// not answered, which begins another connection.
+// not answered, which begins another connection; nor where the two guests acknowledge numbers
+// more than a quarter of the number space apart, which are not those of one connection.
 func (t *stream) covers(p *pkt) bool {
-	return t.cover.acks && (p.dack == 0 || t.dataAcks.known()) && (!t.said.syns || p.flags&packet.SYN != 0)
+	return t.cover.acks && t.cover.ack-p.ack+1<<30 < 1<<31 && (p.dack == 0 || t.dataAcks.known()) && (!t.said.syns || p.flags&packet.SYN != 0)
 }
+
+// acknowledged reports whether ack, a number of the primary's guest, is one that the
+// secondary's guest has acknowledged, which has come to cover.
+func acknowledged(ack, cover uint32) bool { return cover-ack < 1<<30 }
 
 // ahead reports whether seq is beyond the data that has been compared. A number more than
 // a quarter of the number space behind that is no retransmission, and counts as ahead.

@@ -9,7 +9,7 @@ import (
 // byValue is a connection that cannot be compared with another.
 type byValue struct {
 	net.Conn
-	any []byte
+	_ []byte
 }
 
 // What a caller's Dialer or listener returns is a connection, and need be no more.
