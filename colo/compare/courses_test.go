@@ -19,6 +19,7 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"the primary's guest does", opening + "p PA 1001 501 hello => -\np PA 1006 501 world => -\ns PA 1001 501 helloworld => 1001/501 hello, 1006/501 world"},
 		{"the secondary's guest is first", opening + "s PA 1001 501 hel => -\ns PA 1004 501 loworld => -\np PA 1001 501 hello => 1001/501 hello\np PA 1006 501 world => 1006/501 world"},
 		{"the secondary's guest says no more of a segment", opening + "p PA 1001 501 helloworld => -\ns PA 1001 501 hello => -\nwait 10 => 1001/501 hello\ns PA 1006 501 world => 1001/501 helloworld"},
+		{"the secondary's guest says no more of a segment, and then of another in the next epoch", opening + "p PA 1001 501 helloworld => -\ns PA 1001 501 hello => -\ncheckpoint => 1001/501 helloworld\np PA 1011 501 othermore => -\ns PA 1011 501 other => -\nwait 10 => 1011/501 other\ns PA 1016 501 more => 1011/501 othermore"},
 		{"the secondary's guest repeats a part", opening + "p PA 1001 501 helloworld => -\ns PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello\ns PA 1006 501 world => 1001/501 helloworld"},
 		{"the first part of a segment that a device cuts", opening + "p PA 1001 501 gso 4 helloworld => -\ns PA 1001 501 helloworld => 1001/501 helloworld"},
 		{"the bytes differ", opening + "p PA 1001 501 hello => -\ns PA 1001 501 hullo => !data\ncheckpoint => 1001/501 hello\np PA 1006 501 x => -\ns PA 1006 501 x => 1006/501 x"},
@@ -57,6 +58,7 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"SACK of what the primary's guest holds", opening + "p A 1001 501 sack 601-701 => -\ns A 1001 501 sack 601-701 => 1001/501 sack 601-701"},
 		{"SACK of what was sent twice", opening + "p A 1001 501 sack 401-451 => 1001/501 sack 401-451"},
 		{"SACK of two stretches", opening + "s A 1001 501 sack 801-901,601-701 => -\np A 1001 501 sack 601-651,801-1001 => 1001/501 sack 601-651 801-901"},
+		{"SACK of what the guest that is rolled back holds", opening + "s A 1001 501 sack 601-701 => -\nmark\np A 1001 501 sack 601-701 => -\nreceived => -\nheard => -\ns A 1001 501 sack 601-701 => 1001/501 sack 601-701"},
 
 		{"a segment that has waited, after a newer one", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 15 => 1006/501 ts 15\ns PA 1001 501 ts 9 hello => 1001/501 ts 15 hello\nin A 501 1006 ecr 15 => ecr 10"},
 		{"that, and the echo is at an odd place", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 4000000000 => 1006/501 ts 4000000000\np A 1006 501 ts 70015 => 1006/501 ts 70015\ns PA 1001 501 ts 9 hello => 1001/501 ts 70015 hello\nin A 501 1006 oddecr 70015 => ecr 10"},
@@ -83,6 +85,7 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 
 		{"the SYN|ACK is repeated", opening + "p SA 1000 501 => 1000/501\ns SA 9000 501 => -\np PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello"},
 		{"data with a SYN|ACK", "p SA 1000 501 hello => !flags\ns SA 9000 501 hello => -\ncheckpoint => 1000/501 hello\np PA 1006 501 x => -\ns PA 1006 501 x => 1006/501 x"},
+		{"data with a SYN|ACK that is repeated between the mark and the receipt", "p SA 1000 501 => -\nmark\np SA 1000 501 hello => !flags\nreceived => 1000/501\nheard => -\ncheckpoint => 1000/501 hello\np SA 1000 501 hello => 1000/501 hello"},
 		{"the guest calls", "p S 1000 0 => -\ns S 9000 0 => 1000/0\nin SA 500 1001 => -\np A 1001 501 => -\ns A 1001 501 => 1001/501\np A 1001 701 => -\ns A 1001 601 => 1001/601"},
 		{"the guest calls, and nobody knows the scale", "p S 1000 0 => -\ns S 9000 0 => 1000/0\np A 1001 701 => -\ns A 1001 601 => -\ns A 1001 701 => 1001/701"},
 		{"the guests call from two ports", "p S 1000 0 from 5000 => -\ns S 9000 0 from 5001 => !ports\ncheckpoint => 1000/0"},
@@ -90,11 +93,14 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"the same addresses again", opening + "p FA 1001 501 => -\ns FA 1001 501 => 1001/501\np A 1002 502 => -\ns A 1002 502 => 1002/502\np SA 400 701 => -\ns SA 9400 701 => 400/701\np PA 401 701 new => -\ns PA 401 701 new => 401/701 new"},
 		{"the same addresses again, and the secondary's guest is first", opening + "s SA 9400 701 => -\np SA 400 701 => 400/701\np PA 401 701 new => -\ns PA 401 701 new => 401/701 new"},
 		{"the same addresses again, and the old connection waits", opening + "p PA 1001 501 hello => -\np SA 400 701 => !flags\ns SA 9400 701 => -\ncheckpoint => 1001/501 hello, 400/701"},
+		{"the same addresses again, and the old connection waits with an older timestamp", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 15 => 1006/501 ts 15\np SA 400 701 ts 20 => !flags\ncheckpoint => 1001/501 ts 15 hello, 400/701 ts 20"},
+		{"the same addresses again, which the secondary's guest has from the checkpoint", opening + "p SA 400 701 => -\ncheckpoint => 400/701\np PA 401 701 new => -\ns PA 401 701 new => 401/701 new"},
 		{"a sign of life", opening + "p PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello\np A 1005 501 => 1005/501\np A 1005 501 z => 1005/501 z"},
 		{"urgent data", opening + "p UPA 1001 501 urg 3 abc => -\ns UPA 1001 501 urg 3 abc => 1001/501 abc"},
 		{"urgent data of one guest", opening + "p UPA 1001 501 urg 3 abc => -\ns PA 1001 501 abc => !flags"},
 
 		{"datagrams cross", "p udp 80 9 a => -\np udp 80 9 b => -\np udp 80 9 c => -\ns udp 80 9 c => udp c\ns udp 80 9 a => udp a\ns udp 80 9 b => udp b"},
+		{"datagrams that wait for their equals in two epochs", "p udp 80 9 a => -\ns udp 80 9 b => -\ncheckpoint => udp a\np udp 80 9 c => -\ns udp 80 9 d => -\nwait 25 => !packet\ncheckpoint => udp c"},
 		{"datagrams without data, twice", "p udp 80 9 => -\np udp 80 9 => -\ns udp 80 9 => udp\ns udp 80 9 => udp"},
 		{"a datagram without a checksum", "p udp0 80 9 a => -\ns udp 80 9 a => -\nwait 25 => !packet\ncheckpoint => udp a"},
 		{"a longer answer", "p udp 80 9 ab => -\ns udp 80 9 abc => !packet\ncheckpoint => udp ab"},
