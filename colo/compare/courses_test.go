@@ -81,6 +81,13 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"a failover while less has been acknowledged", opening + "p A 1001 701 => -\ns A 1001 601 => 1001/601\nfailover => 1001/701"},
 		{"a failover between the mark and the receipt", opening + "p PA 1001 501 a => -\nmark\np PA 1002 501 b => -\nfailover => 1001/501 a, 1002/501 b"},
 		{"a failover, and another session", opening + "failover => -\np PA 1001 501 a => 1001/501 a\ncheckpoint => -\np PA 1002 501 b => -\ns PA 1002 501 b => 1002/501 b"},
+		{"a failover, and another session, and a window that its secondary's guest does not have", opening + "failover => -\nmark\np A 1001 601 win 2000 => -\nreceived => -\nheard => -\ns A 1001 601 win 1500 => 1001/601 win 1500\ns A 1001 601 win 2000 => 1001/601 win 2000"},
+		{"a connection from before the session goes on", "failover => -\np SA 1000 501 => 1000/501\np PA 1001 601 hello => 1001/601 hello\ncheckpoint => -\np PA 1006 601 x => -\ns PA 1006 601 x => 1006/601 x"},
+		{"that, and the secondary's guest is first", "failover => -\np SA 1000 501 => 1000/501\np PA 1001 601 hello => 1001/601 hello\ncheckpoint => -\ns PA 1006 601 x => -\np PA 1006 601 x => 1006/601 x"},
+		{"that, and it is closed", "failover => -\np SA 1000 501 => 1000/501\np PA 1001 601 hello => 1001/601 hello\ncheckpoint => -\np FA 1006 601 => -\ns FA 1006 601 => 1006/601"},
+		{"that, and less has been acknowledged", "failover => -\np SA 1000 501 => 1000/501\np PA 1001 601 hello => 1001/601 hello\ncheckpoint => -\np A 1006 701 => -\ns A 1006 651 => 1006/651\ns A 1006 701 => 1006/701"},
+		{"that, and the guest has called", "failover => -\np S 1000 0 => 1000/0\nin SA 500 1001 => -\np PA 1001 501 hello => 1001/501 hello\ncheckpoint => -\np PA 1006 501 x => -\ns PA 1006 501 x => 1006/501 x"},
+		{"that, and its SYN|ACK is repeated", "failover => -\np SA 1000 501 => 1000/501\ncheckpoint => -\np SA 1000 501 => -\ns SA 1000 501 => 1000/501"},
 		{"nothing comes", opening + "p PA 1001 501 hello => -\nwait 4000 => !timeout\ncheckpoint => 1001/501 hello"},
 
 		{"the SYN|ACK is repeated", opening + "p SA 1000 501 => 1000/501\ns SA 9000 501 => -\np PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello"},
