@@ -58,6 +58,7 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"that, and the connection before it had another scale", "p SA 1000 501 ws 7 => -\ns SA 9000 501 ws 7 => 1000/501\ns SA 9400 701 => -\ns A 9401 701 => -\np SA 400 701 => 400/701\np A 401 701 win 2000 => -\ns A 401 701 win 1500 => 401/701 win 1500"},
 		{"that, and both sides call", "s S 9000 0 => -\ns SA 9000 501 => -\np S 1000 0 => 1000/0\np SA 1000 501 => 1000/501\np A 1001 501 win 2000 => -\ns A 1001 501 win 1500 => 1001/501 win 1500"},
 		{"that, and the secondary's guest acknowledges what nobody has said", "s S 9000 0 => -\ns A 9001 501 => -\np S 1000 0 => 1000/0\nin SA 500 1001 => -\np A 1001 501 win 2000 => -\ns A 1001 501 win 1500 => 1001/501 win 1500"},
+		{"that, of a connection which nobody has seen begin", "s A 1001 501 win 1500 => -\np A 1001 501 win 2000 => 1001/501 win 2000\np A 1001 601 win 1900 => -\ns A 1001 551 win 1450 => -\ns A 1001 601 win 1400 => 1001/601 win 1900"},
 		{"signed, and the secondary's guest gives less", opening + "p PA 1001 601 md5 1 hello => -\ns PA 1001 501 md5 1 hello => -\ns A 1006 601 md5 1 => 1001/601 hello"},
 		{"SACK of what both hold", opening + "s A 1001 501 sack 601-651 => -\np A 1001 501 sack 601-701 => 1001/501 sack 601-651\ns A 1001 501 sack 601-701 => 1001/501 sack 601-701"},
 		{"SACK of what the primary's guest holds", opening + "p A 1001 501 sack 601-701 => -\ns A 1001 501 sack 601-701 => 1001/501 sack 601-701"},
