@@ -288,13 +288,15 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 }
 
 // pass lets p leave while there is no session. It keeps what a SYN says of the window,
-// since the connection may last until a session begins.
+// since the connection may last until a session begins. How far the guest has come with it
+// is not kept, since the guest will have come further by then.
 func (e *Engine) pass(p *pkt) {
 	if p.segment.is && p.flags&packet.SYN != 0 {
 		e.key.kind = kindSegment
 		if c := e.conn(p, &e.key, e.now); c != nil {
-			c.tcp = stream{}
-			c.tcp.told.note(p)
+			var t told
+			t.note(p)
+			c.tcp = stream{told: toldOf(&t)}
 		}
 	}
 	e.release(p, &e.stats.Passed)

@@ -358,7 +358,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	return true
 }
 
-// hearPlain does what cover.note does, for a plain segment of the secondary's guest.
+// hearPlain does what hear does, for a plain segment of the secondary's guest.
 func (t *stream) hearPlain(s *plain) {
 	serialMax(&t.said.end, &t.said.ends, s.last)
 	v := &t.cover

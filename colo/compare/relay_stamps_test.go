@@ -105,3 +105,27 @@ func TestAGuestHearsNoEchoThatTakesItsLossBack(t *testing.T) {
 		t.Errorf("the peer has all of that: the echo %d", got)
 	}
 }
+
+// A loss is over when the peer has all that had been sent at the first repetition. What is
+// repeated later is another loss, and that may turn out to be none.
+func TestALossEndsWithTheLastByteThatHadBeenSent(t *testing.T) {
+	_, p, s, hear := stamps(t)
+	both := func(at, seq uint32, text string) {
+		t.Helper()
+		p(at, seq, text)
+		stampOf(t, s(at, seq, text))
+	}
+	both(10, 100, "abcd")
+	both(11, 104, "efgh")
+	stampOf(t, p(20, 100, "abcd"))
+	if got := hear(20, 108); got != 20 {
+		t.Errorf("the peer has it: the echo %d", got)
+	}
+	both(30, 108, "ijkl")
+	both(31, 112, "mnop")
+	hear(31, 108, 112, 116)
+	stampOf(t, p(40, 108, "ijkl"))
+	if got := hear(30, 112, 112, 116); got != 30 {
+		t.Errorf("the next repetition was needless: the echo %d", got)
+	}
+}

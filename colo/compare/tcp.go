@@ -104,7 +104,9 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		// The secondary's guest has begun the new connection before the primary's; its
 		// packets since belong to the new one.
 		n.said = t.said
-		n.cover.ack, n.cover.acks = t.cover.ack, t.cover.acks
+		if t.cover.edges { // or its SYN acknowledges nothing, and no answer to it can have come
+			n.cover.ack, n.cover.acks, n.cover.edge, n.cover.edges = t.cover.ack, t.cover.acks, t.cover.edge, true
+		}
 		n.dataAcks = t.dataAcks.reopen()
 	} else {
 		e.drop(&c.s)
@@ -162,7 +164,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	t.acknowledges(p, secondary)
 	if p.flags&packet.ACK != 0 {
 		room := t.cover.edge
-		t.cover.note(&t.told, p)
+		t.hear(p)
 		again = again && t.cover.edge == room
 	}
 	if p.flags&packet.RST != 0 && !t.said.rsts && !c.apart {
@@ -212,12 +214,14 @@ func (t *stream) twins(p, s *pkt) bool {
 		bytes.Equal(p.data(), s.data())
 }
 
-// note updates v by the acknowledgment in p, a packet of the secondary's guest. It applies
+// hear updates t.cover by the acknowledgment in p, a packet of the secondary's guest. It applies
 // the primary's window scale: if the secondary's SYN had another one, the guests have
-// diverged.
-func (v *cover) note(t *told, p *pkt) {
+// diverged. Before the primary's SYN has come its scale is that of another connection, if
+// there was one, and only the window of a SYN can be told.
+func (t *stream) hear(p *pkt) {
+	v := &t.cover
 	serialMax(&v.ack, &v.acks, p.ack)
-	if edge, ok := t.edgeOf(p); ok {
+	if edge, ok := t.told.edgeOf(p); ok && (!t.said.syns || p.flags&packet.SYN != 0) {
 		serialMax(&v.edge, &v.edges, edge)
 	}
 	if p.nsck > 0 {
