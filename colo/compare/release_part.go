@@ -59,7 +59,7 @@ func (e *Engine) partly(c *conn) bool {
 		return false
 	}
 	p, v := c.p.at(0), &c.tcp.cover
-	return p.flags&odd == 0 && !p.signed && v.agreed && v.inStep && !after(p.seq, v.done) && after(p.ok, v.done) && after(p.end, p.ok)
+	return p.flags&odd == 0 && !p.signed && !v.fin && v.agreed && v.inStep && !after(p.seq, v.done) && after(p.ok, v.done) && after(p.end, p.ok)
 }
 
 // dates notes, when a packet of c has come, since when the same part of its lowest segment
