@@ -145,10 +145,14 @@ func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 	if p == nil {
 		return errors.Join(errNoJob, remote.Close())
 	}
-	if err := sameDisk(p, remote); err != nil {
-		return errors.Join(err, remote.Close())
+	// Both ask the other side, which may be lost meanwhile.
+	stop := atEnd(ctx, func() { data.Close(); identity.Close() })
+	err := sameDisk(p, remote)
+	if err == nil {
+		err = p.Attach(remote)
 	}
-	if err := p.Attach(remote); err != nil {
+	stop()
+	if err != nil {
 		return errors.Join(err, remote.Close())
 	}
 	return p.Synchronise(ctx, replication.SyncConfig{Sums: sums})

@@ -39,6 +39,8 @@ var keptAsTheyAre = []uint64{
 
 	3002045, // another took over from such a host, whose gate stayed open
 	5008144, // an operator said of both hosts in turn that they were dead, before the arbiter had heard of the first word
+
+	61291245, // a secondary died silently while it was asked whose disk it has: its primary waited for the answer for 30 s
 }
 
 const (
