@@ -117,22 +117,7 @@ func faultyRun(t *testing.T, seed uint64, at, how int) (left int) {
 			return false
 		}
 		allowed = [][]byte{bytes.Clone(primary)}
-		change := func(d Disk, image []byte) bool {
-			off := rng.Int64N(size/SectorSize) * SectorSize
-			n := min(SectorSize*(1+rng.Int64N(20)), size-off)
-			p := bytes.Repeat([]byte{byte(1 + rng.IntN(250))}, int(n))
-			var err error
-			if rng.IntN(4) == 0 {
-				clear(p)
-				err = WriteZeroes(d, off, n)
-			} else {
-				_, err = d.WriteAt(p, off)
-			}
-			if err == nil {
-				copy(image[off:], p)
-			}
-			return err == nil
-		}
+		change := func(d Disk, image []byte) bool { return changeSome(rng, d, image) == nil }
 		sees := func() {
 			p := make([]byte, size)
 			if _, err := s.ReadAt(p, 0); err == nil && !bytes.Equal(p, guest) {
@@ -225,4 +210,24 @@ func TestSecondaryAnyOfWhoseOperationsFails(t *testing.T) {
 	if runs < 300/step {
 		t.Errorf("%d operations have failed, want some hundreds", runs)
 	}
+}
+
+// changeSome writes something to a few sectors of a disk, zeroes now and then, and to its image where
+// the disk has taken it.
+func changeSome(rng *rand.Rand, d Disk, image []byte) error {
+	size := int64(len(image))
+	off := rng.Int64N(size/SectorSize) * SectorSize
+	n := min(SectorSize*(1+rng.Int64N(20)), size-off)
+	p := bytes.Repeat([]byte{byte(1 + rng.IntN(250))}, int(n))
+	var err error
+	if rng.IntN(4) == 0 {
+		clear(p)
+		err = WriteZeroes(d, off, n)
+	} else {
+		_, err = d.WriteAt(p, off)
+	}
+	if err == nil {
+		copy(image[off:], p)
+	}
+	return err
 }

@@ -75,22 +75,7 @@ func noRoomRun(t *testing.T, seed uint64, at, n, answer, made int) int {
 	}
 	checkpoint := bytes.Clone(devices[0].data)
 	primary, guest := bytes.Clone(checkpoint), bytes.Clone(checkpoint)
-	change := func(d Disk, image []byte) error {
-		off := rng.Int64N(size/SectorSize) * SectorSize
-		n := min(SectorSize*(1+rng.Int64N(20)), size-off)
-		p := bytes.Repeat([]byte{byte(1 + rng.IntN(250))}, int(n))
-		var err error
-		if rng.IntN(4) == 0 {
-			clear(p)
-			err = WriteZeroes(d, off, n)
-		} else {
-			_, err = d.WriteAt(p, off)
-		}
-		if err == nil {
-			copy(image[off:], p)
-		}
-		return err
-	}
+	change := func(d Disk, image []byte) error { return changeSome(rng, d, image) }
 	sees := func() {
 		t.Helper()
 		p := make([]byte, size)

@@ -24,6 +24,7 @@ import (
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
@@ -78,5 +79,5 @@ var errEscape = errors.New("ended from the console")
 
 // oneLine returns the text of an error as one line.
 func oneLine(err error) string {
-	return output.Line(err.Error())
+	return plain.Line(err.Error())
 }

@@ -12,7 +12,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/internal/size"
 )
 
@@ -105,7 +105,7 @@ func (p *printer) say(format string, args ...any) {
 	if p.o.json {
 		return
 	}
-	p.terminal.say(p.std.err, "lockstep-gokvm: "+output.Line(fmt.Sprintf(format, args...))+"\n")
+	p.terminal.say(p.std.err, "lockstep-gokvm: "+plain.Line(fmt.Sprintf(format, args...))+"\n")
 }
 
 // object prints one line of JSON.

@@ -1,5 +1,6 @@
-// Package plain makes texts of the other side fit for logs and terminals, where they are printed in
-// words of this side.
+// Package plain makes texts that others have chosen fit for logs and terminals, where they are printed
+// among words of this side: Text as they are read from the other side, so that nothing else is kept,
+// and Line as a program prints what may have one in it.
 package plain
 
 import (
