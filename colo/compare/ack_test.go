@@ -395,3 +395,18 @@ func TestWhatIsCutOfASegmentSaysTheSameOfCongestion(t *testing.T) {
 	s(ackSeg{seq: 104, ack: 2280, win: 60, flags: push | bits, data: "ef"})
 	check("a part", s(ackSeg{seq: 104, ack: 2280, win: 60, flags: push | bits, data: "ef"}))
 }
+
+// What the two guests acknowledge are numbers of one peer. Where they are more than a quarter of the
+// number space apart, nothing of one is covered by the other, whichever counts as the greater.
+func TestAnAcknowledgmentOfAnotherConnectionCoversNothing(t *testing.T) {
+	for _, apart := range []uint32{1<<30 + 1, 1 << 31, 1<<31 + 5, 3<<30 - 1} {
+		x, p, _ := opened(t, nil)
+		x.told("nothing but an acknowledgment", p(ackSeg{seq: 100, ack: 1000 + apart, win: 50, flags: packet.ACK}), "")
+		x, p, s := opened(t, nil)
+		s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abc"})
+		x.told("data that the other has said", p(ackSeg{seq: 100, ack: 1000 + apart, win: 50, flags: push, data: "abc"}), "")
+		x, p, s = opened(t, nil)
+		p(ackSeg{seq: 100, ack: 1000 + apart, win: 50, flags: push, data: "abc"})
+		x.told("data that the other says now", s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abc"}), "")
+	}
+}

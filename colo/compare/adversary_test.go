@@ -313,10 +313,16 @@ func (a *adversary) end() {
 	}
 }
 
+// keptCourses have found something.
+var keptCourses = []uint64{
+	10403, // an acknowledgment was compared with one of another connection, half of the number space away
+	75570, // a part left from behind a FIN, and the next segment's FIN was taken for that one
+}
+
 func TestNothingLeavesThatNoSurvivorHasSaid(t *testing.T) {
 	seeds := require.Many[uint64](20, 60, 2000)
 	matched := uint64(0)
-	for seed := range seeds {
+	course := func(seed uint64) {
 		rnd := rand.New(rand.NewPCG(seed, 19))
 		a := newAdversary(t, rnd.IntN)
 		a.note("seed %d", seed)
@@ -325,6 +331,12 @@ func TestNothingLeavesThatNoSurvivorHasSaid(t *testing.T) {
 		}
 		matched += a.e.Stats().Matched
 		a.end()
+	}
+	for _, seed := range keptCourses {
+		course(seed)
+	}
+	for seed := range seeds {
+		course(seed)
 	}
 	if matched < 20*seeds {
 		t.Errorf("%d packets matched in %d runs: nothing was tried", matched, seeds)

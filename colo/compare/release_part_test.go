@@ -61,6 +61,27 @@ func TestNoPartLeavesThatIsNotCovered(t *testing.T) {
 	x.told("the guest is to be rolled back", s(first), "")
 }
 
+// A segment without the ACK flag acknowledges nothing, whatever number it has in that place: nor does
+// a part of it.
+func TestAPartAcknowledgesNothingThatItsSegmentDoesNot(t *testing.T) {
+	x, _, s := opened(t, nil)
+	f := ackSeg{seq: 100, ack: 5000, win: 50, flags: push, data: "abcdefgh"}.frame()
+	f.Data[packet.EthernetLen+packet.IPv4Len+13] &^= packet.ACK
+	sealed(f.Data)
+	first := ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abc"}
+	x.Primary(f, x.now)
+	s(first)
+	r := x.Secondary(first.frame(), x.now)
+	if len(r.Release) != 1 {
+		t.Fatalf("%d leave", len(r.Release))
+	}
+	var p packet.Packet
+	p.Parse(r.Release[0].Data)
+	if h := p.TCP(); string(h.Payload()) != "abc" || h.Flags() != packet.PSH || h.Checksum() != p.TCPChecksum() {
+		t.Errorf("%q leaves, with the flags %#x", h.Payload(), h.Flags())
+	}
+}
+
 // A segment that a device is to cut leaves in parts no longer than those.
 func TestAPartOfASegmentThatIsToBeCutNeedsNoCutting(t *testing.T) {
 	x, _, _ := opened(t, nil)
