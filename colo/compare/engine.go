@@ -342,7 +342,7 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	if c == nil || !e.room(len(f.Data), e.cfg.MaxBytes/2) {
 		e.stats.Dropped++
 		if c != nil && p.opens() {
-			c.blind = true // what that guest says from now on is of another connection
+			e.missed(c, p)
 		}
 		e.overLimit()
 		return e.end()
@@ -356,6 +356,9 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	if c.s.len() > e.cfg.MaxQueue {
 		e.stats.Dropped++
 		c.blind = true
+		if p.opens() {
+			e.missed(c, p)
+		}
 		e.diverge(c, ReasonLimit)
 		return e.end()
 	}

@@ -41,7 +41,18 @@ func (e *Engine) obscured(p *pkt, k *connKey) {
 	if c == nil {
 		return // whatever it says before the primary's guest has begun the connection too does not count
 	}
+	e.missed(c, p)
+	e.diverge(c, ReasonFlags)
+}
+
+// missed is called for a SYN of the secondary's guest that the comparison does not have: it is
+// not looked into, or there is no room for it. What that guest says after it is of another
+// connection, of which nothing is known, and counts for none until a receipt or another SYN.
+func (e *Engine) missed(c *conn, p *pkt) {
 	e.drop(&c.s)
 	c.blind = true
-	e.diverge(c, ReasonFlags)
+	if t := &c.tcp; !t.said.open || t.said.isn != p.seq {
+		t.said, t.cover, t.urgent = said{past: true}, cover{}, nil
+		t.dataAcks.reset()
+	}
 }

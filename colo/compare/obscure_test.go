@@ -1,6 +1,7 @@
 package compare_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/compare"
@@ -44,6 +45,57 @@ func TestASYNThatIsNotLookedIntoBeginsAConnectionAllTheSame(t *testing.T) {
 	x.Secondary(wrap(anew, packet.GSOUDP), x.now)
 	if n := x.Stats().Conns; n != 0 {
 		t.Errorf("%d connections begin with what the secondary's guest alone has said", n)
+	}
+}
+
+// The secondary's guest may begin another connection with a SYN that the comparison does not
+// have. Until the receipt that guest may still be the one that goes on, and what it acknowledges
+// of its new connection is nothing that it has acknowledged of the old one.
+func TestWhatTheOtherGuestAcknowledgesBehindASYNThatWasMissedCoversNothing(t *testing.T) {
+	plain := func(a ackSeg) compare.Frame {
+		return compare.Frame{Data: append(make([]byte, packet.VNetMergeLen), a.frame().Data...), VNetHdr: packet.VNetMergeLen}
+	}
+	anew := ackSeg{seq: 50, ack: 800, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+	for name, miss := range map[string]func(x *rig){
+		"it is not looked into": func(x *rig) {
+			f := plain(anew)
+			f.Data[1] = packet.GSOUDP
+			x.Secondary(f, x.now)
+		},
+		"there is no memory for it": func(x *rig) {
+			a := anew
+			a.data = strings.Repeat("x", 3000)
+			x.told("", x.Secondary(plain(a), x.now), "!limit")
+		},
+		"the queue is full": func(x *rig) {
+			for i := range uint32(5) {
+				x.Secondary(plain(data(104+4*i, "abcd")), x.now)
+			}
+			x.told("", x.Secondary(plain(anew), x.now), "!limit")
+		},
+	} {
+		cfg := everything()
+		cfg.MaxQueue, cfg.MaxBytes = 4, 8192
+		x := newRig(t, cfg)
+		x.checkpoint(0)
+		syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+		x.Primary(plain(syn), x.now)
+		x.Secondary(plain(syn), x.now)
+		x.Primary(plain(ackSeg{seq: 100, ack: 2000, win: 50, flags: ackOnly}), x.now)
+		x.Secondary(plain(ackSeg{seq: 100, ack: 1500, win: 50, flags: ackOnly}), x.now)
+		if st := x.Stats(); st.Dropped > 0 || st.Held != 1 {
+			t.Fatalf("%s: too soon: %+v", name, st)
+		}
+		miss(x)
+		if st := x.Stats(); st.Dropped != 1 {
+			t.Errorf("%s: it is not: %+v", name, st)
+		}
+		x.Secondary(plain(ackSeg{seq: 51, ack: 3000, win: 50, flags: ackOnly}), x.now)
+		x.mark(1)
+		for _, ack := range []uint32{1500, 1600} {
+			x.told(name+": between the mark and the receipt", x.Primary(plain(ackSeg{seq: 100, ack: ack, win: 50, flags: ackOnly}), x.now), "")
+		}
+		x.told(name+": the checkpoint has both", x.received(1), "@100 ack 2000 to 8400, @100 ack 1600 to 8000")
 	}
 }
 

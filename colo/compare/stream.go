@@ -99,7 +99,7 @@ type said struct {
 	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt on it is the primary's
 	end  uint32 // the greatest end of its data; a mark clears it
 	open bool   // isn is known
-	past bool   // it is still in the connection before this one: from the primary's SYN until its own, or a receipt
+	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt
 	ends bool   // end is known
 	rsts bool   // rst waits
 	fins bool   // fin waits
