@@ -109,6 +109,13 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"the same addresses again, and the old connection waits with an older timestamp", opening + "p PA 1001 501 ts 10 hello => -\np A 1006 501 ts 15 => 1006/501 ts 15\np SA 400 701 ts 20 => !flags\ncheckpoint => 1001/501 ts 15 hello, 400/701 ts 20"},
 		{"the same addresses again, which the secondary's guest has from the checkpoint", opening + "p SA 400 701 => -\ncheckpoint => 400/701\np PA 401 701 new => -\ns PA 401 701 new => 401/701 new"},
 		{"a sign of life", opening + "p PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello\np A 1005 501 => 1005/501\np A 1005 501 z => 1005/501 z"},
+		{"both sides call, and the client does not scale", "p S 1000 0 ws 7 => -\ns S 9000 0 ws 7 => 1000/0\np SA 1000 501 => -\ns SA 9000 501 => 1000/501\np A 1001 501 win 2000 => -\ns A 1001 501 win 1500 => 1001/501 win 1500"},
+		{"data with a SYN that calls", "p S 1000 0 hello => !flags\ns S 9000 0 hello => -\ncheckpoint => 1000/0 hello\nin SA 500 1006 => -\np A 1006 501 => -\ns A 1006 501 => 1006/501"},
+		{"data with a SYN that calls, and then none", "p S 1000 0 hello => !flags\np S 1000 0 => -\ns S 9000 0 hello => -\ns S 9000 0 => -\ncheckpoint => 1000/0 hello, 1000/0\nin SA 500 1001 => -\np PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello"},
+		{"a half that is closed, and the other is not", opening + "p FA 1001 501 => -\ns FA 1001 501 => 1001/501\np A 1002 601 => -\ns A 1002 551 => 1002/551\ns A 1002 601 => 1002/601\np A 1002 601 => 1002/601"},
+		{"everybody has closed, and the client repeats its FIN", opening + "p FA 1001 502 => -\ns FA 1001 502 => 1001/502\np A 1002 502 => 1002/502\np A 1002 502 => 1002/502\ns A 1002 502 => -\nwait 4000 => -"},
+		{"a SYN of a stranger is answered", opening + "p PA 1001 501 hello => -\np A 1006 501 => 1006/501\ns PA 1001 501 hello => 1001/501 hello\ns A 1006 501 => -\nin R 501 0 => -\np PA 1006 501 x => -\ns PA 1006 501 x => 1006/501 x"},
+		{"a RST whose acknowledgment the secondary's guest has not given", opening + "p RA 1001 601 => -\ns RA 1001 501 => 1001/501"},
 		{"urgent data", opening + "p UPA 1001 501 urg 3 abc => -\ns UPA 1001 501 urg 3 abc => 1001/501 abc"},
 		{"urgent data of one guest", opening + "p UPA 1001 501 urg 3 abc => -\ns PA 1001 501 abc => !flags"},
 

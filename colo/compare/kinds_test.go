@@ -212,7 +212,7 @@ func (x *kindsRun) end(what string) {
 // of them, each leaves once and as it is, at once or with the checkpoint. Where only the
 // primary's guest says it, or the other says something else, it waits for the checkpoint.
 func TestPacketsOfEveryKindLeaveOnceAndCovered(t *testing.T) {
-	for _, c := range kinds() {
+	for _, c := range append(kinds(), wrappedKinds()...) {
 		for _, vnet := range []int{0, 12} {
 			what := fmt.Sprintf("%s, header of %d bytes", c.what, vnet)
 			for _, first := range []string{"the primary", "the secondary"} {

@@ -152,13 +152,18 @@ func frameKinds() (list []frameKind) {
 	for what, wrap := range map[string]func(f []byte) []byte{
 		"VLAN": behind("\x81\x00\xe0\x05"), "a priority": behind("\x81\x00\xe0\x00"), "VLAN in VLAN": behind("\x88\xa8\x00\x05\x81\x00\x00\x06"),
 		"VLAN in VLAN in VLAN": behind("\x88\xa8\x00\x05\x81\x00\x00\x06\x81\x00\x00\x07"), "PPPoE": inPPPoE,
-		"PPPoE in a VLAN":               func(f []byte) []byte { return behind("\x81\x00\x00\x05")(inPPPoE(f)) },
-		"a record route, or hop-by-hop": withExtension(0, "\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"destination options":           withExtension(60, "\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"an atomic fragment":            withExtension(44, "\x06\x00\x00\x00\x00\x00\x00\x07"),
-		"twenty extensions":             withExtension(60, strings.Repeat("\x3c\x00\x01\x04\x00\x00\x00\x00", 19)+"\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"padding":                       func(f []byte) []byte { return append(f, "\xff is behind the packet"...) },
-		"the same addresses, cast":      func(f []byte) []byte { copy(f, "\x01\x00\x5e\x00\x00\x01"); return f },
+		"PPPoE in a VLAN in a VLAN": func(f []byte) []byte {
+			return behind("\x88\xa8\x00\x05\x81\x00\x00\x06")(inPPPoE(f))
+		},
+		"segment routing, at its end":        withExtension(43, "\x06\x02\x04\x00\x00\x00\x00\x00"+strings.Repeat("a", 16)),
+		"an atomic fragment between options": withExtension(0, "\x2c\x00\x01\x04\x00\x00\x00\x00\x3c\x00\x00\x00\x00\x00\x00\x07\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"PPPoE in a VLAN":                    func(f []byte) []byte { return behind("\x81\x00\x00\x05")(inPPPoE(f)) },
+		"a record route, or hop-by-hop":      withExtension(0, "\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"destination options":                withExtension(60, "\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"an atomic fragment":                 withExtension(44, "\x06\x00\x00\x00\x00\x00\x00\x07"),
+		"twenty extensions":                  withExtension(60, strings.Repeat("\x3c\x00\x01\x04\x00\x00\x00\x00", 19)+"\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"padding":                            func(f []byte) []byte { return append(f, "\xff is behind the packet"...) },
+		"the same addresses, cast":           func(f []byte) []byte { copy(f, "\x01\x00\x5e\x00\x00\x01"); return f },
 	} {
 		list = append(list, frameKind{what, wrap, data})
 	}

@@ -115,6 +115,10 @@ func kinds() (list []kind) {
 	add("IPv6 fragments", ip6(44, "\x11\x00\x00\x01\x00\x00\x00\x01"+whole[:16]), ip6(44, "\x11\x00\x00\x10\x00\x00\x00\x01"+whole[16:]))
 	add("IPv6 jumbo", ip6(0, "\x06\x00\xc2\x04\x00\x01\x00\x00"))
 	add("IPv6 no next header", ip6(59, "abcd"))
+	add("IPv6 segment routing", ip6(43, "\x06\x02\x04\x00\x00\x00\x00\x00"+strings.Repeat("a", 16)+tcp))
+	add("IPv6 atomic fragment between options", ip6(0, "\x2c\x00\x01\x04\x00\x00\x00\x00\x3c\x00\x00\x00\x00\x00\x00\x07\x06\x00\x01\x04\x00\x00\x00\x00"+tcp))
+	add("an error of IPv6 that quotes extensions", ip6(58, "\x02\x00\x00\x00\x00\x00\x05\x00"+string(ip6(0, "\x06\x00\x01\x04\x00\x00\x00\x00"+tcp)[14:])))
+	add("fragments that overlap", ip4(17, 0x2000, whole[:24]), ip4(17, 2, whole[16:]))
 	add("neighbour advertisement", ip6(58, "\x88\x00\x00\x00\x60\x00\x00\x00the address asked\x02\x01\x02\x00\x00\x00\x00\x01"))
 	add("neighbour solicitation", ip6(58, "\x87\x00\x00\x00\x00\x00\x00\x00the address asked"))
 	add("multicast listener report", ip6(58, "\x8f\x00\x00\x00\x00\x00\x00\x00"))
@@ -157,6 +161,14 @@ func kinds() (list []kind) {
 		kind{"TSO of segments of 0", [][]byte{super}, []byte("\x01\x01\x36\x00\x00\x00\x22\x00\x10\x00")},
 		kind{"a checksum beyond the frame", [][]byte{super}, []byte("\x01\x00\x00\x00\x00\x00\xff\xff\x10\x00")},
 		kind{"an unknown way to cut", [][]byte{super}, []byte("\x00\x77\x00\x00\xff\x00\x00\x00\x00\x00")},
+		kind{"TSO with marks of congestion", [][]byte{super}, []byte("\x01\x81\x36\x00\xa8\x05\x22\x00\x10\x00")},
+		kind{"TSO in a VLAN", [][]byte{tags("\x81\x00\x00\x05", super)}, []byte("\x01\x01\x3a\x00\xa8\x05\x26\x00\x10\x00")},
+		kind{"TSO in a VLAN in a VLAN", [][]byte{tags("\x88\xa8\x00\x05\x81\x00\x00\x06", super)}, []byte("\x01\x01\x3e\x00\xa8\x05\x2a\x00\x10\x00")},
+		kind{"TSO in a tunnel", [][]byte{datagram(string(super))}, []byte("\x01\x21\x60\x00\xa8\x05\x4c\x00\x10\x00")},
+		kind{"a checksum in a tunnel", [][]byte{datagram(string(super))}, []byte("\x01\x00\x00\x00\x00\x00\x4c\x00\x10\x00")},
+		kind{"fragments that a device makes", [][]byte{datagram(strings.Repeat("some of it", 900))}, []byte("\x01\x03\x2a\x00\xc8\x05\x22\x00\x06\x00")},
+		kind{"USO in a VLAN", [][]byte{tags("\x81\x00\x00\x05", datagram(strings.Repeat("some of it", 900)))}, []byte("\x01\x05\x2e\x00\x64\x00\x26\x00\x06\x00")},
+		kind{"USO of datagrams of 0", [][]byte{datagram(strings.Repeat("some of it", 900))}, []byte("\x01\x05\x2a\x00\x00\x00\x22\x00\x06\x00")},
 		kind{"USO", [][]byte{datagram(strings.Repeat("some of it", 900))}, []byte("\x01\x05\x2a\x00\x64\x00\x22\x00\x06\x00")})
 	return list
 }
