@@ -68,9 +68,12 @@ func (k *known) learn(f []byte) {
 	case p.Kind == packet.ARP:
 		k.claims[claimed(f)] = true
 	default:
-		k.words[string(f[12:])]++
+		k.words[heard(&p)]++
 	}
 }
+
+// heard returns what tells a datagram from others: all of it but the addresses of Ethernet and priorities.
+func heard(p *packet.Packet) string { return string(linkOf(p)) + string(p.Frame[p.L3:]) }
 
 func claimed(f []byte) string { return string(f[22:32]) }
 
@@ -105,7 +108,7 @@ func (k *known) lacks(f []byte) string {
 			return "a claim"
 		}
 	default:
-		if k.words[string(f[12:])] == 0 {
+		if k.words[heard(&p)] == 0 {
 			return fmt.Sprintf("datagram %x", f[12:])
 		}
 	}

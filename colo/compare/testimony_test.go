@@ -126,13 +126,17 @@ func multipath(h packet.TCP) (ack uint32, has bool, odd string) {
 	return ack, has, odd
 }
 
-// linkOf returns what tells networks apart: the tags, without their priorities, and what
-// PPP over Ethernet says.
-func linkOf(p *packet.Packet) []byte {
-	b := bytes.Clone(p.Frame[12:p.L3])
-	for i := range p.Tags {
-		b[4*i+2] &= 0x0f
+// linkOf returns what tells networks apart: the tags, without their priorities, but for those
+// that are nothing else, and what PPP over Ethernet says.
+func linkOf(p *packet.Packet) (b []byte) {
+	at := 12
+	for range p.Tags {
+		if tag := p.Frame[at : at+4]; tag[2]&0x0f != 0 || tag[3] != 0 {
+			b = append(b, tag[0], tag[1], tag[2]&0x0f, tag[3])
+		}
+		at += 4
 	}
+	b = append(b, p.Frame[at:p.L3]...)
 	if p.Link.PPPoE {
 		clear(b[len(b)-4 : len(b)-2]) // its length
 	}

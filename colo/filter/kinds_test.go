@@ -20,6 +20,7 @@ type view struct{ seq, time uint32 }
 type frameKind struct {
 	what string
 	wrap func(f []byte) []byte
+	open func(f []byte) []byte // wrap of the segments that open the connection
 	say  func(toGuest, v6 bool, v view) []byte
 }
 
@@ -88,7 +89,7 @@ func withExtension(first byte, ext string) func(f []byte) []byte {
 // frameKinds returns kinds of frames that are translated.
 func frameKinds() (list []frameKind) {
 	add := func(what string, say func(toGuest, v6 bool, v view) []byte) {
-		list = append(list, frameKind{what, bare, say})
+		list = append(list, frameKind{what, bare, bare, say})
 	}
 	fixed := func(s string) func(view) []byte { return func(view) []byte { return []byte(s) } }
 	const ack = packet.ACK
@@ -165,7 +166,15 @@ func frameKinds() (list []frameKind) {
 		"padding":                            func(f []byte) []byte { return append(f, "\xff is behind the packet"...) },
 		"the same addresses, cast":           func(f []byte) []byte { copy(f, "\x01\x00\x5e\x00\x00\x01"); return f },
 	} {
-		list = append(list, frameKind{what, wrap, data})
+		list = append(list, frameKind{what, wrap, wrap, data})
+	}
+	// A tag that has a priority, and no VLAN, may come and go.
+	for what, wraps := range map[string][2]func(f []byte) []byte{
+		"a priority, where the opening has none":           {behind("\x81\x00\xe0\x00"), bare},
+		"none, where the opening has a priority":           {bare, behind("\x81\x00\xe0\x00")},
+		"a priority in a VLAN, where the opening has none": {behind("\x88\xa8\x00\x05\x81\x00\xe0\x00"), behind("\x88\xa8\x00\x05")},
+	} {
+		list = append(list, frameKind{what, wraps[0], wraps[1], data})
 	}
 	return list
 }
@@ -313,7 +322,7 @@ func TestFramesOfEveryKindChangeInTheirNumbersAlone(t *testing.T) {
 							return append(h, k.wrap(f)...), 12
 						},
 					} {
-						for _, x := range translators(t, v6, own, peer, k.wrap) {
+						for _, x := range translators(t, v6, own, peer, k.open) {
 							if how == "zero" && bytes.Equal(k.say(toGuest, v6, from), k.say(toGuest, v6, to)) {
 								continue // it need not get a checksum, since nothing is translated
 							}

@@ -58,7 +58,8 @@
 // (PassUncompared, Continuous is the opposite, Strict is QEMU's way):
 //
 //   - IPv4 and IPv6 are compared, within VLANs (802.1Q, 802.1ad) and within
-//     sessions of PPP over Ethernet too.
+//     sessions of PPP over Ethernet too. A tag of VLAN 0, which has a priority
+//     alone, counts as none.
 //   - ARP and neighbour discovery follow timers of each guest. Such a message
 //     leaves if the secondary's guest has claimed the same address for the same
 //     link-layer address before, or a received checkpoint covers that claim.

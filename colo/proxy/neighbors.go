@@ -117,7 +117,7 @@ type link struct {
 	body        []byte
 }
 
-// linkOf returns the link of a frame with at most two VLAN tags. ok says that it is such a
+// linkOf returns the link of a frame in at most two VLANs. ok says that it is such a
 // frame.
 func linkOf(frame []byte, vnetHdr int) (l link, ok bool) {
 	if vnetHdr < 0 || len(frame) < vnetHdr+packet.EthernetLen {
@@ -137,7 +137,9 @@ func linkOf(frame []byte, vnetHdr int) (l link, ok bool) {
 		if len(b) < packet.TagLen || l.outer != 0 {
 			return l, false
 		}
-		l.outer, l.vlan = l.vlan, binary.BigEndian.Uint16(b[2:])&0xfff
+		if id := binary.BigEndian.Uint16(b[2:]) & 0xfff; id != 0 { // or it has a priority alone
+			l.outer, l.vlan = l.vlan, id
+		}
 	}
 }
 

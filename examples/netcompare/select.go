@@ -88,7 +88,7 @@ func sourceOf(p *packet.Packet) netip.Addr {
 
 // bare takes the tags off a frame.
 func bare(p *packet.Packet) []byte {
-	n := int(p.Link.Tags) * packet.TagLen
+	n := p.Tags * packet.TagLen
 	if n == 0 || len(p.Frame) < packet.EthernetLen+n {
 		return p.Frame
 	}

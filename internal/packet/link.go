@@ -14,7 +14,9 @@ const (
 )
 
 // A Link says what stands between a frame's addresses and its network header.
-// Packets of one link have the same Link; the zero Link is none.
+// Packets of one link have the same Link; the zero Link is none. A tag of VLAN 0 has a
+// priority and names no VLAN (802.1Q section 6.9): the answer to a packet with one may have
+// none, so such tags are not in a Link.
 type Link struct {
 	Tags    uint8     // VLAN tags (802.1Q, 802.1ad)
 	VLAN    [2]uint16 // the VLANs of the last two, the inner one first
@@ -23,7 +25,7 @@ type Link struct {
 	Session uint16    // the number of the PPPoE session
 }
 
-// Bare reports whether the network header follows the Ethernet header.
+// Bare reports whether the packet is in no VLAN and no session of PPP.
 func (l Link) Bare() bool { return l == Link{} }
 
 // LinkKey sets k to the kind of the packet and what it comes in, and to no
@@ -53,17 +55,18 @@ func (p *Packet) link() bool {
 		if len(frame) < p.L3+TagLen {
 			return false
 		}
-		p.Link.Service = p.Link.Service << 1 & 3
-		if p.Type == TypeQinQ {
-			p.Link.Service |= 1
+		if id := binary.BigEndian.Uint16(frame[p.L3:]) & 0xfff; id != 0 {
+			p.Link.Service = p.Link.Service << 1 & 3
+			if p.Type == TypeQinQ {
+				p.Link.Service |= 1
+			}
+			p.Link.VLAN = [2]uint16{id, p.Link.VLAN[0]}
+			p.Link.Tags = uint8(min(int(p.Link.Tags)+1, 255))
 		}
-		p.Link.VLAN[1] = p.Link.VLAN[0]
-		p.Link.VLAN[0] = binary.BigEndian.Uint16(frame[p.L3:]) & 0xfff
 		p.Type = binary.BigEndian.Uint16(frame[p.L3+2:])
 		p.L3 += TagLen
 		p.Tags++
 	}
-	p.Link.Tags = uint8(min(p.Tags, 255))
 	if p.Type != TypePPPoE {
 		return true
 	}

@@ -17,7 +17,9 @@ func TestWhatStandsInFrontOfTheNetworkHeaderIsLookedInto(t *testing.T) {
 	}{
 		{"nothing", "\x08\x00", packet.IP4, packet.Link{}},
 		{"802.1Q", "\x81\x00\xe0\x05\x08\x00", packet.IP4, packet.Link{Tags: 1, VLAN: [2]uint16{5}}},
-		{"a priority", "\x81\x00\xe0\x00\x08\x00", packet.IP4, packet.Link{Tags: 1}},
+		{"a priority", "\x81\x00\xe0\x00\x08\x00", packet.IP4, packet.Link{}},
+		{"a priority in a VLAN", "\x88\xa8\x00\x07\x81\x00\xe0\x00\x08\x00", packet.IP4, packet.Link{Tags: 1, VLAN: [2]uint16{7}, Service: 1}},
+		{"a VLAN in a priority", "\x81\x00\xe0\x00\x81\x00\x00\x05\x08\x00", packet.IP4, packet.Link{Tags: 1, VLAN: [2]uint16{5}}},
 		{"802.1ad", "\x88\xa8\x00\x07\x81\x00\x00\x05\x08\x00", packet.IP4, packet.Link{Tags: 2, VLAN: [2]uint16{5, 7}, Service: 2}},
 		{"PPPoE", "\x88\x64\x11\x00\x12\x34\x00\x1a\x00\x21", packet.IP4, packet.Link{PPPoE: true, Session: 0x1234}},
 		{"PPPoE in a VLAN", "\x81\x00\x00\x05\x88\x64\x11\x00\x00\x01\x00\x1a\x00\x21", packet.IP4,
@@ -33,7 +35,7 @@ func TestWhatStandsInFrontOfTheNetworkHeaderIsLookedInto(t *testing.T) {
 		if got := p.Parse(f); got != c.kind || p.Link != c.link {
 			t.Errorf("%s: kind %d, %+v", c.name, got, p.Link)
 		}
-		if c.kind == packet.IP4 && (p.L3 != 12+len(c.before) || p.End != len(f) || p.Link.Bare() != (c.name == "nothing")) {
+		if c.kind == packet.IP4 && (p.L3 != 12+len(c.before) || p.End != len(f) || p.Link.Bare() != (c.link == packet.Link{})) {
 			t.Errorf("%s: at %d to %d", c.name, p.L3, p.End)
 		}
 		for n := range f { // wherever it is cut
@@ -45,7 +47,7 @@ func TestWhatStandsInFrontOfTheNetworkHeaderIsLookedInto(t *testing.T) {
 func TestEachVLANAndSessionHasItsOwnFlows(t *testing.T) {
 	seen := map[packet.Key]string{}
 	for _, before := range []string{
-		"\x08\x00", "\x81\x00\x00\x05\x08\x00", "\x81\x00\x00\x00\x08\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05\x08\x00",
+		"\x08\x00", "\x81\x00\x00\x05\x08\x00", "\x88\xa8\x00\x07\x81\x00\x00\x05\x08\x00",
 		"\x88\xa8\x00\x08\x81\x00\x00\x05\x08\x00", "\x88\x64\x11\x00\x00\x01\x00\x1a\x00\x21", "\x88\x64\x11\x00\x00\x02\x00\x1a\x00\x21",
 	} {
 		var p packet.Packet
@@ -59,6 +61,14 @@ func TestEachVLANAndSessionHasItsOwnFlows(t *testing.T) {
 			t.Errorf("%x and %x are one flow", before, other)
 		}
 		seen[k] = before
+		for _, tag := range []string{"\x81\x00\xe0\x00", "\x88\xa8\x00\x00"} { // a priority and no VLAN
+			var same packet.Key
+			p.Parse(slices.Concat(f[:12], []byte(tag), f[12:]))
+			p.Key(&same)
+			if same != k {
+				t.Errorf("%x behind %x is another flow", before, tag)
+			}
+		}
 		if k.Reverse().Reverse() != k {
 			t.Errorf("%+v is not itself", k)
 		}

@@ -19,8 +19,8 @@ const (
 type Packet struct {
 	Frame []byte // as given, without a virtio-net header
 	Kind  Kind
-	Tags  int    // number of VLAN tags
-	Link  Link   // the tags, and PPP over Ethernet
+	Tags  int    // number of VLAN tags, those of VLAN 0 included
+	Link  Link   // the VLANs, and PPP over Ethernet
 	Type  uint16 // the EtherType behind them
 
 	L3  int // the network header
@@ -180,7 +180,7 @@ type Key struct {
 	Proto    uint8
 	Kind     Kind
 	Layers   uint8  // VLAN tags, and which are 802.1ad; 0x80 for a session of PPP over Ethernet
-	VLAN     uint16 // the innermost VLAN, 0 if untagged
+	VLAN     uint16 // the innermost VLAN, 0 if there is none
 	Outer    uint32 // the VLAN around it, and the number of the session
 }
 
