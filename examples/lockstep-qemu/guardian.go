@@ -46,6 +46,7 @@ type guardian struct {
 	word       standby.ControlMessage // what a standby that comes back is told
 	protects   bool                   // the standby may answer for the guest
 	exited     bool                   // COLO_EXIT since the last migrate
+	hangs      bool                   // the QEMU has taken no order for a while, see takesOrders
 	still      bool                   // an operator wants the guest to stand, and has it
 	settling   int                    // what stops it, and runs it again, by itself: see expectStop
 	settled    time.Time              // when that was over

@@ -351,7 +351,7 @@ func TestAGuardianThatIsStartedAgainFindsItsGuest(t *testing.T) {
 			g.vm, g.sock = monitored(t, "pc")
 			qemutest.AwaitSerial(t, g.vm.Dir, 2)
 			args := slices.Concat([]string{"protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:" + g.dir + "/s", "-delay", "20ms",
-				"-control", "unix:" + g.dir + "/c", "-insecure", "-stall", "20s", "-silence", "20s"}, arbiter)
+				"-control", "unix:" + g.dir + "/c", "-insecure", "-state", g.vm.Dir, "-stall", "20s", "-silence", "20s"}, arbiter)
 			first := child(t, args...)
 			g.standby.checkpoints(3)
 			first.Process.Kill()
@@ -362,6 +362,10 @@ func TestAGuardianThatIsStartedAgainFindsItsGuest(t *testing.T) {
 			g.guardian = start(t, args...)
 			g.guardian.object("found", 0)
 			g.guardian.object("standby", 0)
+			a, err := tell(t.Context(), socketIn(g.vm.Dir, "guardian"), order{Do: "status"})
+			if want := `"why":"it was found so: the standby has the guest"`; err != nil || !strings.Contains(string(a.Status), want) {
+				t.Errorf("status: %s, %v, want %s", a.Status, err, want)
+			}
 			g.vm.Kill()
 			g.guardian.ends(exitGuest)
 			g.runsThere(0)

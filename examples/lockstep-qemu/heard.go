@@ -36,6 +36,7 @@ type heard struct {
 	promised   time.Time // the arbiter is not asked before
 	asking     bool      // it is about to be asked, or has said yes: nothing is promised
 	runs       uint64    // the generation that was gone on with; 0: none
+	waits      string    // what the guardian waits for itself, as its last beat says
 }
 
 func newHeard(p *printer) *heard { return &heard{p: p, changed: make(chan struct{})} }
@@ -108,6 +109,13 @@ func (h *heard) evidence() (e standby.Evidence, why string, changed <-chan struc
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return standby.Evidence{Guardian: h.presence, Word: h.word, Promoted: h.promoted}, h.why, h.changed
+}
+
+// stays returns what the guardian waits for itself; empty: nothing that it has told.
+func (h *heard) stays() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waits
 }
 
 // serve takes guardians in until ctx ends, at most a few at a time, of which the
@@ -189,7 +197,7 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 	h.p.object(map[string]string{"guardian": "connected"})
 	defer h.update(func() {
 		if h.link == c {
-			h.link, h.presence = nil, standby.GuardianGone
+			h.link, h.presence, h.waits = nil, standby.GuardianGone, ""
 			h.p.object(map[string]string{"guardian": "lost"})
 		}
 	})
@@ -198,10 +206,16 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 			return err
 		}
 	}
-	for {
+	for over := false; ; { // it ends when the standby has heard of the guest's end
 		m, err := c.Receive(standby.DefaultSilence)
 		if err != nil {
-			return fmt.Errorf("the guardian is lost: %w", err)
+			return h.lost(err, over)
+		}
+		switch m.Say {
+		case standby.SaidPlanned, standby.SaidDead, standby.SaidStopped:
+			over = true
+		case standby.SaidProtect:
+			over = false
 		}
 		var answer standby.ControlMessage
 		h.update(func() {
@@ -220,16 +234,34 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 		}
 		if m.Say == standby.SaidBeat {
 			if err := c.Send(answer, standby.DefaultSilence); err != nil {
-				return err
+				return h.lost(err, over)
 			}
 		}
 	}
 }
 
+// lost returns how it is said that a guardian's connection has ended by err; nil: not at all, since
+// the guest has ended, as the guardian has said, or runs here.
+func (h *heard) lost(err error, over bool) error {
+	h.mu.Lock()
+	over = over || h.runs > 0
+	h.mu.Unlock()
+	switch {
+	case !hungUp(err):
+		return fmt.Errorf("the guardian is lost: %w", err)
+	case over:
+		return nil
+	}
+	return errors.New("the guardian has ended, or its process has died")
+}
+
 // hear takes a message in. h.mu is held.
 func (h *heard) hear(m standby.ControlMessage) {
-	if m.Say == standby.SaidProtect {
+	switch m.Say {
+	case standby.SaidProtect:
 		h.next = m.Generation
+	case standby.SaidBeat:
+		h.waits = m.Why
 	}
 	if !h.live || h.word == standby.Planned || h.word == standby.Dead || h.word == standby.Alone {
 		return
