@@ -136,6 +136,7 @@ var promises = []struct {
 	{"docs/operations.md", "A host that follows, and whose arbiter does not know of the other host's grant within a term, warns of it", []string{
 		"colo/protect.TestAHostThatFollowsTellsOfAnArbiterThatDoesNotKnowOfThePrimary", "colo/protect.TestAnArbiterThatIsSlowIsTheSame"}},
 	{"docs/operations.md", "Told also when a grant cannot be renewed", []string{"colo/protect.TestAnArbiterThatIsOutOfReachIsToldOfOnce"}},
+	{"docs/operations.md", "If it was granted, and could not be run then", []string{"examples/lockstep-gokvm.TestASavedGuestThatCouldNotBeRunGoesOnWithAPersonsWord"}},
 	{"docs/operations.md", "at least two beats", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/operations.md", "A checkpoint that is older than `CheckpointTimeout` is an outage", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch", "colo.TestAHeartbeatExcusesNoOutage"}},
 	{"docs/operations.md", "A link that moves bytes is not silent, however slow", []string{"replication.TestASlowSecondaryIsNotTakenForASilentOne"}},

@@ -32,6 +32,7 @@ type printer struct {
 	lost    time.Time      // when the session ended
 	exit    event.COLOExit // how the last session ended
 	ending  bool           // it is about to end in good order
+	saving  bool           // the guest is being saved, which ends its session
 	state   string         // the last state of the job, in its word
 	reason  string         // why it came to that, as it was told
 	wrong   string         // what trouble was told last
@@ -148,7 +149,7 @@ func (p *printer) event(r event.Record) {
 	case event.DiskSynchronised:
 		p.phase("disk", "the secondary has a copy: %v sent in %v", size.Bytes(e.Copied), time.Duration(e.ElapsedNS).Round(time.Millisecond))
 	case event.DiskBroken:
-		if p.isEnding() {
+		if p.isEnding() { // on purpose, and no copy drifts from the other
 			return
 		}
 		p.phase("disk", "the copies drift apart: %s", e.Error)
@@ -276,7 +277,15 @@ func (p *printer) willEnd() {
 func (p *printer) isEnding() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ending
+	return p.ending || p.saving
+}
+
+// saves says that the guest begins to be saved, or that this is over: meanwhile its session
+// ends, if it is not over already.
+func (p *printer) saves(begins bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.saving = begins
 }
 
 // note changes the summary.
