@@ -83,7 +83,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 		}
 	}
 	if err := g.connect(ctx); err != nil {
-		return exitFailed, err
+		return exitFailed, noMonitor(o.qmp, err)
 	}
 	defer func() { g.monitor().Close() }()
 	state, err := g.found(ctx)
@@ -254,7 +254,7 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.TellAlone:
 		g.send(standby.SaidAlone, why)
 	case standby.TellStopped:
-		g.send(standby.SaidStopped, why)
+		g.stopped(why)
 	case standby.TellPlanned:
 		g.send(standby.SaidPlanned, why)
 	case standby.TellDead:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"os"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
@@ -30,8 +31,11 @@ func (g *guardian) talk(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if hungUp(err) {
+		switch {
+		case hungUp(err):
 			err = errors.New("the standby has ended it, or its process has died")
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = fmt.Errorf("nothing has come from the standby, or has been taken by it, for %v", g.silence)
 		}
 		if text := err.Error(); text != said && !over {
 			said = text

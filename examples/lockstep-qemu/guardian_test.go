@@ -163,17 +163,25 @@ func TestAGuestWhoseStandbyIsLostRunsOnAndIsProtectedAgain(t *testing.T) {
 
 func TestAnOperatorPromotesTheStandbyAndTheGuardianStopsItsGuest(t *testing.T) {
 	t.Parallel()
-	g := guard(t, nil, nil)
-	start(t, "promote", "-standby", g.dir).ends(exitOK)
-	g.becomes("stood-down", 1)
-	g.standby.object("back", 0) // after it was stopped here
-	if state := g.vm.RunState(); state == "running" {
-		t.Errorf("the guest is %s here", state)
-	}
-	n := len(qemutest.Serial(g.vm.Dir))
-	g.runsThere(0)
-	if list := qemutest.Serial(g.vm.Dir); len(list) > n {
-		t.Errorf("it went on here, too: %d numbers after %d", len(list), n)
+	for _, name := range []string{"without an arbiter", "with one"} {
+		t.Run(name, func(t *testing.T) {
+			var arbiter []string
+			if name == "with one" { // it is given back there, since the guardian lives on
+				arbiter = []string{"-arbiter", "file:" + filepath.Join(qemutest.Dir(t), "arbiter"), "-term", "1h"}
+			}
+			g := guard(t, arbiter[:min(len(arbiter), 2)], arbiter)
+			start(t, "promote", "-standby", g.dir).ends(exitOK)
+			g.becomes("stood-down", 1)
+			g.standby.object("back", 0) // after it was stopped here
+			if state := g.vm.RunState(); state == "running" {
+				t.Errorf("the guest is %s here", state)
+			}
+			n := len(qemutest.Serial(g.vm.Dir))
+			g.runsThere(0)
+			if list := qemutest.Serial(g.vm.Dir); len(list) > n {
+				t.Errorf("it went on here, too: %d numbers after %d", len(list), n)
+			}
+		})
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -247,6 +248,8 @@ func (h *heard) lost(err error, over bool) error {
 	over = over || h.runs > 0
 	h.mu.Unlock()
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("the guardian is lost: nothing has come from it, or has been taken by it, for %v", standby.DefaultSilence)
 	case !hungUp(err):
 		return fmt.Errorf("the guardian is lost: %w", err)
 	case over:
