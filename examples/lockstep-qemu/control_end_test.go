@@ -119,3 +119,60 @@ func TestAGuardianWhoseGuestIsTheStandbysSaysNothingOfItsEnd(t *testing.T) {
 		}
 	}
 }
+
+// A stranger who only connects would otherwise have the guest run on unprotected: its guardian could
+// not come back.
+func TestConnectionsThatSayNothingKeepNoGuardianOut(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(qemutest.Dir(t), "c")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := new(printed)
+	h := newHeard(&printer{terminal: terminal{out: out, err: out}})
+	h.silence = time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan struct{})
+	go func() { defer close(served); h.serve(ctx, l, nil) }()
+	defer func() { cancel(); <-served }()
+	dial := func() net.Conn {
+		t.Helper()
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	ended := func(conn net.Conn) { // by the other side
+		t.Helper()
+		conn.SetReadDeadline(time.Now().Add(time.Minute))
+		if _, err := conn.Read(make([]byte, 1)); !hungUp(err) {
+			t.Fatal(err)
+		}
+	}
+	for range 2 * maxControls {
+		dial()
+	}
+	g := standby.NewControl(dial())
+	say := func(m standby.ControlMessage) {
+		t.Helper()
+		if err := g.Send(m, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Receive(time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(standby.ControlMessage{Say: standby.SaidHello, Version: standby.ControlVersion, Generation: 1})
+	first := dial()
+	for range 2 * maxControls {
+		dial()
+	}
+	ended(first)
+	say(standby.ControlMessage{Say: standby.SaidBeat, Generation: 1})
+	if n := out.count("control channel of"); n > 0 {
+		t.Errorf("%d lines are said of them", n)
+	}
+}
