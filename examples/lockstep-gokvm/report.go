@@ -36,6 +36,8 @@ type printer struct {
 	state   string         // the last state of the job, in its word
 	reason  string         // why it came to that, as it was told
 	wrong   string         // what trouble was told last
+	away    bool           // the arbiter does not answer
+	back    bool           // it has not answered before, and does again
 	inStep  bool           // the two hosts have had a checkpoint in common since they met
 	epoch   uint64         // the number of the last checkpoint
 	status  func() string
@@ -153,10 +155,37 @@ func (p *printer) event(r event.Record) {
 			return
 		}
 		p.phase("disk", "the copies drift apart: %s", e.Error)
+	case event.Arbitration:
+		p.arbiter(e)
 	case event.COLOExit:
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.lost, p.exit = r.Time, e
+	}
+}
+
+// arbiter says that the arbiter answers again, and that it does not once more, which reads like the
+// trouble that was told.
+func (p *printer) arbiter(e event.Arbitration) {
+	p.mu.Lock()
+	was, told := p.away, p.back
+	switch e.Answer {
+	case event.ArbiterUnreachable:
+		p.away, p.back = true, false
+	case event.ArbiterGranted, event.ArbiterRefused:
+		p.away, p.back = false, p.back || p.away
+	}
+	away := p.away
+	text := plain.Line("protect: the arbiter does not answer: " + e.Error)
+	if away && told {
+		p.wrong = lasting(text)
+	}
+	p.mu.Unlock()
+	switch {
+	case away && told:
+		p.phase("trouble", "%s", text)
+	case was && !away:
+		p.phase("arbiter", "it answers again")
 	}
 }
 
