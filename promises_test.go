@@ -136,6 +136,7 @@ var promises = []struct {
 	{"docs/operations.md", "A host that follows, and whose arbiter does not know of the other host's grant within a term, warns of it", []string{
 		"colo/protect.TestAHostThatFollowsTellsOfAnArbiterThatDoesNotKnowOfThePrimary", "colo/protect.TestAnArbiterThatIsSlowIsTheSame"}},
 	{"docs/operations.md", "Told also when a grant cannot be renewed", []string{"colo/protect.TestAnArbiterThatIsOutOfReachIsToldOfOnce"}},
+	{"docs/operations.md", "If it was granted, and could not be run then", []string{"examples/lockstep-gokvm.TestASavedGuestThatCouldNotBeRunGoesOnWithAPersonsWord"}},
 	{"docs/operations.md", "at least two beats", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/operations.md", "A checkpoint that is older than `CheckpointTimeout` is an outage", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch", "colo.TestAHeartbeatExcusesNoOutage"}},
 	{"docs/operations.md", "A link that moves bytes is not silent, however slow", []string{"replication.TestASlowSecondaryIsNotTakenForASilentOne"}},
@@ -263,6 +264,10 @@ var promises = []struct {
 		"colo/protect.TestAConnectionOfAPairNeedsItsToken", "colo/protect.TestAStrangerDoesNotReplaceAControlConnection"}},
 	{"docs/security.md", "It never sees the guest.", []string{"colo/protect.TestAnArbiterLearnsTheHostsAndTheCheckpointsAndNothingElse"}},
 	{"docs/security.md", "an authority's signature alone is not enough", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
+	{"docs/security.md", "must be `Peer.Name` of the very guest that is asked for", []string{"colo/protect.TestAHostGetsInForTheGuestThatIsItsOwn"}},
+	{"docs/security.md", "QEMU's tls-creds, and TLS in `examples/lockstep-qemu`", []string{
+		"examples/lockstep-qemu.TestTLSWithAQEMUPrimary", "examples/lockstep-qemu.TestTLSWithAQEMUSecondary", "examples/lockstep-qemu.TestADiskOverTLS",
+		"examples/lockstep-qemu.TestTheControlChannelTakesOurCertificatesOnly"}},
 	{"docs/security.md", "the socket's file permissions; over TCP nothing, except that the connection of a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},
 	{"docs/security.md", "a flood of SYNs takes no place of an established connection in the rewriter", []string{"colo/filter.TestAFloodOfSYNsTakesNoPlaceOfAConnection"}},

@@ -105,6 +105,7 @@ var judged = map[string]map[string][]string{
 			"Only the process that has opened a disk knows how far its copy is,",
 			"A guest whose vCPU waits for its disk at a shut gate cannot be paused",
 			"No verb ends the job and leaves the guest running:",
+			"One that has run is spoilt by that:",
 		},
 		"docs/security.md": {
 			"nothing of their own: they take a connection from the host,",

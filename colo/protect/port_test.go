@@ -182,6 +182,37 @@ func TestOnlyTheConfiguredHostGetsInByTLS(t *testing.T) {
 	}
 }
 
+// The port of a host serves guests whose other hosts are not the same: each has its own guest, and
+// no other.
+func TestAHostGetsInForTheGuestThatIsItsOwn(t *testing.T) {
+	ours := newAuthority(t)
+	p, err := Listen("127.0.0.1:0", PortConfig{TLS: ours.host(t, "b")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served(t, p)()
+	jobs := map[string]*sink{"a": {name: "a"}, "c": {name: "c"}} // by the other host, whose guest is called like it
+	for guest, job := range jobs {
+		if err := p.register(guest, job); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, host := range []string{"a", "c"} {
+		cfg := ours.host(t, host)
+		for _, guest := range []string{"a", "c"} {
+			c := Config{Peer: Peer{Dial: p.Addr().String(), Name: "b", PortConfig: PortConfig{TLS: cfg}}}
+			before := jobs[guest].count()
+			conn, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: guest, Host: host})
+			if err == nil {
+				conn.Close()
+			}
+			if in := jobs[guest].count() > before; in != (host == guest) || in != (err == nil) {
+				t.Errorf("host %s asks for the guest of %s: it got in: %t, %v", host, guest, in, err)
+			}
+		}
+	}
+}
+
 // A host that chooses its certificate for each connection asks no less of the other side.
 func TestAConfigurationForEachClientLetsNobodyElseIn(t *testing.T) {
 	ours, theirs := newAuthority(t), newAuthority(t)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -55,7 +56,9 @@ type ControlMessage struct {
 	// Beat that it answers: for so long the standby does not ask an arbiter for the
 	// guest. See failover.Holder.
 	Promise uint32 `json:"promise,omitempty"`
-	Why     string `json:"why,omitempty"` // a reason for people to read
+	// Why has a reason for people to read. In a Beat of the guardian, it is what a standby that
+	// was promoted has to wait for, as far as that is known.
+	Why string `json:"why,omitempty"`
 }
 
 // word returns the Word for a guardian's message.
@@ -152,8 +155,8 @@ func (c *Control) Send(m ControlMessage, within time.Duration) error {
 }
 
 // Receive returns the next message. If none comes within that time the error is a timeout
-// of the connection; a line that is no message is [ErrControl]. After an error the Control
-// cannot be used any more.
+// of the connection; a line that is no message is [ErrControl]; the end of the connection is
+// io.EOF. After an error the Control cannot be used any more.
 func (c *Control) Receive(within time.Duration) (ControlMessage, error) {
 	if err := c.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return ControlMessage{}, err
@@ -162,7 +165,7 @@ func (c *Control) Receive(within time.Duration) (ControlMessage, error) {
 		err := c.in.Err()
 		switch {
 		case err == nil:
-			err = net.ErrClosed
+			err = io.EOF
 		case errors.Is(err, bufio.ErrTooLong):
 			err = fmt.Errorf("%w: more than %d bytes", ErrControl, MaxControl)
 		}

@@ -26,11 +26,15 @@ import (
 // where the arbiter says no and while this host's hold has run out, so that of two
 // hosts that have lost each other one has a guest that runs. A standby that is
 // promoted while the arbiter is asked hears the arbiter's answer.
+//
+// Neither the guest nor the standby is blamed for a time in which the process of the
+// Guard itself was stopped: see [Guard.Step].
 type Guard struct {
 	cfg    GuardConfig
 	state  GuardState
 	moved  time.Time // the guest last ran, or its checkpoint got on
 	seen   time.Time // the standby last answered
+	last   time.Time // of the last Step
 	next   time.Time // not to be protected before
 	wait   time.Duration
 	there  bool // the standby answers
@@ -161,7 +165,7 @@ func NewGuard(cfg GuardConfig, state GuardState, now time.Time) *Guard {
 	if cfg.Retry == 0 {
 		cfg.Retry = DefaultRetry
 	}
-	return &Guard{cfg: cfg, state: state, moved: now, seen: now, wait: cfg.Retry, held: true}
+	return &Guard{cfg: cfg, state: state, moved: now, seen: now, last: now, wait: cfg.Retry, held: true}
 }
 
 // State returns the present state.
@@ -172,7 +176,16 @@ func (g *Guard) Paused() bool { return g.paused }
 
 // Step takes an input at the time now, which does not go back. It returns the actions to
 // carry out and, if the state has changed, the reason in words for an operator.
+//
+// It is to be called, with Tick if nothing else has happened, several times in the shorter of
+// Stall and Silence. A longer time than a quarter of that between two calls counts as this
+// quarter: the caller was stopped, or its machine was, and what has happened meanwhile
+// is still to be told.
 func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string) {
+	if gap := now.Sub(g.last) - min(g.cfg.Stall, g.cfg.Silence)/4; gap > 0 {
+		g.moved, g.seen = g.moved.Add(gap), g.seen.Add(gap)
+	}
+	g.last = now
 	if g.state == StoodDown || g.state == Ended {
 		if in == Runs && g.state == StoodDown { // somebody, or a checkpoint
 			return []GuardAction{StopGuest}, ""
@@ -224,7 +237,7 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 			// A question that is under way cannot be taken back: were the guest
 			// stopped and the answer yes, the standby would be refused, and the
 			// guest would run nowhere. The answer is told, whichever it is.
-			return nil, ""
+			return nil, "an operator has promoted the standby, which hears the answer of the arbiter that is asked already"
 		default:
 			return []GuardAction{TellAlone}, "" // what it has is old
 		}

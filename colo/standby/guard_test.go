@@ -9,10 +9,22 @@ import (
 	"time"
 )
 
-// told is an input some time after the one before.
+// told is an input some time after the one before, in which the Guard is told often that time
+// passes.
 type told struct {
 	after time.Duration
 	in    GuardInput
+}
+
+// passes has a Guard see a time pass, and returns what it does meanwhile, and the time after it.
+func passes(g *Guard, now time.Time, d time.Duration) (do []GuardAction, then time.Time) {
+	const often = 50 * time.Millisecond
+	then = now.Add(d)
+	for now = now.Add(often); now.Before(then); now = now.Add(often) {
+		more, _ := g.Step(now, Tick)
+		do = append(do, more...)
+	}
+	return do, then
 }
 
 func act(a ...GuardAction) string {
@@ -72,7 +84,7 @@ func TestWhatAGuardDoes(t *testing.T) {
 		{"or had stopped it before", Protected,
 			[]told{{0, OperatorStop}, {0, HoldOver}, {0, OperatorStop}, {0, HoldBack}, {0, OperatorStop}}, "hold-still stop", Protected},
 		{"and it never runs again", Protected,
-			[]told{{0, HoldOver}, {3000 * ms, OperatorStop}, {0, HoldBack}, {1900 * ms, OperatorStop}, {200 * ms, OperatorStop}}, "stop cont ask-grant", Asking},
+			[]told{{0, HoldOver}, {1500 * ms, OperatorStop}, {0, HoldBack}, {1900 * ms, OperatorStop}, {200 * ms, OperatorStop}}, "stop cont ask-grant", Asking},
 		{"and trouble comes then", Protected, []told{{0, Exited}, {0, HoldOver}, {0, Granted}}, "ask-grant stop lost-heartbeat tell-alone", Unprotected},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -80,7 +92,9 @@ func TestWhatAGuardDoes(t *testing.T) {
 			g := NewGuard(GuardConfig{}, c.from, now)
 			var done []GuardAction
 			for _, in := range c.in {
-				now = now.Add(in.after)
+				var do []GuardAction
+				do, now = passes(g, now, in.after)
+				done = append(done, do...)
 				was := g.State()
 				do, why := g.Step(now, in.in)
 				done = append(done, do...)
@@ -93,6 +107,43 @@ func TestWhatAGuardDoes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A guardian that was stopped has heard nothing, and says nothing of its guest or its standby by that.
+func TestATimeInWhichTheGuardWasStoppedIsNobodysSilence(t *testing.T) {
+	now := time.Now()
+	g := NewGuard(GuardConfig{}, Protected, now)
+	g.Step(now, Runs)
+	for _, asleep := range []time.Duration{3 * time.Second, time.Hour} {
+		now = now.Add(asleep)
+		if do, why := g.Step(now, Tick); len(do) > 0 {
+			t.Fatalf("after %v: %s, since %s", asleep, act(do...), why)
+		}
+		g.Step(now, StandbyThere)
+		g.Step(now, Runs)
+	}
+	// One whose guest does not run when it goes on finds that out, in no more time than always.
+	now = now.Add(time.Hour)
+	do, _ := g.Step(now, Stands)
+	if len(do) > 0 {
+		t.Fatal(act(do...))
+	}
+	if do, _ = passes(g, now, DefaultStall); act(do...) != "ask-grant" {
+		t.Errorf("a guest that stands: %q", act(do...))
+	}
+}
+
+// A caller that is always late finds a guest that stands, if late.
+func TestAGuardThatIsSeldomToldOfTheTimeFindsASilentStandby(t *testing.T) {
+	now := time.Now()
+	g := NewGuard(GuardConfig{}, Protected, now)
+	for range 100 {
+		now = now.Add(10 * time.Second)
+		if do, _ := g.Step(now, Runs); act(do...) == "ask-grant" {
+			return
+		}
+	}
+	t.Error("it was silent for 1,000 s")
 }
 
 // Whatever happens, the guest is told to go on alone only after a yes that was

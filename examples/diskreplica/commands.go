@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
 	"strings"
 )
@@ -35,6 +36,9 @@ func (p *printer) obey(ctx context.Context, commands io.Reader, due <-chan func(
 		}
 	}
 }
+
+// unknown is the error of a line that is no command.
+func unknown(line string) error { return fmt.Errorf("%.40q is no command: help lists them", line) }
 
 // lines returns a channel of the lines of r, closed at its end. Reading
 // standard input cannot be interrupted, so its goroutine ends with the

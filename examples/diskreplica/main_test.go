@@ -276,3 +276,36 @@ func TestJSONLinesAreAsQMPHasThem(t *testing.T) {
 		}
 	}
 }
+
+func TestALineThatIsNoCommandIsAnError(t *testing.T) {
+	dir := socket.Dir(t)
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	s := start(t, "secondary", "-json", "-image", b+".img", "-size", "4M", "-listen", b)
+	awaitListener(t, b+".control")
+	p := start(t, "primary", "-image", a+".img", "-size", "4M", "-secondary", b, "-listen", a)
+	p.expect("replication runs")
+	s.say("checkpoint")
+	s.expect(`{"error":{"class":"GenericError","desc":"\"checkpoint\" is no command: help lists them"}}`)
+	p.say("failover now")
+	p.expect(`error: "failover now" is no command`)
+	p.say("status")
+	p.expect("state running, epoch 0, the secondary lacks 0 KiB\n") // and no error that is none
+	p.say("help")
+	p.expect("reconnect   attach")
+	p.quit()
+	s.quit()
+}
+
+func TestASecondarySaysThatItsPrimaryHasLeft(t *testing.T) {
+	dir := socket.Dir(t)
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	s := start(t, "secondary", "-image", b+".img", "-size", "4M", "-listen", b)
+	awaitListener(t, b+".control")
+	p := start(t, "primary", "-image", a+".img", "-size", "4M", "-secondary", b, "-listen", a)
+	p.expect("replication runs")
+	p.quit()
+	s.expect("the primary of generation 1 has ended its connection")
+	s.say("failover")
+	s.expect("failover: the disk is that of checkpoint 0")
+	s.quit()
+}

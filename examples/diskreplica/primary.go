@@ -194,7 +194,7 @@ func (p *primary) status() {
 	s := status{State: p.disk.State().String(), Epoch: p.epoch, Error: text(p.disk.Err())}
 	missing := p.disk.Dirty()
 	s.Missing = &missing
-	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB, error %v", s.State, s.Epoch, missing>>10, p.disk.Err())
+	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB%s", s.State, s.Epoch, missing>>10, trouble(p.disk.Err()))
 }
 
 const primaryHelp = `checkpoint  bring the secondary's disk to the state of the primary's
@@ -219,8 +219,10 @@ func (p *primary) command(ctx context.Context, line string) (err error) {
 		err = p.verify(ctx, line == "repair")
 	case "status":
 		p.status()
-	default:
+	case "help":
 		p.returned(primaryHelp, "%s", primaryHelp)
+	default:
+		return unknown(line)
 	}
 	return err
 }

@@ -158,7 +158,7 @@ func (s *secondary) status() {
 	st := status{State: s.disk.State().String(), Epoch: s.disk.Epoch(), Error: text(s.disk.Err())}
 	active, hidden := s.disk.OverlayBytes()
 	st.Active, st.Hidden = &active, &hidden
-	s.returned(st, "state %s, epoch %d, overlays %d and %d KiB, error %v", st.State, st.Epoch, active>>10, hidden>>10, s.disk.Err())
+	s.returned(st, "state %s, epoch %d, overlays %d and %d KiB%s", st.State, st.Epoch, active>>10, hidden>>10, trouble(s.disk.Err()))
 }
 
 const secondaryHelp = `failover    go on alone, with the last checkpoint and the guest's own writes
@@ -188,8 +188,10 @@ func (s *secondary) command(ctx context.Context, line string) error {
 		}
 	case "status":
 		s.status()
-	default:
+	case "help":
 		s.returned(secondaryHelp, "%s", secondaryHelp)
+	default:
+		return unknown(line)
 	}
 	return nil
 }

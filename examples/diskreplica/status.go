@@ -68,3 +68,11 @@ func text(err error) string {
 	}
 	return err.Error()
 }
+
+// trouble returns what a status line says of an error behind the rest; nothing where there is none.
+func trouble(err error) string {
+	if err == nil {
+		return ""
+	}
+	return ", error " + err.Error()
+}

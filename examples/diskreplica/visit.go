@@ -17,6 +17,7 @@ import (
 type visit struct {
 	s              *secondary
 	conn           net.Conn    // for control
+	generation     uint64      // of its exports
 	disk, identity *nbd.Export // nil before the hello
 }
 
@@ -40,6 +41,7 @@ func (v *visit) hello(ctx context.Context) (string, error) {
 	}
 	s := v.s
 	s.generation++
+	v.generation = s.generation
 	var err error
 	v.disk, err = s.srv.Export(nbd.ExportConfig{Name: nbd.Name(diskName, s.generation), Disk: s.disk.Export(), Description: "what the primary writes"})
 	if err == nil {
@@ -92,6 +94,9 @@ func (v *visit) leave(ctx context.Context) {
 	v.s.mu.Lock()
 	present := v.s.present == v
 	v.s.mu.Unlock()
+	if present && ctx.Err() == nil {
+		v.s.printf("the primary of generation %d has ended its connection; it may come back, and failover goes on without it", v.generation)
+	}
 	if v.identity != nil {
 		v.identity.Close(ctx)
 	}

@@ -63,6 +63,8 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"primary -peer a:1 -kernel k -resume f", "want one of them"},
 		{"secondary -listen a:1 -resume f", "-resume is a primary's"},
 		{"primary -peer a:1 -kernel k -lazy", "-lazy without -resume"},
+		{"primary -peer a:1 -kernel k -resume-generation 2", "-resume-generation without -resume"},
+		{"primary -peer a:1 -resume f -lazy -resume-generation 2", "without -lazy"},
 		{"boot -kernel k -lazy", "-lazy: an unprotected guest"},
 		{"boot -kernel k -save f", "-save: an unprotected guest has none; primary"},
 		{"secondary", "a secondary needs -listen"},

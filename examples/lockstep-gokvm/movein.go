@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/size"
@@ -39,12 +41,14 @@ func (r *roamer) listen() (net.Listener, error) {
 	return l, nil
 }
 
-// maxVisitors is how many connections may say what they are for at one time.
+// maxVisitors is how many connections may say what they are for at one time. One more ends
+// the oldest, so that who says nothing keeps no guest out.
 const maxVisitors = 64
 
 // accept takes connections until the listener is closed.
 func (r *roamer) accept(l net.Listener) {
-	visitors := make(chan struct{}, maxVisitors)
+	var mu sync.Mutex
+	var visitors []net.Conn // the oldest first
 	for {
 		raw, err := l.Accept()
 		if err != nil {
@@ -58,18 +62,21 @@ func (r *roamer) accept(l net.Listener) {
 				return
 			}
 		}
-		select {
-		case visitors <- struct{}{}:
-			r.group.Go(func() {
-				l, hello, err := visited(r.life, r.o, r.secure, raw)
-				<-visitors
-				if err == nil {
-					r.visit(l, hello)
-				}
-			})
-		default:
-			raw.Close()
+		mu.Lock()
+		if visitors = append(visitors, raw); len(visitors) > maxVisitors {
+			visitors[0].Close()
+			visitors = slices.Delete(visitors, 0, 1)
 		}
+		mu.Unlock()
+		r.group.Go(func() {
+			l, hello, err := visited(r.life, r.o, r.secure, raw)
+			mu.Lock()
+			visitors = slices.DeleteFunc(visitors, func(c net.Conn) bool { return c == raw })
+			mu.Unlock()
+			if err == nil {
+				r.visit(l, hello)
+			}
+		})
 	}
 }
 

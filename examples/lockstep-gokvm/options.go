@@ -93,6 +93,10 @@ once, from the disk as it was left. With -lazy it runs before its memory has bee
 however large that is: what is read first is what the guest touches. It is protected when
 all has been read; the host needs the right to use userfaultfd. If the file cannot
 be read then, the guest stands still, and is lost.
+A guest that was granted to this host, but could not be run ("start the guest"), is as the
+file has it, and is refused all the same, as one that has gone on: "the disks here are of
+generation 2, the guest of generation 1". If it surely has not run, -resume-generation 2
+says so; if it has, its disk is no more that of the file, and is spoilt by it.
 
 If a guest switches itself off while its secondary cannot be told, the secondary may
 take over and go on from its last checkpoint.
@@ -140,7 +144,8 @@ type options struct {
 
 	kernel, initrd, append string
 	save, resume           string
-	lazy                   bool // the guest of resume runs before its memory is read
+	lazy                   bool   // the guest of resume runs before its memory is read
+	resumeAt               uint64 // the generation in which it was granted, and has not run; 0: none
 	postcopy               bool
 	maxDowntime            time.Duration
 	giveUp                 time.Duration // how long a guest waits for the other host in postcopy; 0: for ever
@@ -193,6 +198,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.append, "append", "console=ttyS0", "the kernel's `arguments`")
 	f.StringVar(&o.save, "save", "", "a new `file` that Ctrl-A w saves the guest to")
 	f.StringVar(&o.resume, "resume", "", "saved guest that a primary goes on with, a `file`")
+	f.Uint64Var(&o.resumeAt, "resume-generation", 0, "go on with the guest of -resume that was granted the generation `N` here already, and could not be run")
 	f.BoolVar(&o.lazy, "lazy", false, "run the guest of -resume at once: its memory is read from the file as the guest touches it, and the rest in the background; the file must stay as it is until the line loaded")
 	f.Var(&mem, "mem", "`size` of the guest's memory, with K, M or G")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
@@ -264,11 +270,11 @@ func someName() string {
 
 // ofPairs are the flags that mean nothing to an unprotected guest.
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
-	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control`)
+	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume resume-generation lazy qmp http http-control`)
 
 // ofPairsOnly are the flags of ofPairs that mean nothing to a guest that moves.
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
-	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
+	checkpoint-timeout term arbiter arbiter-command start save resume resume-generation lazy qmp http http-control host`)
 
 // ofAnotherKind matches what looks like a place that both hosts reach, such as nfs:/a, and is none.
 var ofAnotherKind = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:`)
@@ -364,6 +370,10 @@ func (o *options) validate(given map[string]bool) error {
 		return errors.New("-resume is a primary's")
 	case o.lazy && o.resume == "":
 		return errors.New("-lazy without -resume")
+	case o.resumeAt > 0 && o.resume == "":
+		return errors.New("-resume-generation without -resume")
+	case o.resumeAt > 0 && o.lazy:
+		return errors.New("-resume-generation and -lazy: without -lazy the guest goes on")
 	case o.resume != "" && o.kernel != "":
 		return errors.New("-resume and -kernel: want one of them")
 	case o.mode != modeSecondary && o.mode != modeReceive && o.kernel == "" && o.resume == "":

@@ -32,9 +32,12 @@ type printer struct {
 	lost    time.Time      // when the session ended
 	exit    event.COLOExit // how the last session ended
 	ending  bool           // it is about to end in good order
+	saving  bool           // the guest is being saved, which ends its session
 	state   string         // the last state of the job, in its word
 	reason  string         // why it came to that, as it was told
 	wrong   string         // what trouble was told last
+	away    bool           // the arbiter does not answer
+	back    bool           // it has not answered before, and does again
 	inStep  bool           // the two hosts have had a checkpoint in common since they met
 	epoch   uint64         // the number of the last checkpoint
 	status  func() string
@@ -148,14 +151,41 @@ func (p *printer) event(r event.Record) {
 	case event.DiskSynchronised:
 		p.phase("disk", "the secondary has a copy: %v sent in %v", size.Bytes(e.Copied), time.Duration(e.ElapsedNS).Round(time.Millisecond))
 	case event.DiskBroken:
-		if p.isEnding() {
+		if p.isEnding() { // on purpose, and no copy drifts from the other
 			return
 		}
 		p.phase("disk", "the copies drift apart: %s", e.Error)
+	case event.Arbitration:
+		p.arbiter(e)
 	case event.COLOExit:
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.lost, p.exit = r.Time, e
+	}
+}
+
+// arbiter says that the arbiter answers again, and that it does not once more, which reads like the
+// trouble that was told.
+func (p *printer) arbiter(e event.Arbitration) {
+	p.mu.Lock()
+	was, told := p.away, p.back
+	switch e.Answer {
+	case event.ArbiterUnreachable:
+		p.away, p.back = true, false
+	case event.ArbiterGranted, event.ArbiterRefused:
+		p.away, p.back = false, p.back || p.away
+	}
+	away := p.away
+	text := plain.Line("protect: the arbiter does not answer: " + e.Error)
+	if away && told {
+		p.wrong = lasting(text)
+	}
+	p.mu.Unlock()
+	switch {
+	case away && told:
+		p.phase("trouble", "%s", text)
+	case was && !away:
+		p.phase("arbiter", "it answers again")
 	}
 }
 
@@ -276,7 +306,15 @@ func (p *printer) willEnd() {
 func (p *printer) isEnding() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ending
+	return p.ending || p.saving
+}
+
+// saves says that the guest begins to be saved, or that this is over: meanwhile its session
+// ends, if it is not over already.
+func (p *printer) saves(begins bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.saving = begins
 }
 
 // note changes the summary.

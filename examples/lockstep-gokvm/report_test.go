@@ -138,3 +138,26 @@ func TestWhatAPeerChoosesMakesNoLineOfItsOwn(t *testing.T) {
 		t.Errorf("%q, want %q", errs, want)
 	}
 }
+
+func TestEachTimeThatTheArbiterIsAwayIsToldAndItsEnd(t *testing.T) {
+	const away, back = "trouble: protect: the arbiter does not answer: no such directory", "arbiter: it answers again"
+	_, said := printed(options{}, func(p *printer) {
+		answers := func(a event.ArbiterAnswer, why string) {
+			p.event(event.Record{Event: event.Arbitration{Answer: a, Error: why}})
+			if why != "" { // and it is in LastError, from where it is told, too
+				p.trouble(errors.New("protect: the arbiter does not answer: " + why))
+			}
+		}
+		answers(event.ArbiterGranted, "") // nothing was wrong
+		for range 3 {
+			answers(event.ArbiterUnreachable, "no such directory")
+			answers(event.ArbiterUnreachable, "no such directory")
+			answers(event.ArbiterGranted, "")
+			answers(event.ArbiterGranted, "")
+		}
+	})
+	want := strings.Repeat("lockstep-gokvm: "+away+"\nlockstep-gokvm: "+back+"\n", 3)
+	if said != want {
+		t.Errorf("it says\n%swant\n%s", said, want)
+	}
+}

@@ -19,6 +19,8 @@ import (
 func (h *host) save(ctx context.Context, name string) error {
 	h.saving.Lock()
 	defer h.saving.Unlock()
+	h.p.saves(true)
+	defer h.p.saves(false)
 	return createFile(name, func(f *os.File) error {
 		if err := h.job.Load().SaveMapped(ctx, f); err != nil { // it synchronises f
 			return err
@@ -71,6 +73,12 @@ func (h *host) restore(cfg *protect.Config) error {
 	if err == nil {
 		cfg.Held, err = protect.Restore(f, h.guest, machineType)
 		f.Close()
+	}
+	if granted := h.o.resumeAt; err == nil && granted > 0 {
+		if granted < cfg.Held {
+			err = fmt.Errorf("the guest is of generation %d, which is later than -resume-generation %d", cfg.Held, granted)
+		}
+		cfg.Held = granted
 	}
 	if err != nil {
 		return fmt.Errorf("-resume: %w", err)

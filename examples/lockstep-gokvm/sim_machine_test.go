@@ -24,6 +24,14 @@ type simMachine struct {
 	*colotest.Guest
 	ends    chan error // what ends the guest by itself
 	console *console
+	stuck   error // Resume fails with it
+}
+
+func (m *simMachine) Resume(ctx context.Context) error {
+	if m.stuck != nil {
+		return m.stuck
+	}
+	return m.Guest.Resume(ctx)
 }
 
 func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
@@ -45,7 +53,7 @@ func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
 	}
 	g, err := colotest.NewGuest(cfg)
 	c, _ := devices.Console.(*console)
-	return &simMachine{g, make(chan error), c}, err
+	return &simMachine{Guest: g, ends: make(chan error), console: c}, err
 }
 
 // Close fails if keys may still come.

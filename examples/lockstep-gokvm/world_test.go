@@ -62,6 +62,7 @@ type simWorld struct {
 	left      map[string]int // frames, by host
 	announced map[string]int
 	at        map[string]*process
+	stuck     error // no guest can be run
 }
 
 func newSimWorld(t *testing.T) *simWorld {
@@ -120,7 +121,7 @@ func (w *simWorld) launch(host, mode string, args []string, run func(context.Con
 			m, err := newSimMachine(devices)
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			p.machine = m
+			p.machine, m.stuck = m, w.stuck
 			return m, err
 		},
 		cable: func(options) (cable, error) { return &simCable{process: p, closed: make(chan struct{})}, nil },

@@ -77,6 +77,9 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 		if words != "" && e.Word != standby.NoWord {
 			why += ": " + words
 		}
+		if waits := s.heard.stays(); waits != "" && (step == standby.AskStop || step == standby.Wait) {
+			why += ": " + waits
+		}
 		if text := step.String() + why; text != said {
 			said = text
 			s.decided(step, why, c, e.Guardian == standby.GuardianHere)

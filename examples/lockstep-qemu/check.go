@@ -292,7 +292,7 @@ func (r *finding) print(p *printer) {
 	if r.Command != nil {
 		line = shellWords(r.Command)
 	}
-	p.say("\nOn the standby's host:\n  lockstep-qemu standby -listen 0.0.0.0:9998 -state DIR -- \\\n    %s", line)
+	p.say("\nOn the standby's host:\n  lockstep-qemu standby -listen 0.0.0.0:9998 -state DIR -- \\\n    %s", asIs(line))
 	for _, a := range r.Adapt {
 		p.say("mind: %s", a)
 	}

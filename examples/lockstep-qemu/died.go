@@ -43,12 +43,16 @@ func crashes(s syscall.Signal) bool {
 	return false
 }
 
+// hungUp reports whether err says that the other side's end has ended a connection: it has
+// closed it, or its process is not there any more.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
 // gone returns a better error than err, which a command of a monitor has returned,
 // if the reason is that the QEMU's process has died.
 func gone(monitor string, err error) error {
-	closed := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
-	if !closed {
+	if !hungUp(err) && !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	network, address := qmp.Split(monitor)

@@ -100,7 +100,7 @@ func checkDomain(name string, p *printer) int {
 	}
 	command, notes := translateDomain(d)
 	p.object(map[string]any{"domain": map[string]any{"command": command, "adapt": notes}})
-	p.say("%s", shellWords(command))
+	p.say("%s", asIs(shellWords(command)))
 	for _, n := range notes {
 		p.say("mind: %s", n)
 	}

@@ -46,6 +46,7 @@ type guardian struct {
 	word       standby.ControlMessage // what a standby that comes back is told
 	protects   bool                   // the standby may answer for the guest
 	exited     bool                   // COLO_EXIT since the last migrate
+	hangs      bool                   // the QEMU has taken no order for a while, see takesOrders
 	still      bool                   // an operator wants the guest to stand, and has it
 	settling   int                    // what stops it, and runs it again, by itself: see expectStop
 	settled    time.Time              // when that was over
@@ -82,7 +83,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 		}
 	}
 	if err := g.connect(ctx); err != nil {
-		return exitFailed, err
+		return exitFailed, noMonitor(o.qmp, err)
 	}
 	defer func() { g.monitor().Close() }()
 	state, err := g.found(ctx)
@@ -253,7 +254,7 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.TellAlone:
 		g.send(standby.SaidAlone, why)
 	case standby.TellStopped:
-		g.send(standby.SaidStopped, why)
+		g.stopped(why)
 	case standby.TellPlanned:
 		g.send(standby.SaidPlanned, why)
 	case standby.TellDead:

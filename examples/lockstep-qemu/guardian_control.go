@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"math"
 	"net"
+	"os"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
@@ -19,12 +22,22 @@ func (g *guardian) talk(ctx context.Context) {
 	said := ""
 	for ctx.Err() == nil {
 		err := g.channel(ctx)
-		g.set(func() { g.link, g.status.Standby = nil, false })
+		over := false // the guest is the standby's, which ends when it runs there
+		g.set(func() {
+			g.link, g.status.Standby = nil, false
+			over = g.status.State == standby.StoodDown.String()
+		})
 		g.tell(standby.StandbyLost, "")
 		if ctx.Err() != nil {
 			return
 		}
-		if text := err.Error(); text != said {
+		switch {
+		case hungUp(err):
+			err = errors.New("the standby has ended it, or its process has died")
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = fmt.Errorf("nothing has come from the standby, or has been taken by it, for %v", g.silence)
+		}
+		if text := err.Error(); text != said && !over {
 			said = text
 			g.p.warn("control channel: %v", err)
 		}
@@ -36,7 +49,7 @@ func (g *guardian) talk(ctx context.Context) {
 }
 
 // channel is one connection to the standby. It returns why it has ended.
-func (g *guardian) channel(ctx context.Context) error {
+func (g *guardian) channel(ctx context.Context) (err error) {
 	network, address := qmp.Split(g.control)
 	d := net.Dialer{Timeout: g.silence}
 	conn, err := d.DialContext(ctx, network, address)
@@ -80,6 +93,7 @@ func (g *guardian) channel(ctx context.Context) error {
 	g.repeat()
 	done := make(chan struct{})
 	beats := make(chan struct{})
+	var broken error // why a beat could not be sent
 	go func() {
 		defer close(beats)
 		t := time.NewTicker(beatEvery)
@@ -89,9 +103,9 @@ func (g *guardian) channel(ctx context.Context) error {
 			at := time.Now()
 			g.sent++
 			g.beats[g.sent%uint64(len(g.beats))] = at
-			m := standby.ControlMessage{Say: standby.SaidBeat, Generation: g.generation, Seq: g.sent}
+			m := standby.ControlMessage{Say: standby.SaidBeat, Generation: g.generation, Seq: g.sent, Why: g.waits()}
 			g.mu.Unlock()
-			if c.Send(m, g.silence) != nil {
+			if broken = c.Send(m, g.silence); broken != nil {
 				conn.Close()
 				return
 			}
@@ -102,7 +116,12 @@ func (g *guardian) channel(ctx context.Context) error {
 			}
 		}
 	}()
-	defer func() { close(done); <-beats }()
+	defer func() {
+		close(done)
+		if <-beats; errors.Is(err, net.ErrClosed) && broken != nil {
+			err = broken
+		}
+	}()
 	var bytes uint64
 	for {
 		m, err := c.Receive(g.silence)
@@ -129,6 +148,18 @@ func (g *guardian) channel(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// waits returns what a standby that was promoted waits for, in words; empty: nothing. g.mu
+// is held.
+func (g *guardian) waits() string {
+	switch {
+	case g.status.State != standby.Asking.String():
+		return ""
+	case g.hangs:
+		return "the QEMU takes no orders, not even out of band; if it hangs, kill it, and the guest goes on here"
+	}
+	return fmt.Sprintf("the guardian asks the arbiter whether the guest goes on there without this copy (%s)", g.status.Why)
 }
 
 // answeredBeat records a beat that came back, and the promise in it.

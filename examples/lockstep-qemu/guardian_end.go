@@ -75,13 +75,17 @@ func (g *guardian) heardOf(ctx context.Context) bool {
 	}
 }
 
-// leave ends a guardian whose guest goes on. From now on nothing can tell a crash of the
+// leave ends a guardian whose guest goes on, here unless it was given to the standby. From now on nothing can tell a crash of the
 // guest from a planned end, so it acquires the guest once more, without a deadline.
 func (g *guardian) leave() error {
 	g.mu.Lock()
-	held, after := g.keeper != nil, g.generation-1
+	held, after, given := g.keeper != nil, g.generation-1, g.status.State == standby.StoodDown.String()
 	g.mu.Unlock()
 	g.free()
+	if given { // and must not be taken from the standby
+		g.p.warn("the guardian ends: the guest is the standby's; the one that is stopped here is to be ended")
+		return nil
+	}
 	g.p.warn("the guardian ends: the guest goes on, and nobody lets it run on if its standby is lost")
 	if !held {
 		return nil

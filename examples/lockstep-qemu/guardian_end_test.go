@@ -120,3 +120,41 @@ func TestTheWatchdogIsFedWhileADeathIsTold(t *testing.T) {
 		})
 	}
 }
+
+// Were it not given back, or taken again when the guardian ends, the guest would run nowhere: here it
+// was stopped, and there the arbiter is waited for.
+func TestAGuestThatWasStoppedForTheStandbyIsTheStandbysAtTheArbiter(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		leave bool // before the arbiter has been told
+	}{{"while the guardian stays", false}, {"when it leaves", true}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				arb := failover.NewStoreArbiter(new(failovertest.Store))
+				g := alone(arb)
+				if err := g.hold(t.Context(), 0); err != nil {
+					t.Fatal(err)
+				}
+				g.says(standby.StoodDown, "")
+				if c.leave {
+					if err := g.leave(); err != nil {
+						t.Error(err)
+					}
+				} else if err := g.act(t.Context(), standby.TellStopped, "promoted"); err != nil {
+					t.Error(err)
+				}
+				g.all.Wait()
+				ctx, cancel := context.WithTimeout(t.Context(), 2*g.term)
+				defer cancel()
+				began := time.Now()
+				grant, err := arb.Acquire(ctx, failover.Claim{Holder: "there", Token: failover.NewToken(), After: 1, Note: "a standby"})
+				if err != nil || grant.Generation != 2 {
+					t.Fatalf("generation %d, %v", grant.Generation, err)
+				}
+				if waited := time.Since(began); waited > 0 && !c.leave {
+					t.Errorf("it was granted after %v", waited)
+				}
+			})
+		})
+	}
+}

@@ -26,11 +26,15 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 	if _, err := holdOutput(ctx, g.monitor(), state == standby.Protected); err != nil {
 		return 0, err
 	}
+	why := "there was no standby yet" // for who asks before anything happens
+	if state == standby.Protected {
+		why = "it was found so: the standby has the guest"
+	}
 	if g.arb == nil {
 		if state == standby.Protected {
 			g.generation = 0 // the standby knows
 		}
-		g.says(state, "")
+		g.says(state, why)
 		return state, nil
 	}
 	ask, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -50,14 +54,18 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 		after--
 	}
 	if state == standby.Protected {
-		return state, g.hold(ask, after)
+		if err := g.hold(ask, after); err != nil {
+			return 0, err
+		}
+		g.says(state, why)
+		return state, nil
 	}
 	grant, err := g.arb.Acquire(ask, failover.Claim{Holder: g.holder, Token: g.token, After: after, Note: "unprotected"})
 	if err != nil {
 		return 0, fmt.Errorf("the arbiter: %w", err)
 	}
 	g.generation = grant.Generation
-	g.says(state, "")
+	g.says(state, why)
 	return state, nil
 }
 
@@ -147,6 +155,7 @@ func short(err error) string {
 // it: it cannot be told to run on without its standby. Were the copy that the standby has made old all
 // the same, and the QEMU killed next, as one that hangs is, the guest would be lost.
 func (g *guardian) takesOrders(ctx context.Context) bool {
+	defer g.set(func() { g.hangs = false })
 	for said := false; ; {
 		m := g.monitor()
 		if m == nil || !m.OOB { // its monitor waits for a migration, or hangs: nobody can say
@@ -162,6 +171,7 @@ func (g *guardian) takesOrders(ctx context.Context) bool {
 			return false
 		case !said && errors.Is(err, context.DeadlineExceeded): // and not dead, which the watch tells
 			said = true
+			g.set(func() { g.hangs = true })
 			g.p.warn("the QEMU takes no orders, not even out of band: nothing is decided until it does. If it hangs, kill it, and the guest goes on at the standby")
 		}
 		select {

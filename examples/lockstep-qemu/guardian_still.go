@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/gocolo/lockstep/failover"
 
 	"github.com/gocolo/lockstep/colo/standby"
 )
@@ -11,7 +14,7 @@ import (
 func (g *guardian) stopThenTell(ctx context.Context, why string) {
 	for ctx.Err() == nil {
 		if g.halt(ctx, true, "stop") == nil {
-			g.send(standby.SaidStopped, why)
+			g.stopped(why)
 			return
 		}
 		select {
@@ -19,6 +22,27 @@ func (g *guardian) stopThenTell(ctx context.Context, why string) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// stopped says that the guest was stopped for the standby's copy, and gives it back to the
+// arbiter, which grants it to nobody else for as long as it is this host's.
+func (g *guardian) stopped(why string) {
+	g.send(standby.SaidStopped, why)
+	if g.arb == nil {
+		return
+	}
+	g.all.Go(func() {
+		g.free()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		g.mu.Lock()
+		grant := failover.Grant{Generation: g.generation, Token: g.token}
+		g.mu.Unlock()
+		// Where nobody could be told, the grant ends with its term: it is not renewed.
+		if err := g.arb.Release(ctx, grant, "stopped for the standby"); err != nil && !errors.Is(err, failover.ErrRefused) {
+			g.p.warn("arbiter: %v", err)
+		}
+	})
 }
 
 // holdStill keeps a guest standing that an operator has stopped: QEMU has it run

@@ -163,17 +163,25 @@ func TestAGuestWhoseStandbyIsLostRunsOnAndIsProtectedAgain(t *testing.T) {
 
 func TestAnOperatorPromotesTheStandbyAndTheGuardianStopsItsGuest(t *testing.T) {
 	t.Parallel()
-	g := guard(t, nil, nil)
-	start(t, "promote", "-standby", g.dir).ends(exitOK)
-	g.becomes("stood-down", 1)
-	g.standby.object("back", 0) // after it was stopped here
-	if state := g.vm.RunState(); state == "running" {
-		t.Errorf("the guest is %s here", state)
-	}
-	n := len(qemutest.Serial(g.vm.Dir))
-	g.runsThere(0)
-	if list := qemutest.Serial(g.vm.Dir); len(list) > n {
-		t.Errorf("it went on here, too: %d numbers after %d", len(list), n)
+	for _, name := range []string{"without an arbiter", "with one"} {
+		t.Run(name, func(t *testing.T) {
+			var arbiter []string
+			if name == "with one" { // it is given back there, since the guardian lives on
+				arbiter = []string{"-arbiter", "file:" + filepath.Join(qemutest.Dir(t), "arbiter"), "-term", "1h"}
+			}
+			g := guard(t, arbiter[:min(len(arbiter), 2)], arbiter)
+			start(t, "promote", "-standby", g.dir).ends(exitOK)
+			g.becomes("stood-down", 1)
+			g.standby.object("back", 0) // after it was stopped here
+			if state := g.vm.RunState(); state == "running" {
+				t.Errorf("the guest is %s here", state)
+			}
+			n := len(qemutest.Serial(g.vm.Dir))
+			g.runsThere(0)
+			if list := qemutest.Serial(g.vm.Dir); len(list) > n {
+				t.Errorf("it went on here, too: %d numbers after %d", len(list), n)
+			}
+		})
 	}
 }
 
@@ -351,7 +359,7 @@ func TestAGuardianThatIsStartedAgainFindsItsGuest(t *testing.T) {
 			g.vm, g.sock = monitored(t, "pc")
 			qemutest.AwaitSerial(t, g.vm.Dir, 2)
 			args := slices.Concat([]string{"protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:" + g.dir + "/s", "-delay", "20ms",
-				"-control", "unix:" + g.dir + "/c", "-insecure", "-stall", "20s", "-silence", "20s"}, arbiter)
+				"-control", "unix:" + g.dir + "/c", "-insecure", "-state", g.vm.Dir, "-stall", "20s", "-silence", "20s"}, arbiter)
 			first := child(t, args...)
 			g.standby.checkpoints(3)
 			first.Process.Kill()
@@ -362,6 +370,10 @@ func TestAGuardianThatIsStartedAgainFindsItsGuest(t *testing.T) {
 			g.guardian = start(t, args...)
 			g.guardian.object("found", 0)
 			g.guardian.object("standby", 0)
+			a, err := tell(t.Context(), socketIn(g.vm.Dir, "guardian"), order{Do: "status"})
+			if want := `"why":"it was found so: the standby has the guest"`; err != nil || !strings.Contains(string(a.Status), want) {
+				t.Errorf("status: %s, %v, want %s", a.Status, err, want)
+			}
 			g.vm.Kill()
 			g.guardian.ends(exitGuest)
 			g.runsThere(0)

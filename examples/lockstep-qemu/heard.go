@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,11 +21,13 @@ const promise = 5 * time.Second
 // heard keeps what a standby has heard about the primary's guest from outside the session:
 // from its guardian, over the control channel, and from operators.
 type heard struct {
-	p *printer
+	p       *printer
+	silence time.Duration // for which a guardian may say nothing
 
 	mu         sync.Mutex
 	changed    chan struct{} // closed and replaced with each change
 	link       *standby.Control
+	conn       net.Conn // of link
 	presence   standby.Presence
 	word       standby.Word
 	why        string // the guardian's, of the word
@@ -36,9 +40,12 @@ type heard struct {
 	promised   time.Time // the arbiter is not asked before
 	asking     bool      // it is about to be asked, or has said yes: nothing is promised
 	runs       uint64    // the generation that was gone on with; 0: none
+	waits      string    // what the guardian waits for itself, as its last beat says
 }
 
-func newHeard(p *printer) *heard { return &heard{p: p, changed: make(chan struct{})} }
+func newHeard(p *printer) *heard {
+	return &heard{p: p, silence: standby.DefaultSilence, changed: make(chan struct{})}
+}
 
 func (h *heard) update(fn func()) {
 	h.mu.Lock()
@@ -110,15 +117,27 @@ func (h *heard) evidence() (e standby.Evidence, why string, changed <-chan struc
 	return standby.Evidence{Guardian: h.presence, Word: h.word, Promoted: h.promoted}, h.why, h.changed
 }
 
-// serve takes guardians in until ctx ends, at most a few at a time, of which the
-// newest counts.
+// stays returns what the guardian waits for itself; empty: nothing that it has told.
+func (h *heard) stays() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waits
+}
+
+// maxControls is how many connections to the control channel there are at a time, beside the guardian's.
+// One more ends the oldest.
+const maxControls = 8
+
+// serve takes guardians in until ctx ends, of which the newest counts. Connections that say
+// nothing keep no guardian out.
 func (h *heard) serve(ctx context.Context, l net.Listener, creds *tls.Config) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
 	var all sync.WaitGroup
 	defer all.Wait()
-	slots := make(chan struct{}, 8)
+	var mu sync.Mutex
+	var conns []net.Conn // the oldest first
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -131,18 +150,26 @@ func (h *heard) serve(ctx context.Context, l net.Listener, creds *tls.Config) {
 			}
 			continue
 		}
-		select {
-		case slots <- struct{}{}:
-		default:
-			conn.Close()
-			continue
+		h.mu.Lock()
+		guardian := h.conn
+		h.mu.Unlock()
+		mu.Lock()
+		if conns = append(conns, conn); len(conns) > maxControls+1 {
+			oldest := slices.IndexFunc(conns, func(c net.Conn) bool { return c != guardian })
+			conns[oldest].Close()
+			conns = slices.Delete(conns, oldest, oldest+1)
 		}
+		mu.Unlock()
 		all.Go(func() {
-			defer func() { <-slots }()
+			defer func() {
+				mu.Lock()
+				defer mu.Unlock()
+				conns = slices.DeleteFunc(conns, func(c net.Conn) bool { return c == conn })
+			}()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			defer conn.Close()
-			if err := h.guardian(ctx, conn, creds); err != nil && ctx.Err() == nil {
+			if err := h.guardian(ctx, conn, creds); err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				h.p.warn("control channel of %s: %v", peer(conn), err)
 			}
 		})
@@ -151,6 +178,7 @@ func (h *heard) serve(ctx context.Context, l net.Listener, creds *tls.Config) {
 
 // guardian is one connection of a guardian.
 func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) error {
+	raw := conn
 	if creds != nil {
 		t := tls.Server(conn, creds)
 		if err := handshake(ctx, t); err != nil {
@@ -159,7 +187,7 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 		conn = t
 	}
 	c := standby.NewControl(conn)
-	m, err := c.Receive(standby.DefaultSilence)
+	m, err := c.Receive(h.silence)
 	if err != nil {
 		return err
 	}
@@ -169,7 +197,7 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 	var first []standby.ControlMessage
 	var old *standby.Control
 	h.update(func() {
-		old, h.link, h.presence = h.link, c, standby.GuardianHere
+		old, h.link, h.conn, h.presence = h.link, c, raw, standby.GuardianHere
 		if h.live && h.generation == 0 {
 			h.generation = m.Generation // it has found its QEMU in COLO
 		}
@@ -189,19 +217,25 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 	h.p.object(map[string]string{"guardian": "connected"})
 	defer h.update(func() {
 		if h.link == c {
-			h.link, h.presence = nil, standby.GuardianGone
+			h.link, h.conn, h.presence, h.waits = nil, nil, standby.GuardianGone, ""
 			h.p.object(map[string]string{"guardian": "lost"})
 		}
 	})
 	for _, m := range first {
-		if err := c.Send(m, standby.DefaultSilence); err != nil {
+		if err := c.Send(m, h.silence); err != nil {
 			return err
 		}
 	}
-	for {
-		m, err := c.Receive(standby.DefaultSilence)
+	for over := false; ; { // it ends when the standby has heard of the guest's end
+		m, err := c.Receive(h.silence)
 		if err != nil {
-			return fmt.Errorf("the guardian is lost: %w", err)
+			return h.lost(err, over)
+		}
+		switch m.Say {
+		case standby.SaidPlanned, standby.SaidDead, standby.SaidStopped:
+			over = true
+		case standby.SaidProtect:
+			over = false
 		}
 		var answer standby.ControlMessage
 		h.update(func() {
@@ -219,17 +253,37 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 			return err
 		}
 		if m.Say == standby.SaidBeat {
-			if err := c.Send(answer, standby.DefaultSilence); err != nil {
-				return err
+			if err := c.Send(answer, h.silence); err != nil {
+				return h.lost(err, over)
 			}
 		}
 	}
 }
 
+// lost returns how it is said that a guardian's connection has ended by err; nil: not at all, since
+// the guest has ended, as the guardian has said, or runs here.
+func (h *heard) lost(err error, over bool) error {
+	h.mu.Lock()
+	over = over || h.runs > 0
+	h.mu.Unlock()
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("the guardian is lost: nothing has come from it, or has been taken by it, for %v", h.silence)
+	case !hungUp(err):
+		return fmt.Errorf("the guardian is lost: %w", err)
+	case over:
+		return nil
+	}
+	return errors.New("the guardian has ended, or its process has died")
+}
+
 // hear takes a message in. h.mu is held.
 func (h *heard) hear(m standby.ControlMessage) {
-	if m.Say == standby.SaidProtect {
+	switch m.Say {
+	case standby.SaidProtect:
 		h.next = m.Generation
+	case standby.SaidBeat:
+		h.waits = m.Why
 	}
 	if !h.live || h.word == standby.Planned || h.word == standby.Dead || h.word == standby.Alone {
 		return

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,6 +27,7 @@ func TestAQEMUThatHangsAndIsKilledIsADeath(t *testing.T) {
 	t.Parallel()
 	g := guard(t, nil, []string{"-stall", "5s"})
 	seen := qemutest.Serial(g.vm.Dir)
+	g.standby.further(3) // which are of after that
 	g.hangs()
 	g.vm.Kill()
 	g.guardian.ends(exitGuest)
@@ -40,4 +42,29 @@ func TestAQEMUThatHungForAWhileIsProtectedAgain(t *testing.T) {
 	g.becomes("unprotected", 1)
 	g.becomes("protected", 2)
 	g.runsHere()
+}
+
+// The order comes when the guardian asks already, and nothing is decided until the QEMU answers: the
+// operator hears that, and what ends it.
+func TestAPromotionThatWaitsForAQEMUThatHangsSaysSo(t *testing.T) {
+	t.Parallel()
+	g := guard(t, nil, []string{"-stall", "5s"})
+	seen := qemutest.Serial(g.vm.Dir)
+	g.standby.further(3) // which are of after that
+	g.hangs()
+	start(t, "promote", "-standby", g.dir).ends(exitOK)
+	for i, why := 0, ""; !strings.Contains(why, "kill it, and the guest goes on here"); i++ {
+		var d struct{ Why string }
+		if err := json.Unmarshal(g.standby.object("decision", i), &d); err != nil {
+			t.Fatal(err)
+		}
+		why = d.Why
+	}
+	a, err := tell(t.Context(), socketIn(g.dir, "standby"), order{Do: "status"})
+	if err != nil || !strings.Contains(string(a.Status), `"guardian-waits":"the QEMU takes no orders`) {
+		t.Errorf("status: %s, %v", a.Status, err)
+	}
+	g.vm.Kill()
+	g.guardian.ends(exitGuest)
+	g.runsThere(seen[len(seen)-1])
 }

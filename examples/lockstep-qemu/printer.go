@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/internal/statusline"
 )
 
@@ -31,7 +32,7 @@ func (p *printer) say(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.line.Clear(p.out)
-	fmt.Fprintf(p.out, format+"\n", args...)
+	fmt.Fprintf(p.out, format+"\n", printable(args)...)
 }
 
 // warn prints a line that is to be seen in any case.
@@ -39,7 +40,27 @@ func (p *printer) warn(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.line.Clear(p.out)
-	fmt.Fprintf(p.err, "lockstep-qemu: "+format+"\n", args...)
+	fmt.Fprintf(p.err, "lockstep-qemu: "+format+"\n", printable(args)...)
+}
+
+// asIs is a text that is printed as it is: the command lines that are to be copied from here.
+type asIs string
+
+// printable returns args with each text and error as plain.Line has it, since a peer may
+// have chosen some of its words.
+func printable(args []any) []any {
+	list := make([]any, len(args))
+	for i, a := range args {
+		switch a := a.(type) {
+		case string:
+			list[i] = plain.Line(a)
+		case error:
+			list[i] = plain.Line(a.Error())
+		default:
+			list[i] = a
+		}
+	}
+	return list
 }
 
 // event takes what a session reports.
@@ -57,15 +78,15 @@ func (p *printer) event(r event.Record) {
 		p.say("disk        %s: %s since the last checkpoint, at most %s; a shorter x-checkpoint-delay is due", e.Disk, size(uint64(e.Bytes)), size(uint64(e.Bound)))
 	case event.COLOExit:
 		if e.Error != "" {
-			p.say("lost        %s", plain(e.Error))
+			p.say("lost        %s", plainly(e.Error))
 		} else {
 			p.say("ordered     to go on without the primary")
 		}
 	}
 }
 
-// plain returns why a session has ended, in words for an operator if there are some.
-func plain(why string) string {
+// plainly returns why a session has ended, in words for an operator if there are some.
+func plainly(why string) string {
 	for _, w := range []struct{ end, words string }{
 		{": EOF", "the primary closed the connection"},
 		{": unexpected EOF", "the primary closed the connection"},
@@ -139,3 +160,5 @@ func size(n uint64) string {
 	}
 	return fmt.Sprintf("%d B", n)
 }
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,6 +1,10 @@
 package main
 
-import "testing"
+import (
+	"bytes"
+	"errors"
+	"testing"
+)
 
 func TestTheEndOfASessionIsSaidInPlainWords(t *testing.T) {
 	for why, want := range map[string]string{
@@ -9,8 +13,24 @@ func TestTheEndOfASessionIsSaidInPlainWords(t *testing.T) {
 		"colo: secondary: checkpoint 7: expect vmstate-size: qemufile: read at offset 9: read tcp: i/o timeout":    "the primary is silent, after checkpoint 7",
 		"colo: secondary: checkpoint 7: device state: not a section":                                               "colo: secondary: checkpoint 7: device state: not a section",
 	} {
-		if got := plain(why); got != want {
+		if got := plainly(why); got != want {
 			t.Errorf("%s: %q, want %q", why, got, want)
 		}
+	}
+}
+
+// Were it printed as it comes, a peer could have an operator's terminal show what it likes.
+func TestWhatAPeerSaysCannotFeignAnotherLine(t *testing.T) {
+	var out, err bytes.Buffer
+	p := &printer{terminal: terminal{out: &out, err: &err}}
+	const said = "gone\nback        after 3 ms\x1b[2J"
+	p.say("lost        %s", said)
+	p.say("            %s", asIs("a command\nof two lines"))
+	p.warn("control channel: %v", errors.New(said))
+	if got, want := out.String(), "lost        gone; back        after 3 ms\\x1b[2J\n            a command\nof two lines\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got, want := err.String(), "lockstep-qemu: control channel: gone; back        after 3 ms\\x1b[2J\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -276,7 +276,7 @@ func (s *standbyRun) standing() standbyStatus {
 	defer s.heard.mu.Unlock()
 	st := standbyStatus{
 		Listen: s.listen, Ready: s.heard.ready, Session: s.heard.live, Generation: s.heard.generation,
-		Guardian: e.Guardian == standby.GuardianHere, Said: why, GoneOn: s.heard.runs > 0, Rehearsal: s.tries.status(),
+		Guardian: e.Guardian == standby.GuardianHere, Said: why, Waits: s.heard.waits, GoneOn: s.heard.runs > 0, Rehearsal: s.tries.status(),
 	}
 	if age, ok := s.tally.age(); ok {
 		st.Age = math.Round(age.Seconds()*1000) / 1000
@@ -299,7 +299,8 @@ type standbyStatus struct {
 	Guardian   bool    `json:"guardian"`
 	Generation uint64  `json:"generation"`
 	Said       string  `json:"guardian-said"`
-	GoneOn     bool    `json:"gone-on"` // the guest was gone on with here
+	Waits      string  `json:"guardian-waits"` // for what, where the guest cannot go on here before
+	GoneOn     bool    `json:"gone-on"`        // the guest was gone on with here
 	Rehearsal  string  `json:"rehearsal"`
 	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
 }
@@ -471,8 +472,6 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 	}
 	return s.interrupted(ctx, exitFailed), cause
 }
-
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 func (s *standbyRun) interrupted(ctx context.Context, otherwise int) int {
 	if ctx.Err() != nil {

@@ -286,6 +286,7 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 	}
 	for want, args := range map[string][]string{
 		"no QEMU has a monitor at /no/such": {"check", "-qmp", "/no/such"}, "(start it with -qmp": {"protect", "-qmp", "/no/such", "-to", "localhost:1"},
+		"no QEMU has a monitor at /not/here":                          {"protect", "-stay", "-qmp", "/not/here", "-to", "localhost:1"},
 		"no standby, relay or guardian whose -state is /no/such runs": {"status", "-state", "/no/such"}, "whose -state is /no/dir": {"promote", "-standby", "/no/dir"},
 		"whose -state is /no/where": {"rehearse", "-standby", "/no/where"},
 	} {
