@@ -145,7 +145,7 @@ func TestAGuestIsBroughtAwayFromADiskWhoseMetadataCannotBeWritten(t *testing.T) 
 func TestAPowerCutWhileAGuestIsBroughtAwayForgesNoCopy(t *testing.T) {
 	ctx := context.Background()
 	ended, promoted, clean := false, 0, 0
-	step := require.Many(23, 5, 1)
+	step := require.Many(61, 5, 1)
 	for at := 0; !ended; at += step {
 		for seed := range uint64(2) {
 			h, disk, dev := newLostHost(t, seed%2 == 0)

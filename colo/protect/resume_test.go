@@ -107,6 +107,9 @@ func TestAConnectionLostAtAnyWriteIsResumed(t *testing.T) {
 	step := require.Many(8, 3, 1)
 	for _, lean := range []bool{false, true} {
 		for _, breaks := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
+			if testing.Short() && lean != (breaks == event.ModePrimary) {
+				continue
+			}
 			for n := 0; n < 8; n += step {
 				synctest.Test(t, func(t *testing.T) {
 					resumeAfterBreak(t, lean, breaks, int64(n))
