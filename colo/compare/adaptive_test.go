@@ -303,6 +303,9 @@ func TestTheAdaptiveWayIsHardlyEverWorseThanTheBetterOne(t *testing.T) {
 				} else if cost > 10*ms {
 					long *= 6
 				}
+				if testing.Short() {
+					long /= 2
+				}
 				l := workload{flows: 8, every: every, pause: cost, send: cost, load: cost, late: ms, noise: noise, delay: 5 * ms}
 				slow := l
 				slow.delay = 20 * ms
