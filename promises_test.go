@@ -127,7 +127,7 @@ var promises = []struct {
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "A host that seeks the other one tells it when it is refused for longer than a second", []string{"colo/protect.TestWhyTheOtherHostDoesNotFollowIsToldOnce", "colo/protect.TestARefusalThatPassesIsNotTold"}},
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
-	{"docs/operations.md", "A host that waits and lacks what it follows with tells it, too", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
+	{"docs/operations.md", "A host that waits and lacks what it follows with tells it, too, such as memory for its copy, a disk or its network. It refuses primaries with that reason", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
 	{"docs/operations.md", "a host on which the storage that both reach is not mounted refuses to start", []string{"failover/sharedfile.TestWhatIsAboveADirectoryIsNotMade"}},
 	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},
 	{"docs/operations.md", "A host that has lost the other one says so in words", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
@@ -150,7 +150,7 @@ var promises = []struct {
 	{"docs/operations.md", "refuse a copy of an older generation.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestOldGenerationGetsNowhere"}},
 	{"docs/operations.md", "A claim of a host that knows a later generation is refused, also by `Start`", []string{
 		"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestDisksOfAGenerationThatTheRecordHasLostStartAGuestWhenItIsWrittenAnew"}},
-	{"docs/operations.md", "of that name in a new directory of `failover/sharedfile`", []string{"failover/sharedfile.TestARecordThatAPersonHasWrittenIsGoneOnFrom"}},
+	{"docs/operations.md", "For `failover/sharedfile` the record is a file of this name in a new directory", []string{"failover/sharedfile.TestARecordThatAPersonHasWrittenIsGoneOnFrom"}},
 	{"docs/operations.md", "Call Fenced on the primary, of generation 7.", []string{"colo/protect.TestAPairKeepsItsGuestWhenThePersonWritesTheRecordAnewThatWasLost"}},
 	{"docs/operations.md", "End the jobs of both hosts, write the record, and start them", []string{"colo/protect.TestDisksOfAGenerationThatTheRecordHasLostStartAGuestWhenItIsWrittenAnew"}},
 	{"docs/operations.md", "processes killed or stopped at any point", []string{"failover/sharedfile.TestProcessesAreKilledAtAnyPoint", "failover/sharedfile.TestStoppedProcessKeepsNobodyOut"}},
@@ -192,7 +192,7 @@ var promises = []struct {
 		"colo/protect.TestAHostThatDiesOnceItIsGrantedTheGuestTakesItAlong"}},
 	{"docs/operations.md", "with `Start` and the generation of the arbiter's record as `Held`.", []string{
 		"colo/protect.TestAHostThatDiesOnceItIsGrantedTheGuestTakesItAlong"}},
-	{"docs/operations.md", "where it is not there, the guest runs on here and is handed over when it is back", []string{
+	{"docs/operations.md", "the guest runs on here and is handed over when one is back", []string{
 		"colo/protect.TestAHostWhoseDiskFailsGoesOnWhereItsSecondaryHasJustDied", "colo/protect.TestAHostAloneWhoseDiskHasFailedLeavesItsGuestToTheNextSecondary"}},
 	{"docs/operations.md", "it is started anew, and finds the record there", []string{"failover/program.TestAProgramThatIsKilledIsStartedAnew"}},
 	{"docs/operations.md", "(`File.Rebind`) says that they still belong together.", []string{
@@ -202,7 +202,7 @@ var promises = []struct {
 	{"docs/operations.md", "two hosts emit until the arbiter, which is told afterwards, refuses one of them.", []string{"colo/protect.TestFencedThatWasWrongGivesUp"}},
 	{"docs/operations.md", "A claim with an older generation than the arbiter's record is refused and that host waits to follow.", []string{
 		"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestSecondStartOfAGuestThatRunsElsewhereIsRefused"}},
-	{"docs/operations.md", "a secondary that is killed while it follows leaves an image that is in the state of no checkpoint, which the next synchronisation repairs.", []string{
+	{"docs/operations.md", "After a secondary was killed while it followed, its image is in the state of no checkpoint, which the next synchronisation repairs.", []string{
 		"colo/protect.TestDiskFollowsTheGuestThroughKills", "colo/protect.TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal"}},
 	{"docs/operations.md", "Nothing has to be called.", []string{"colo/protect.TestPrimaryGoesOnAloneAndTakesTheNextSecondary"}},
 	{"docs/operations.md", "so `Start` is refused, with `Held` too.", []string{"colo/protect.TestAGuestThatDiedWithTheHostItWasGivenToIsStartedFromEitherHostsDisks"}},

@@ -58,7 +58,10 @@ var judged = map[string]map[string][]string{
 		"README.md": {
 			"On two hosts each has a port, a job and a certificate,",
 			"Two hosts, a process each, protect a guest by",
-			"What the client says goes to both guests;",
+			"`-mode compare`: no flow is given up that never agrees.",
+			"`-mode continuous`: nothing is compared.",
+			"`-timeline FILE.svg` draws the run;",
+			"A guest that nobody protects moves to another host",
 			"The survivor is protected again when the other comes back,",
 			"[Its page](examples/lockstep-qemu/README.md) has ten commands",
 		},
@@ -82,7 +85,7 @@ var judged = map[string]map[string][]string{
 	},
 	"says what an operator is to do": {
 		"docs/operations.md": {
-			"NFS needs `lookupcache=none`",
+			"It needs `lookupcache=none`",
 			"nothing; state, reason, generation and peer are in it",
 			"nothing: the first synchronisation",
 			"nothing: cause, pause and size of each checkpoint",

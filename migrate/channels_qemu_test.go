@@ -3,10 +3,7 @@ package migrate
 import (
 	"bytes"
 	"context"
-	"math/rand/v2"
 	"net"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -52,16 +49,8 @@ func TestAQEMUsMemoryComesOverChannels(t *testing.T) {
 	for _, method := range []multifd.Method{multifd.None, multifd.Zlib, multifd.Zstd} {
 		t.Run(method.String(), func(t *testing.T) {
 			dir := qemutest.Dir(t)
-			content := make([]byte, noneMegabytes<<20)
-			r := rand.New(rand.NewPCG(5, 5))
-			for i := range len(content) / page {
-				if i%7 != 3 {
-					content[i*page], content[i*page+page-1] = byte(r.Uint32()), byte(i)
-				}
-			}
-			file := filepath.Join(dir, "content")
-			check(t, os.WriteFile(file, content, 0o600))
-			q := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-device", "loader,force-raw=on,addr=0,file="+file)...)
+			content, args := filledQEMU(t, dir)
+			q := qemutest.Start(t, dir, args...)
 			parallel(q, method)
 
 			g := noneGuest(t)

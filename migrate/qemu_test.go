@@ -73,11 +73,10 @@ func TestAQEMUTakesUpPostcopyAgain(t *testing.T) {
 	takeFromQEMU(t, 2)
 }
 
-// takeFromQEMU takes a guest over connections of which so many break in the middle of the
-// memory that follows.
-func takeFromQEMU(t *testing.T, breaks int) {
-	dir := qemutest.Dir(t)
-	content := make([]byte, noneMegabytes<<20)
+// filledQEMU returns the memory of a QEMU's guest, in which some pages are zeros, and the
+// arguments with which a QEMU has it.
+func filledQEMU(t *testing.T, dir string) (content []byte, args []string) {
+	content = make([]byte, noneMegabytes<<20)
 	r := rand.New(rand.NewPCG(5, 5))
 	for i := range len(content) / page {
 		if i%7 != 3 {
@@ -86,7 +85,14 @@ func takeFromQEMU(t *testing.T, breaks int) {
 	}
 	file := filepath.Join(dir, "content")
 	check(t, os.WriteFile(file, content, 0o600))
-	args := append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-device", "loader,force-raw=on,addr=0,file="+file)
+	return content, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-device", "loader,force-raw=on,addr=0,file="+file)
+}
+
+// takeFromQEMU takes a guest over connections of which so many break in the middle of the
+// memory that follows.
+func takeFromQEMU(t *testing.T, breaks int) {
+	dir := qemutest.Dir(t)
+	content, args := filledQEMU(t, dir)
 
 	g := noneGuest(t)
 	var err error

@@ -78,7 +78,19 @@ func newPoweredFake(data []byte) *fakeDisk {
 }
 
 // again returns another disk of the same content.
-func (d *fakeDisk) again() *fakeDisk { return newPoweredFake(bytes.Clone(d.data)) }
+func (d *fakeDisk) again() *fakeDisk { return newPoweredFake(cloned(d.data)) }
+
+// cloned returns a copy of data that touches no memory for its zeros.
+func cloned(data []byte) []byte {
+	var zeros piece
+	p := make([]byte, len(data))
+	for off := 0; off < len(p); off += len(zeros) {
+		if from := data[off:min(off+len(zeros), len(p))]; !bytes.Equal(from, zeros[:len(from)]) {
+			copy(p[off:], from)
+		}
+	}
+	return p
+}
 
 // A piece is what survives for certain of so many bytes of a disk. It is copied from what
 // reads see when the first of them is about to be written.
@@ -106,7 +118,7 @@ func (d *fakeDisk) settle() { d.pieces, d.pending = nil, nil }
 // holds mu.
 func (d *fakeDisk) stable(off, n int64) []byte {
 	const size = int64(len(piece{}))
-	p := bytes.Clone(d.data[off : off+n])
+	p := cloned(d.data[off : off+n])
 	for i := off / size; i*size < off+n && i < int64(len(d.pieces)); i++ {
 		if piece := d.pieces[i]; piece != nil {
 			at := max(i*size, off)
@@ -233,7 +245,11 @@ func write(t *testing.T, d Disk, fill byte, off, n int64) {
 // want asserts that every byte of a range is fill.
 func want(t *testing.T, why string, d Disk, fill byte, off, n int64) {
 	t.Helper()
-	wantBytes(t, why, read(t, d, off, n), bytes.Repeat([]byte{fill}, int(n)), off)
+	got := read(t, d, off, n)
+	if n > 0 && got[0] == fill && bytes.Equal(got[1:], got[:n-1]) {
+		return
+	}
+	wantBytes(t, why, got, bytes.Repeat([]byte{fill}, int(n)), off)
 }
 
 func wantBytes(t *testing.T, why string, got, want []byte, off int64) {

@@ -36,7 +36,7 @@ func modelRuns() int {
 	case raceEnabled:
 		return 500
 	}
-	return require.Many(125, 1500, 3000)
+	return require.Many(60, 1500, 3000)
 }
 
 // TestModel drives a primary, a secondary and the connection between them at

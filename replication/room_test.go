@@ -406,7 +406,7 @@ func startOver(t *testing.T, local Disk, s *Secondary) *Primary {
 // TestNothingThatAGuestWritesFillsTheSecondary has a guest write at random, over data, zeroes
 // and holes: its writes wait, and the secondary never has too little room.
 func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
-	seeds := require.Many[uint64](4, 20, 60)
+	seeds := require.Many[uint64](2, 20, 60)
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			const size = 8 << 20

@@ -321,7 +321,7 @@ var keptCourses = []uint64{
 }
 
 func TestNothingLeavesThatNoSurvivorHasSaid(t *testing.T) {
-	seeds := require.Many[uint64](20, 60, 2000)
+	seeds := require.Many[uint64](8, 60, 2000)
 	matched := uint64(0)
 	course := func(seed uint64) {
 		rnd := rand.New(rand.NewPCG(seed, 19))

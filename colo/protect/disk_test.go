@@ -242,6 +242,9 @@ func withDisk(t *testing.T, name string, f func(t *testing.T, w *world)) {
 			w := newWorld(t)
 			w.disks, w.term = true, 400*time.Millisecond
 			w.guest.Disk, w.guest.DiskEvery, w.guest.Interval = diskSize, 2, time.Millisecond
+			if testing.Short() {
+				w.guest.Interval *= 3
+			}
 			w.forget()
 			f(t, w)
 			w.clean()

@@ -190,6 +190,9 @@ func TestAHostWhoseDevicesCannotBeRegisteredWaits(t *testing.T) {
 	for _, of := range []string{"guest", "NIC"} {
 		for _, side := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
 			for _, when := range []string{"before a session", "in a session"} {
+				if testing.Short() && (of == "guest") == (side == event.ModePrimary) {
+					continue
+				}
 				bubble(t, fmt.Sprintf("%s %v %s", of, side, when), func(t *testing.T, w *world) {
 					w.guest.Interval = 20 * time.Millisecond
 					nic := func(c *Config) {

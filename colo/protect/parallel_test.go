@@ -49,7 +49,7 @@ func TestAConnectionThatFailsTakesItsPairAlong(t *testing.T) {
 	ways := []string{"is not made", "ends", "says nothing", "never comes about"}
 	for at := range int64(connections) {
 		for _, how := range ways {
-			if at%require.Many[int64](3, 2, 1) > 0 {
+			if at%require.Many[int64](4, 2, 1) > 0 {
 				continue
 			}
 			bubble(t, fmt.Sprintf("%d %s", at, how), func(t *testing.T, w *world) {

@@ -2,6 +2,7 @@ package standby
 
 import (
 	"errors"
+	"math"
 	"testing"
 
 	"github.com/gocolo/lockstep/vmstate"
@@ -44,5 +45,18 @@ func TestAReplicaKeepsNoMoreDevicesThanItsBound(t *testing.T) {
 	g.cur.sections = []section{device(1 << 20)}
 	if err := checkpoint(); !errors.Is(err, ErrTooLarge) || len(p.devices) != moreDevices+2 {
 		t.Errorf("%d devices, and then %v", len(p.devices), err)
+	}
+}
+
+// A block may be within what the configuration allows and beyond what a slice can hold, as
+// of a guest of 4 GiB on a machine of 32 bits.
+func TestMemoryThatNoSliceHoldsIsRefused(t *testing.T) {
+	const length = uint64(math.MaxInt) + 1
+	img, err := newImage([]ram.BlockInfo{{Name: "ram", Length: length}}, length, length, 0)
+	if !errors.Is(err, ErrTooLarge) {
+		t.Errorf("%d bytes: %v", length, err)
+	}
+	if img != nil {
+		img.close()
 	}
 }

@@ -2,6 +2,7 @@ package standby
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/gocolo/lockstep/internal/mapping"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -41,6 +42,10 @@ func newImage(list []ram.BlockInfo, total, maxRAM, maxStaged uint64) (*image, er
 		if b.Length%ram.PageSize != 0 {
 			m.close()
 			return nil, fmt.Errorf("%w: block %q of %d bytes", ErrBlocks, b.Name, b.Length)
+		}
+		if b.Length > math.MaxInt {
+			m.close()
+			return nil, fmt.Errorf("%w: block %q of %d bytes, more than a process of this machine has", ErrTooLarge, b.Name, b.Length)
 		}
 		mem, err := mapping.New(int(b.Length))
 		if err != nil {

@@ -100,7 +100,10 @@ func TestAnswersAreThoseOfQEMUByteForByte(t *testing.T) {
 	if err := json.Unmarshal(text, &all); err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range all {
+	for i, v := range all {
+		if testing.Short() && i%3 != 0 {
+			continue
+		}
 		t.Run(v.Name, func(t *testing.T) {
 			h, s := newHost()
 			switch {

@@ -44,7 +44,7 @@ var (
 	errAlone  = errors.New("no -peer was given")
 )
 
-// runRoaming is a guest that starts here and may move (migrate), or comes from another host
+// runRoaming runs a guest that starts here and may move (migrate), or comes from another host
 // (receive).
 func runRoaming(ctx context.Context, o options, c *console, p *printer) (err error) {
 	if err := o.hw.probe(); err != nil {

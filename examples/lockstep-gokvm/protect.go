@@ -55,7 +55,7 @@ var (
 	errNoSave = errors.New("no -save was given")
 )
 
-// runProtected is a guest that two hosts keep running, seen from one of them.
+// runProtected runs this host's side of a guest that two hosts protect.
 func runProtected(ctx context.Context, o options, c *console, p *printer) (err error) {
 	if err := o.hw.probe(); err != nil {
 		return err

@@ -189,8 +189,8 @@ func (p *printer) arbiter(e event.Arbitration) {
 	}
 }
 
-// trouble says what goes wrong, once, and not at all where it was said already: as the reason why the
-// state is what it is, or why the host has waited, or by the arbiter that cannot decide.
+// trouble says what goes wrong, once. It says nothing where that was said already: as the reason
+// of the state, as what the host has waited for, or as why the arbiter cannot decide.
 func (p *printer) trouble(err error) {
 	text := oneLine(err)
 	p.mu.Lock()

@@ -50,7 +50,7 @@ type disks struct {
 	shut  bool       // while a migration is under way: nobody else connects
 }
 
-// disk is one disk of a disks.
+// disk is a file that the primary writes, with the data that was replaced in it.
 type disk struct {
 	*replication.Secondary
 	diskFlag

@@ -22,7 +22,8 @@ type element struct {
 	told  bool // the translation has used the element's text
 }
 
-// attribute is one of an element; taken says that the translation has used it.
+// attribute has a name and a value in the tag of an element; taken says that the translation
+// has used it.
 type attribute struct {
 	name, value string
 	taken       bool

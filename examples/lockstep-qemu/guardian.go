@@ -158,7 +158,7 @@ func (g *guardian) tellWhile(ctx context.Context, in standby.GuardInput, why str
 	}
 }
 
-// run is the loop.
+// run takes news, and has step act on them, until the guardian leaves the guest.
 func (g *guardian) run(ctx context.Context) (int, error) {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()

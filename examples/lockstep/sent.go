@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// sent is which round of each vCPU was the last whose frame the network has taken here.
+// sent holds, for each vCPU, the last round whose frame the network has taken here.
 type sent [guest.MaxVCPUs]atomic.Uint64
 
 // note takes what the guest has sent, and was taken.

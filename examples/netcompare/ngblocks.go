@@ -44,7 +44,7 @@ const (
 	ngPacketAt = 20 // of ngOldPacket and ngEnhanced
 )
 
-// ngLeast has how many bytes a block has at least, by its kind. One of another kind has
+// ngLeast is the least length of a block in bytes, by its kind; that of any other kind is
 // ngShortest.
 var ngLeast = map[uint32]uint64{ngMagic: 28, 1: 20, ngOldPacket: 32, ngSimple: 16, ngEnhanced: 32}
 

@@ -288,7 +288,7 @@ func (r *replay) tick(now time.Time) {
 	}
 }
 
-// line is the line that is printed about one packet.
+// line is printed about one packet.
 type line struct {
 	Time    float64 `json:"time"` // seconds since the first packet
 	Side    string  `json:"side"`

@@ -107,7 +107,7 @@ type pair struct {
 	ended  []*process
 }
 
-// process is a process of this program that is one host of the demonstration.
+// process runs this program as one host of the demonstration.
 type process struct {
 	cmd    *exec.Cmd
 	log    *watched

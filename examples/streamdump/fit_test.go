@@ -86,7 +86,7 @@ func (a answer) undecoded() (names []string) {
 }
 
 func TestADeviceThatDoesNotFitCostsOnlyItself(t *testing.T) {
-	for _, x := range []struct {
+	for i, x := range []struct {
 		file    string
 		status  int
 		devices int
@@ -104,6 +104,9 @@ func TestADeviceThatDoesNotFitCostsOnlyItself(t *testing.T) {
 		{"nested-8.mig", 0, 1, "dev", "device dev: more than 16 MiB of values"},
 	} {
 		t.Run(x.file, func(t *testing.T) {
+			if testing.Short() && i%2 == 0 {
+				t.Skip("short: every second")
+			}
 			a := dumpFile(t, "-json", "-fields", "-verify", file(t, x.file))
 			if a.status != x.status || a.sum.Devices != x.devices {
 				t.Errorf("status %d, %d devices: %s", a.status, a.sum.Devices, a.stderr)

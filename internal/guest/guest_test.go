@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -301,7 +302,7 @@ func TestFramesAreValidUDP(t *testing.T) {
 
 func TestBadParametersAndBadMemoryAreRefused(t *testing.T) {
 	for _, p := range []Params{
-		{VCPUs: -1}, {VCPUs: MaxVCPUs + 1}, {Pages: -1}, {Pages: 1 << 40}, {Pages: 700000, VCPUs: 2},
+		{VCPUs: -1}, {VCPUs: MaxVCPUs + 1}, {Pages: -1}, {Pages: math.MaxInt}, {Pages: 700000, VCPUs: 2},
 		{Pages: 4, Touch: 5}, {Touch: -1}, {TSCPerMille: -1}, {TSCPerMille: 1001},
 		{Ring: -256}, {Ring: 128}, {Ring: 300}, {Ring: 2 * RingEntries},
 		{Disk: 513}, {Disk: MaxDisk + SectorSize}, {DiskEvery: 1}, {Disk: 4096, DiskEvery: -1}, {Disk: 4096, VCPUs: 2, DiskEvery: 1},

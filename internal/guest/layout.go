@@ -4,6 +4,7 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // Guest-physical addresses, which are also the virtual ones. The guest's memory
@@ -28,7 +29,7 @@ const (
 // Limits of a guest.
 const (
 	MaxVCPUs    = 8
-	MaxMemory   = 3 << 30 // below the APICs' addresses
+	MaxMemory   = min(3<<30, math.MaxInt/PageSize*PageSize) // below the APICs' addresses, and one slice
 	MaxDisk     = 1 << 40
 	RingEntries = 65536
 

@@ -190,6 +190,9 @@ func TestALinkThatChangesIsNoticed(t *testing.T) {
 		wire float64
 		want way
 	}{{gigabit, packed}, {gigabit / 20, plain}, {gigabit, packed}, {3 * gigabit, packed}, {gigabit / 40, plain}, {10 * gigabit, packed}} {
+		if testing.Short() && i > 2 {
+			break
+		}
 		l.wire = x.wire
 		l.mixed(c, 2*most, allText) // within so many
 		_, went := l.mixed(c, guestPages, allText)
@@ -209,6 +212,9 @@ func TestSmallSectionsSayEnoughOfALink(t *testing.T) {
 		{80, 10 * gigabit, 2.3, packed}, {100, gigabit, 2.3, packed}, {128, gigabit, 2.3, packed}, {500, gigabit, 2.3, packed},
 		{100, gigabit / 10, 2.3, plain}, {128, gigabit / 10, 6.4, plain}, {500, gigabit / 25, 2.3, plain}, {40, gigabit / 25, 2.3, plain},
 	} {
+		if testing.Short() && x.pages != 100 && x.pages != 500 {
+			continue
+		}
 		l, c := newLined(x.wire, x.zips), newChooser(1)
 		l.section = x.pages
 		l.mixed(c, 2*guestPages, allText)

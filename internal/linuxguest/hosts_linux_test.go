@@ -203,12 +203,9 @@ func (p *pair) kill(victim string) {
 		victim, before.Record.Seq, round(p.failover), round(p.silence))
 }
 
-// end lets the guest end its work, and looks at what is left on the hosts that
-// live.
-func (p *pair) end(hosts ...string) {
+// endWork lets the guest end its work, and returns how far it has come.
+func (p *pair) endWork(ctx context.Context) (last Progress) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, stepTime)
-	defer cancel()
 	p.must(p.client.Stop())
 	select {
 	case err := <-p.done:
@@ -216,10 +213,20 @@ func (p *pair) end(hosts ...string) {
 	case <-ctx.Done():
 		p.stands("the guest does not end its work (%s)", p.answers())
 	}
-	last, _ := p.client.Progress()
+	last, _ = p.client.Progress()
 	if !last.Record.Last {
 		p.t.Error("the guest has not said which record is the last")
 	}
+	return last
+}
+
+// end lets the guest end its work, and looks at what is left on the hosts that
+// live.
+func (p *pair) end(hosts ...string) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, stepTime)
+	defer cancel()
+	last := p.endWork(ctx)
 	for _, host := range hosts {
 		m := p.machines[host]
 		select {

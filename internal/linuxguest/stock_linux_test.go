@@ -125,17 +125,7 @@ func TestAGuestOfAStockQEMUOutlivesIt(t *testing.T) {
 	_, silence := p.client.Silence()
 	t.Logf("killed after record %d; longest silence at the client %v", before.Record.Seq, round(silence))
 
-	p.must(p.client.Stop())
-	select {
-	case err := <-p.done:
-		p.must(err)
-	case <-ctx.Done():
-		p.stands("the guest does not end its work (%s)", p.answers())
-	}
-	last, _ := p.client.Progress()
-	if !last.Record.Last {
-		t.Error("the guest has not said which record is the last")
-	}
+	last := p.endWork(ctx)
 	select {
 	case <-m.Ended():
 	case <-ctx.Done():

@@ -147,9 +147,9 @@ func (p *Packet) Body() (data []byte, ok bool) {
 	return nil, false
 }
 
-// Datagrams returns how many datagrams a UDP frame is, and how long the data of
-// each but the last are: what a sender that leaves the cutting to its device
-// (GSOUDPL4) means. Without that it is one. The frame is one for which Body is ok.
+// Datagrams returns how many datagrams the data of a UDP frame become, and how long
+// each but the last is. They are several if the sender has left the cutting to its
+// device (GSOUDPL4), and otherwise one. Body is ok for the frame.
 func (h VNet) Datagrams(data []byte) (n, size int) {
 	size = len(data)
 	if len(h) >= VNetLen && h.GSOType()&^GSOECN == GSOUDPL4 && h.GSOSize() > 0 && h.GSOSize() < size {

@@ -5,14 +5,14 @@ import (
 	"fmt"
 )
 
-// A field is one of a message of protocol buffers: a number, or bytes.
+// A field is a number, or bytes, in an encoded message of protocol buffers.
 type field struct {
 	number int
 	value  uint64
 	bytes  []byte
 }
 
-// A message has the fields of a message by their numbers.
+// A message holds the fields of an encoded message by their numbers, each as often as it came.
 type message map[int][]field
 
 // fields calls fn with each field of a message, in order.

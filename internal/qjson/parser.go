@@ -24,8 +24,7 @@ func syntaxError(format string, args ...any) error {
 // A Parser finds values in a stream of bytes. The zero Parser has QEMU's limits.
 type Parser struct {
 	// MaxBytes bounds the bytes of one value's tokens; 0 is [MaxBytes], which is
-	// also the most. It is set
-	// before the first byte.
+	// also the most. The caller sets it before the first byte.
 	MaxBytes int
 
 	lex              lexer

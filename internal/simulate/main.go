@@ -1,5 +1,5 @@
-// Command simulate runs seeds of the simulator in colo/protect, on each core some,
-// and prints how many there were a second, and a second of CPU. It ends at the first seed that fails.
+// Command simulate runs seeds of the simulator in colo/protect on all cores, and prints
+// how many it ran a second, and a second of CPU. It ends at the first seed that fails.
 //
 //	go run ./internal/simulate -seeds 10000
 //	go run ./internal/simulate -seeds 1000 -seed 4 -step 8

@@ -31,7 +31,7 @@ func (s Sample) top() time.Duration {
 	return 0
 }
 
-// A Mark is a moment that divides the time, a change of state say.
+// A Mark draws a line through the picture where something changed, such as a state.
 type Mark struct {
 	At    time.Time
 	Name  string

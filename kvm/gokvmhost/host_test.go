@@ -87,21 +87,27 @@ func (f *flat) model() {
 	}
 }
 
-func (f *flat) save() []byte {
-	f.t.Helper()
+func (f *flat) save() []byte { f.t.Helper(); return saved(f.t, &f.reg) }
+
+func (f *flat) load(state []byte) { f.t.Helper(); reload(f.t, &f.reg, state) }
+
+// saved returns the state of a registry's devices.
+func saved(t *testing.T, reg *vmstate.Registry) []byte {
+	t.Helper()
 	var b bytes.Buffer
 	w := qemufile.NewWriter(&b)
-	must(f.t, f.reg.SaveDevices(w))
+	must(t, reg.SaveDevices(w))
 	vmstate.PutEOF(w)
-	must(f.t, w.Flush())
+	must(t, w.Flush())
 	return b.Bytes()
 }
 
-func (f *flat) load(state []byte) {
-	f.t.Helper()
-	f.reg.NewSession()
-	must(f.t, f.reg.LoadDevices(state, nil))
-	must(f.t, f.reg.Commit())
+// reload puts what saved has returned into a registry's devices.
+func reload(t *testing.T, reg *vmstate.Registry, state []byte) {
+	t.Helper()
+	reg.NewSession()
+	must(t, reg.LoadDevices(state, nil))
+	must(t, reg.Commit())
 }
 
 func (f *flat) dirty() ram.Bitmap {

@@ -24,7 +24,6 @@ import (
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/kvm/pc"
-	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -256,22 +255,9 @@ func (p *place) halt() {
 }
 
 // save returns the device state of the paused guest.
-func (p *place) save() []byte {
-	p.t.Helper()
-	var b bytes.Buffer
-	w := qemufile.NewWriter(&b)
-	must(p.t, p.reg.SaveDevices(w))
-	vmstate.PutEOF(w)
-	must(p.t, w.Flush())
-	return b.Bytes()
-}
+func (p *place) save() []byte { p.t.Helper(); return saved(p.t, &p.reg) }
 
-func (p *place) load(state []byte) {
-	p.t.Helper()
-	p.reg.NewSession()
-	must(p.t, p.reg.LoadDevices(state, nil))
-	must(p.t, p.reg.Commit())
-}
+func (p *place) load(state []byte) { p.t.Helper(); reload(p.t, &p.reg, state) }
 
 // patience is how long a step of the guest may take: it takes a second or two. The boot
 // takes some thirty times as long, and on a machine that gets a tenth of a CPU, as one that

@@ -156,12 +156,15 @@ func (l hopLoad) run(d interface {
 	var mu sync.Mutex
 	var took []time.Duration
 	var wg sync.WaitGroup
-	begin := time.Now()
+	begin, long := time.Now(), *hopTime
+	if testing.Short() {
+		long /= 2
+	}
 	for i := range hopDepth {
 		rng := rand.New(rand.NewPCG(1, uint64(i)))
 		wg.Go(func() {
 			p := make([]byte, l.size)
-			for n := 1; time.Since(begin) < *hopTime; n++ {
+			for n := 1; time.Since(begin) < long; n++ {
 				at := time.Now()
 				d.WriteAt(p, rng.Int64N(hopSize/l.size)*l.size)
 				if l.flush > 0 && n%l.flush == 0 {

@@ -204,3 +204,33 @@ func FuzzClient(f *testing.F) {
 		c.Close()
 	})
 }
+
+// A write that is refused has data all the same, as much as its length says. A client that
+// does not send it is not waited for without an end, whatever it has announced.
+func TestTheDataOfARefusedWriteIsWaitedForForATimeOnly(t *testing.T) {
+	for _, n := range []uint32{64 << 20, 1 << 31, 1<<32 - 1} {
+		synctest.Test(t, func(t *testing.T) {
+			srv := NewServer(ServerConfig{Timeout: time.Second})
+			e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
+			must(t, err)
+			client, conn := net.Pipe()
+			defer client.Close()
+			l := &link{Conn: conn, gone: make(chan struct{})}
+			defer l.Close()
+			done := make(chan error, 1)
+			go func() { done <- serveRequests(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)}) }()
+			head := (&request{cmd: cmdWrite, handle: 1, n: n}).append(nil)
+			if _, err := client.Write(append(head, 1, 2, 3)); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case err := <-done:
+				if !isTimeout(err) {
+					t.Errorf("%d bytes were announced: %v", n, err)
+				}
+			case <-time.After(time.Hour):
+				t.Errorf("a client that has announced %d bytes is waited for", n)
+			}
+		})
+	}
+}

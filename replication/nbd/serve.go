@@ -228,7 +228,7 @@ func (s *session) next(req *request) (data []byte, refused, end error) {
 	if refused != nil {
 		var err error
 		if req.cmd == cmdWrite {
-			err = s.arrive(int(req.n), func() error {
+			err = s.arrive(int64(req.n), func() error {
 				_, err := io.CopyN(io.Discard, s.r, int64(req.n))
 				return err
 			})
@@ -251,15 +251,15 @@ func (s *session) next(req *request) (data []byte, refused, end error) {
 		if s.r.Buffered() >= len(data) {
 			return data, nil, s.r.data(data)
 		}
-		return data, nil, s.arrive(len(data), func() error { return s.r.data(data) })
+		return data, nil, s.arrive(int64(len(data)), func() error { return s.r.data(data) })
 	}
 	return data, nil, nil
 }
 
 // arrive bounds the time in which read reads each piece of the n bytes of a request's data,
 // since memory is taken for them already.
-func (s *session) arrive(n int, read func() error) error {
-	if s.r.Buffered() >= n {
+func (s *session) arrive(n int64, read func() error) error {
+	if int64(s.r.Buffered()) >= n {
 		return read()
 	}
 	if err := s.slow.begin(); err != nil {

@@ -63,7 +63,7 @@ func TestResizableBlocks(t *testing.T) {
 			if x.used != 2 && !slices.Equal(told, []uint64{2 * PageSize}) {
 				t.Errorf("the guest was told %v", told)
 			}
-			wantMemory(t, "the block", newGuest(t, Block{Name: "rom", Host: b.Host[:2*PageSize]}), prim.snapshot())
+			wantSame(t, "the block", newGuest(t, Block{Name: "rom", Host: b.Host[:2*PageSize]}), prim)
 		})
 	}
 }
@@ -145,7 +145,7 @@ func TestSharedBlocksAreListedAndNotSent(t *testing.T) {
 	prim.write(0, 0, 1)
 	prim.write(1, 0, 2)
 	l.sync(s, c)
-	wantMemory(t, "after the initial synchronisation", sec, prim.snapshot())
+	wantSame(t, "after the initial synchronisation", sec, prim)
 	if n := s.Stats().Pages; n != 8 {
 		t.Errorf("%d pages were sent, want the 8 of the block that is not shared", n)
 	}

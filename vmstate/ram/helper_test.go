@@ -133,6 +133,16 @@ func (g *guest) snapshot() [][]byte {
 	return s
 }
 
+// wantSame asserts that the memory of g is that of another guest, as it is now.
+func wantSame(t testing.TB, why string, g, as *guest) {
+	t.Helper()
+	want := make([][]byte, len(as.blocks))
+	for i, b := range as.blocks {
+		want[i] = b.Host
+	}
+	wantMemory(t, why, g, want)
+}
+
 func wantMemory(t testing.TB, why string, g *guest, want [][]byte) {
 	t.Helper()
 	for bi, b := range g.blocks {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"testing"
@@ -226,7 +227,7 @@ func TestWhetherHelpersPayIsFoundOutForEachSize(t *testing.T) {
 		t.Errorf("of %d captures each, of 200 pages %d had help, of 4000 %d", 10*trialEvery, few, many)
 	}
 	x.of(0).together()
-	x.of(1 << 40).together()
+	x.of(math.MaxInt).together()
 }
 
 // A helper that wakes up when all is copied is turned away, and nobody has waited for it.

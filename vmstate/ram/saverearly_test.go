@@ -27,7 +27,11 @@ func sendEarly(t *testing.T, l *link, s *Saver, most int) (pieces int) {
 func TestHotPagesAreFoundBeforeTheCheckpoint(t *testing.T) {
 	t.Parallel()
 	eachAhead(t, func(t *testing.T, cfg SaverConfig, rest func(*link, *Saver)) {
-		const hot, cold, rounds, checkpoints = 160, 640, 8, 6
+		const hot, cold, rounds = 160, 640, 8
+		checkpoints := 6
+		if testing.Short() {
+			checkpoints = 3
+		}
 		prim := newGuest(t, pages(t, "ram", 900), pages(t, "vga", 20))
 		sec := prim.twin(t)
 		s, c, l := NewSaver(prim.blocks, prim, cfg), newCache(t, sec, CacheConfig{}), newLink(t)

@@ -78,18 +78,21 @@ func TestAStagedOnlyCacheHoldsAtMostTwoDirtySets(t *testing.T) {
 
 func TestThePagesOfALargeCheckpointAreGivenBack(t *testing.T) {
 	t.Parallel()
-	const n = 4096
+	n := 4096
+	if testing.Short() {
+		n = 1024
+	}
 	prim, sec, s, c, l := stagedPair(t, n, SaverConfig{}, CacheConfig{})
 	for i := range n {
 		prim.write(0, i*PageSize, 0xaa, byte(i))
 	}
 	checkpoint(t, prim, sec, s, c, l)
-	if m := c.Memory(); m != n*PageSize {
+	if m := c.Memory(); m != uint64(n)*PageSize {
 		t.Fatalf("%d pages are held of a checkpoint of %d", m/PageSize, n)
 	}
 	prim.write(0, 0, 1)
 	checkpoint(t, prim, sec, s, c, l)
-	if m := c.Memory(); m != n*PageSize {
+	if m := c.Memory(); m != uint64(n)*PageSize {
 		t.Fatalf("the next load left %d pages of %d", m/PageSize, n)
 	}
 	if err := c.Settle(); err != nil {
