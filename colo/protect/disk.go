@@ -43,6 +43,13 @@ type DiskConfig struct {
 // may not have what it writes. The answer waits until the guest runs. A Pause that waits for
 // answers instead takes as long as the gate is shut, since until then none comes.
 //
+// A device whose requests a Pause does not wait for does two things in a load (a
+// vmstate.PostLoader). It waits until all calls of before it have returned: what one of them
+// writes later would be on the disk of the checkpoint, whose guest has not written it. That
+// is soon, since on a host that follows no answer waits for the gate. And it makes the requests
+// again in the Resume that ends the pause, not in the load, behind which the disk still
+// becomes that of the checkpoint and forgets what the guest here has written.
+//
 // A host whose image cannot make stable what the guest has written, or cannot record in the
 // metadata beside it in what state it is (an event.DiskFailed), leaves the guest to a
 // secondary that is in step, whose copy is that of the last checkpoint. Alone, where an
