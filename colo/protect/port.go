@@ -349,7 +349,7 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 		conn = abrupt{secure, raw}
 		if err := secure.HandshakeContext(ctx); err != nil {
 			if isEnd(err) {
-				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does: %w", err)
+				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does, or a relay that does not reach it: %w", err)
 			}
 			err = inItsTime(cfg.Peer.TLS, err)
 			return nil, hello{}, errors.Join(err, raw.Close())
