@@ -166,7 +166,7 @@ func Listen(address string, cfg PortConfig) (*Port, error) {
 	return NewPort(l, cfg)
 }
 
-// NewPort makes a Port of a listener, which it owns from now on.
+// NewPort makes a Port of a listener, which it owns from now on, also if it fails.
 func NewPort(l net.Listener, cfg PortConfig) (*Port, error) {
 	if err := cfg.check(); err != nil {
 		return nil, errors.Join(err, l.Close())
