@@ -57,6 +57,9 @@ func (j *Job) begin(ctx context.Context) error {
 	generation, err := j.acquire(ctx, after, true)
 	switch {
 	case errors.Is(err, failover.ErrRefused):
+		if after == 0 {
+			err = fmt.Errorf("%w: the guest has run before, and nothing says that its copy is here, as disks that know their generation do, or Held", err)
+		}
 		j.claiming(false)
 		j.note(err)
 		j.do(refused, err.Error())
