@@ -43,6 +43,12 @@ type VM interface {
 // Epochs number the checkpoints; epoch 0 is the initial synchronisation, and
 // output is held from its mark on. filter.Buffer and compare.Comparer
 // implement this interface.
+//
+// A host may die after Received and before that goroutine has written all that may leave:
+// the secondary's guest then remembers output that nobody has seen. A network of the
+// host's own that loses nothing is a vmstate.Device of both guests too: what it saves, after
+// Mark, is all output up to the mark that has not left, and a secondary that takes over sends
+// what it has loaded before its guest's own. filter.Buffer and package colo/proxy do so.
 type PrimaryNetwork interface {
 	// Mark ends an epoch. The guest is paused and its devices are not yet
 	// saved: its output so far belongs to epoch, what follows to the next

@@ -112,6 +112,13 @@
 // spare, or fails it. Bounds are best as large as the disk, if that is small, or as what a guest writes
 // in some of the intervals between checkpoints; zeroes take none of it, and in a Journal
 // little.
+//
+// A pause need not wait for requests that are under way. They are then part of the
+// device's state, and a load waits until all calls have returned: what is written
+// behind the Checkpoint would be on the disk of a guest that has not written it. They
+// are made again when the guest is resumed, and not in the load, which comes before the
+// Checkpoint that forgets what was written here.
+//
 // event.DiskOverlayHalfFull says, on either side, when a checkpoint is due early,
 // and event.DiskOverlayFull that a write waits for one.
 //

@@ -141,12 +141,13 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 }
 
 // Attach makes remote the way to the secondary, which must have a disk of the same size (else
-// the error is ErrSize, and says which of the two has to grow), and owns it from now on. Writes
-// to what is in sync are forwarded from now on; the rest is for Synchronise. While replication
-// runs the error is ErrRunning. A Remote that was attached before is closed when the other side
-// has taken this disk's identity; until then, and if it does not, that one stays attached and
-// gets the guest's writes. The two Remotes must not write the same secondary at the same time:
-// an Export serves the second when the first has ended.
+// the error is ErrSize, and says which of the two has to grow), and owns it from now on; if
+// Attach fails, the caller keeps it, and closes it. Writes to what is in sync are forwarded from
+// now on; the rest is for Synchronise. While replication runs the error is ErrRunning. A Remote
+// that was attached before is closed when the other side has taken this disk's identity; until
+// then, and if it does not, that one stays attached and gets the guest's writes. The two Remotes
+// must not write the same secondary at the same time: an Export serves the second when the first
+// has ended.
 //
 // To an [Aligner] the guest's smaller writes are sent as whole blocks, with what the local
 // disk has around them. The error is ErrSize if the disk is no multiple of its blocks. A

@@ -116,7 +116,8 @@ func (rec *Record) Decode() (Struct, error) {
 }
 
 // A Document is a whole stream, taken apart without knowing its devices. Writing
-// it again gives the same bytes.
+// it again gives the same bytes. Who changes a device sets the Body of its record, as
+// [DeviceDesc.Encode] makes it.
 type Document struct {
 	Records []Record
 	// VMDesc describes the devices; nil if the stream does not have it.

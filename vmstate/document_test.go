@@ -72,8 +72,11 @@ func TestStreamsOfQEMUComeBackByteForByte(t *testing.T) {
 				}
 				if rec.Type == SectionFull {
 					devices++
-					if _, err := rec.Decode(); err != nil {
+					s, err := rec.Decode()
+					if err != nil {
 						t.Errorf("%s: %v", name, err)
+					} else if body, err := rec.Desc.Encode(s); err != nil || !bytes.Equal(body, rec.Body) {
+						t.Errorf("%s: %s is %x, and put together again %x: %v", name, rec.Header.Name, rec.Body, body, err)
 					}
 				}
 			}
@@ -340,7 +343,7 @@ func FuzzDocument(f *testing.F) {
 		}
 		for _, rec := range doc.Records {
 			if rec.Type == SectionFull && rec.Desc != nil {
-				rec.Decode()
+				encodesWhatItDecodes(t, &rec)
 			}
 		}
 	})

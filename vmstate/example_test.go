@@ -2,6 +2,7 @@ package vmstate_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log"
 
@@ -110,4 +111,60 @@ func ExampleReadDocument() {
 	//    drift uint32 3
 	// 54 eof
 	// 55 vmdesc
+}
+
+// One value of a device that is known by its description alone is changed, and the stream
+// is written again.
+func ExampleDeviceDesc_Encode() {
+	var reg vmstate.Registry
+	saved := &timer{deadline: 1000, mode: 2, drift: 3}
+	if err := reg.Register(vmstate.Entry{Name: "timer", Version: 2}, saved); err != nil {
+		log.Fatal(err)
+	}
+	var stream, changed bytes.Buffer
+	w := qemufile.NewWriter(&stream)
+	vmstate.PutFileHeader(w)
+	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "none"})
+	err1 := reg.SaveDevices(w)
+	vmstate.PutEOF(w)
+	reg.PutVMDesc(w)
+	if err := errors.Join(err1, w.Flush()); err != nil {
+		log.Fatal(err)
+	}
+
+	doc, err := vmstate.ReadDocument(qemufile.NewReader(&stream), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for i := range doc.Records {
+		rec := &doc.Records[i]
+		if rec.Type != vmstate.SectionFull || rec.Header.Name != "timer" {
+			continue
+		}
+		s, err := rec.Decode()
+		if err != nil {
+			log.Fatal(err)
+		}
+		s.Find("drift").Value = uint64(7)
+		if rec.Body, err = rec.Desc.Encode(s); err != nil {
+			log.Fatal(err)
+		}
+		s.Find("mode").Value = uint64(256)
+		_, err = rec.Desc.Encode(s)
+		fmt.Println(err)
+	}
+	w.Reset(&changed)
+	if err := errors.Join(doc.Put(w), w.Flush()); err != nil {
+		log.Fatal(err)
+	}
+
+	doc, err = vmstate.ReadDocument(qemufile.NewReader(&changed), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	s, err := doc.Records[2].Decode()
+	fmt.Println(s.Find("drift").Value, err)
+	// Output:
+	// timer:mode: unacceptable value: 256 (uint64) in a field of type uint8
+	// 7 <nil>
 }

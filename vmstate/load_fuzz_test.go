@@ -93,7 +93,7 @@ func FuzzState(f *testing.F) {
 			s := Scanner{Devices: initial.VMDesc, Record: func(rec *Record) error {
 				rec.Put(w)
 				if rec.Type == SectionFull && rec.Desc != nil {
-					rec.Decode()
+					encodesWhatItDecodes(t, rec)
 				}
 				return nil
 			}}

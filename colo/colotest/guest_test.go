@@ -104,6 +104,10 @@ type (
 		*Guest
 		never chan struct{}
 	}
+	hangs struct {
+		*Guest
+		never chan struct{}
+	}
 	forgetsPages struct{ *Guest }
 	keepsLog     struct{ *Guest }
 	overwrites   struct{ *Guest }
@@ -139,6 +143,11 @@ func (i ignoresContext) Pause(ctx context.Context) error {
 		<-i.never
 	}
 	return i.Guest.Pause(ctx)
+}
+
+func (h hangs) Pause(context.Context) error {
+	<-h.never
+	return nil
 }
 
 func (f forgetsPages) ReadDirty(block string, bitmap []uint64) error {
@@ -221,6 +230,8 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 			(*subject).dirtyLog, "Blocks is empty"},
 		{"a context is ignored", func(h Host, g *Guest) Host { h.VM = ignoresContext{g, never}; return h },
 			(*subject).contexts, "Pause does not return when its context has ended"},
+		{"a pause hangs", func(h Host, g *Guest) Host { h.VM = hangs{g, never}; return h },
+			(*subject).pause, "Pause has not returned"},
 		{"a page is not logged", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
 			(*subject).dirtyLog, "changed and the dirty log does not say so"},
 		{"a page is not logged, while running", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
@@ -253,7 +264,7 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 			for end := time.Now().Add(time.Minute); err == nil && time.Now().Before(end); {
 				g := running(t, GuestConfig{Touch: 4})
 				s := newSubject(c.host(hostOf(g), g))
-				if strings.Contains(c.want, "does not return") {
+				if strings.Contains(c.want, "not return") {
 					s.patience /= 100
 				}
 				err = s.check(c.fn)

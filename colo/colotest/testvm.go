@@ -128,22 +128,27 @@ func guarded(fn func() error) (err error) {
 	return fn()
 }
 
-func (s *subject) pause() error {
-	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
-	defer cancel()
-	if err := s.VM.Pause(ctx); err != nil {
-		return fmt.Errorf("Pause failed: %w", err)
-	}
-	return nil
-}
+func (s *subject) pause() error { return s.call("Pause", s.VM.Pause) }
 
-func (s *subject) resume() error {
+func (s *subject) resume() error { return s.call("Resume", s.VM.Resume) }
+
+// call calls a method of the VM, and does not wait for one that outlives its context.
+func (s *subject) call(name string, fn func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
 	defer cancel()
-	if err := s.VM.Resume(ctx); err != nil {
-		return fmt.Errorf("Resume failed: %w", err)
+	done := make(chan error, 1)
+	go func() { done <- guarded(func() error { return fn(ctx) }) }()
+	late := time.NewTimer(2 * s.patience)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("%s failed: %w", name, err)
+		}
+		return nil
+	case <-late.C:
+		return fmt.Errorf("%s has not returned %v after its context ended: it must return when that ends, also where it waits for a lock that a vCPU keeps", name, s.patience)
 	}
-	return nil
 }
 
 // snapshot copies all of memory.

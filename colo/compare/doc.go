@@ -23,6 +23,11 @@
 // segment says (reserved bits, PSH, marks of congestion, other options but those of
 // Multipath TCP) nothing is compared.
 //
+// Sequence numbers are compared as they are, but for that of a SYN, which need not agree: two
+// guests begin a connection with different numbers, and the packets of the secondary's guest
+// come with those of the primary's from a filter.Rewriter, as in package colo/proxy. Without
+// one each of these connections waits for checkpoints.
+//
 // UDP, ICMP and ICMPv6 are compared from their header on, packet by packet, any
 // order; a checksum of zero and one that was computed differ. Of what is in front of
 // these headers and of TCP's, the addresses of IP are compared and nothing else: it

@@ -238,6 +238,53 @@ func TestCheckpointInTheMiddleOfAConnectionLeavesNothingBehind(t *testing.T) {
 	x.want("and nobody waits for the primary's", x.Tick(x.now), "")
 }
 
+// A host that calls Tick at each Deadline, and at no other time, is asked for a checkpoint.
+func TestWhoTicksAtTheDeadlinesAloneIsAsked(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		x := newRig(t, compare.Config{Strict: strict, Timeout: 200 * time.Millisecond, Scan: 100 * time.Millisecond})
+		if d := x.Deadline(); !d.IsZero() {
+			t.Errorf("strict %t: there is a deadline, %v, and no packet", strict, d)
+		}
+		begun := x.now
+		x.Primary(udp("a"), x.now)
+		for ticks := 0; ; ticks++ {
+			d := x.Deadline()
+			if d.IsZero() || ticks == 10 {
+				t.Errorf("strict %t: not asked; after %d ticks the deadline is %v", strict, ticks, d)
+				break
+			}
+			x.now = d
+			if x.Tick(x.now).Diverged {
+				if waited := x.now.Sub(begun); waited > 400*time.Millisecond {
+					t.Errorf("strict %t: asked after %v", strict, waited)
+				}
+				break
+			}
+		}
+	}
+}
+
+func TestAStepOutOfTurnSaysWhichMarksThereAre(t *testing.T) {
+	x := newRig(t, compare.Config{})
+	_, err := x.Received(0)
+	want := "compare: epoch out of order: received 0, and none is marked"
+	if err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if err := errors.Join(x.Mark(0), x.Mark(1)); err != nil {
+		t.Fatal(err)
+	}
+	want = "compare: epoch out of order: mark 3, and the last that is marked is 1"
+	if err := x.Mark(3); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	x.Failover()
+	want = "compare: epoch out of order: loaded 1, while packets pass, until mark 0"
+	if err := x.Loaded(1); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
 func TestTimeoutsAskAgainAtEachScan(t *testing.T) {
 	for _, strict := range []bool{false, true} {
 		x := newRig(t, compare.Config{Strict: strict, Timeout: 200 * time.Millisecond, Scan: 100 * time.Millisecond})

@@ -12,7 +12,7 @@ import (
 // order, beginning with 0; another number is [ErrEpoch].
 func (e *Engine) Mark(epoch uint64) error {
 	if epoch != 0 && (epoch != e.next || e.passing) {
-		return fmt.Errorf("%w: mark %d", ErrEpoch, epoch)
+		return fmt.Errorf("%w: mark %d, %s", ErrEpoch, epoch, e.marks())
 	}
 	if e.strict != nil {
 		e.strict.mark()
@@ -89,13 +89,24 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	}
 }
 
+// marks says which marks there can be, for errors.
+func (e *Engine) marks() string {
+	switch {
+	case e.passing:
+		return "while packets pass, until mark 0"
+	case e.next == 0:
+		return "and none is marked"
+	}
+	return fmt.Sprintf("and the last that is marked is %d", e.next-1)
+}
+
 // Received releases the packets that were marked with epoch or an earlier one, because the
 // secondary has all of that checkpoint. Packets that have come since leave too, as far as
 // the checkpoint covers them. Its time is the one that was given to the call before it. An
 // epoch that is not marked is [ErrEpoch].
 func (e *Engine) Received(epoch uint64) (Result, error) {
 	if e.passing || epoch >= e.next {
-		return Result{}, fmt.Errorf("%w: received %d", ErrEpoch, epoch)
+		return Result{}, fmt.Errorf("%w: received %d, %s", ErrEpoch, epoch, e.marks())
 	}
 	if e.strict != nil {
 		e.strict.taken = e.strict.taken[:0]
@@ -172,7 +183,7 @@ func (e *Engine) ownerOf(p *pkt) *conn {
 // it. What was marked with epoch is released: the secondary has it.
 func (e *Engine) SecondaryMark(epoch uint64) (Result, error) {
 	if e.passing || epoch >= e.next {
-		return Result{}, fmt.Errorf("%w: secondary's mark %d", ErrEpoch, epoch)
+		return Result{}, fmt.Errorf("%w: secondary's mark %d, %s", ErrEpoch, epoch, e.marks())
 	}
 	if epoch+1 != e.next {
 		return Result{}, nil
@@ -187,7 +198,7 @@ func (e *Engine) SecondaryMark(epoch uint64) (Result, error) {
 // marked is [ErrEpoch].
 func (e *Engine) Loaded(epoch uint64) error {
 	if e.passing || epoch >= e.next {
-		return fmt.Errorf("%w: loaded %d", ErrEpoch, epoch)
+		return fmt.Errorf("%w: loaded %d, %s", ErrEpoch, epoch, e.marks())
 	}
 	if !e.cfg.Marks && epoch+1 == e.next {
 		if e.loaded = true; e.received == e.next || e.strict != nil {

@@ -11,6 +11,7 @@ type instant int64
 func (e *Engine) instant(now time.Time) instant {
 	if !e.dated {
 		e.began, e.dated = now.Add(-1), true
+		e.scan = 1 // Tick looks at all connections the first time it is called
 	}
 	return max(1, instant(now.Sub(e.began)))
 }

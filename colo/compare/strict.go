@@ -15,9 +15,9 @@ type strict struct {
 	conns   map[strictKey]*strictConn
 	list    []*strictConn // in the order of their creation
 	marked  []*strictPkt
-	scan    time.Time
-	passing bool // nothing is compared
-	deaf    bool // packets of the secondary are dropped, since they are of an older epoch
+	scan    time.Time // zero: no packet has come, and Tick was not called
+	passing bool      // nothing is compared
+	deaf    bool      // packets of the secondary are dropped, since they are of an older epoch
 	count   Stats
 	taken   []instant // when the packets of the last Result came
 	instant func(time.Time) instant
@@ -118,6 +118,9 @@ func (e *strict) intake(f Frame, now time.Time) (*strictPkt, *strictConn) {
 		}
 	}
 	data := bytes.Clone(f.Data)
+	if e.scan.IsZero() {
+		e.scan = now
+	}
 	p := &strictPkt{Frame: Frame{data, v}, at: now, l4: v + l4}
 	if k.proto == packet.ProtoTCP {
 		t := packet.TCP(data[p.l4:])

@@ -57,6 +57,9 @@ func (j *Job) begin(ctx context.Context) error {
 	generation, err := j.acquire(ctx, after, true)
 	switch {
 	case errors.Is(err, failover.ErrRefused):
+		if after == 0 {
+			err = fmt.Errorf("%w: the guest has run before, and nothing says that its copy is here, as disks that know their generation do, or Held", err)
+		}
 		j.claiming(false)
 		j.note(err)
 		j.do(refused, err.Error())
@@ -123,7 +126,7 @@ func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
 		// is asked again, and says the same.
 		own := r.Generation == after+1 && r.Token == j.token
 		if err == nil && r.Generation > after && !own {
-			j.note(fmt.Errorf("protect: the disks here are of generation %d, the present one is %d", after, r.Generation))
+			j.startsNothing(fmt.Errorf("protect: the disks here are of generation %d, the present one is %d", after, r.Generation))
 			return j.await(ctx, 0)
 		}
 		if p, err := j.await(ctx, wait); p != nil || err != nil {
@@ -139,13 +142,20 @@ func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
 			j.refuseAll() // who has come meanwhile
 			return nil, err
 		case errors.Is(err, failover.ErrRefused):
-			j.note(err)
+			j.startsNothing(err)
 			return j.await(ctx, 0)
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		}
 		j.note(fmt.Errorf("protect: claim the guest of generation %d: %w", after, err))
 	}
+}
+
+// startsNothing tells why a host that was to start the guest from its disks waits for a primary
+// after all.
+func (j *Job) startsNothing(why error) {
+	j.note(why)
+	j.ownLog().Info("the disks here start no guest", "side", event.ModeNone.String(), "checkpoint", uint64(0), "error", why)
 }
 
 // await waits for a primary with all its connections, for a time; without a limit

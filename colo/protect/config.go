@@ -249,6 +249,22 @@ const (
 // maxDisks bounds the disks of a guest: each has a connection of its own.
 const maxDisks = 64
 
+// negative returns the name and the value of a time that is negative, or "".
+func (c *Config) negative() string {
+	for _, t := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"CheckpointDelay", c.CheckpointDelay}, {"Beat", c.Beat}, {"Lost", c.Lost}, {"Term", c.Term}, {"PeerTimeout", c.PeerTimeout},
+		{"CheckpointTimeout", c.CheckpointTimeout}, {"MinInterval", c.MinInterval},
+	} {
+		if t.d < 0 {
+			return fmt.Sprintf("%s, %v,", t.name, t.d)
+		}
+	}
+	return ""
+}
+
 // check fills in the defaults and refuses what cannot work.
 func (c *Config) check() error {
 	def := func(d *time.Duration, v time.Duration) {
@@ -282,9 +298,9 @@ func (c *Config) check() error {
 	case len(c.Offer) > maxHello/2:
 		return fmt.Errorf("protect: Offer has at most %d bytes", maxHello/2)
 	case p.Dial == "" && p.Dialer == nil, p.Dial != "" && p.Dialer != nil:
-		return errors.New("protect: Peer needs one of Dial and Dialer")
+		return errors.New("protect: Peer needs one of Dial and Dialer, and not both")
 	case p.Listen == "" && p.Port == nil, p.Listen != "" && p.Port != nil:
-		return errors.New("protect: Peer needs one of Listen and Port")
+		return errors.New("protect: Peer needs one of Listen and Port, and not both")
 	case p.TLS != nil && p.Name == "":
 		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
 	case c.Held > 0 && !c.Start:
@@ -293,8 +309,8 @@ func (c *Config) check() error {
 		return errors.New("protect: Saved means nothing without Start")
 	case c.Saved != nil && c.Held > 0:
 		return errors.New("protect: Saved says itself what is Held")
-	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0, c.CheckpointTimeout < 0, c.MinInterval < 0:
-		return errors.New("protect: a time is negative")
+	case c.negative() != "":
+		return fmt.Errorf("protect: %s is negative", c.negative())
 	case c.Lost < 2*c.Beat:
 		return fmt.Errorf("protect: a peer that is lost after %v must beat more often than every %v", c.Lost, c.Beat)
 	case c.PeerTimeout <= c.Lost:

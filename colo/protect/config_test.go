@@ -37,18 +37,18 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*Config){
-		"MinInterval":    func(c *Config) { c.MinInterval = 5 * time.Second },
-		"is negative":    func(c *Config) { c.MinInterval = -1 },
-		"MaxStaged":      func(c *Config) { c.MaxStaged = 1 },
-		"guest's name":   func(c *Config) { c.Name = "" },
-		"guest's name, ": func(c *Config) { c.Name = "db\n1" },
-		"ArbiterKind":    func(c *Config) { c.ArbiterKind = "etcd\n" },
-		"host's name, ":  func(c *Config) { c.Host = "a\x1b[2J" },
-		"host's name":    func(c *Config) { c.Host = strings.Repeat("x", 256) },
-		"machine type":   func(c *Config) { c.Machine = strings.Repeat("x", 256) },
-		"needs a Guest":  func(c *Config) { c.Guest = nil },
-		"not a multiple": func(c *Config) { c.Guest = ofBlocks{g, []ram.Block{{Name: "ram", Host: make([]byte, ram.PageSize+1)}}} },
-		"not unique":     func(c *Config) { c.Guest = ofBlocks{g, []ram.Block{{Name: "ram"}, {Name: "ram"}}} },
+		"MinInterval":                    func(c *Config) { c.MinInterval = 5 * time.Second },
+		"MinInterval, -1ns, is negative": func(c *Config) { c.MinInterval = -1 },
+		"MaxStaged":                      func(c *Config) { c.MaxStaged = 1 },
+		"guest's name":                   func(c *Config) { c.Name = "" },
+		"guest's name, ":                 func(c *Config) { c.Name = "db\n1" },
+		"ArbiterKind":                    func(c *Config) { c.ArbiterKind = "etcd\n" },
+		"host's name, ":                  func(c *Config) { c.Host = "a\x1b[2J" },
+		"host's name":                    func(c *Config) { c.Host = strings.Repeat("x", 256) },
+		"machine type":                   func(c *Config) { c.Machine = strings.Repeat("x", 256) },
+		"needs a Guest":                  func(c *Config) { c.Guest = nil },
+		"not a multiple":                 func(c *Config) { c.Guest = ofBlocks{g, []ram.Block{{Name: "ram", Host: make([]byte, ram.PageSize+1)}}} },
+		"not unique":                     func(c *Config) { c.Guest = ofBlocks{g, []ram.Block{{Name: "ram"}, {Name: "ram"}}} },
 		"at most 1024": func(c *Config) {
 			many := make([]ram.Block, maxList+1)
 			for i := range many {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
@@ -42,6 +43,15 @@ type DiskConfig struct {
 // the device saves it, and makes it again after a load, since the disk of a checkpoint may or
 // may not have what it writes. The answer waits until the guest runs. A Pause that waits for
 // answers instead takes as long as the gate is shut, since until then none comes.
+//
+// A device whose requests a Pause does not wait for does two things in a load (a
+// vmstate.PostLoader). It waits until all calls of before it have returned: what one of them
+// writes later would be on the disk of the checkpoint, whose guest has not written it. That
+// is soon, since on a host that follows no answer waits for the gate. And it makes the requests
+// again in the Resume that ends the pause, not in the load, behind which the disk still
+// becomes that of the checkpoint and forgets what the guest here has written. A request that
+// comes when this host follows no more, or has not got the whole guest yet, changes nothing:
+// its error matches replication.ErrNotRunning, and no guest is to be told of it.
 //
 // A host whose image cannot make stable what the guest has written, or cannot record in the
 // metadata beside it in what state it is (an event.DiskFailed), leaves the guest to a
@@ -85,7 +95,8 @@ type Disk struct {
 	below    *below // the gate of the last secondary
 	exports  []*nbd.Export
 	server   *nbd.Server
-	lost     error // why what stood below before is not to be trusted any more; it stays for the life of the Disk
+	idle     atomic.Bool // secondary has stopped, and the guest here does not go on: see rest
+	lost     error       // why what stood below before is not to be trusted any more; it stays for the life of the Disk
 }
 
 var _ replication.Disk = (*Disk)(nil)
@@ -108,14 +119,20 @@ func NewDisk(cfg DiskConfig) (*Disk, error) {
 
 const maxDiskName = 64
 
-var errNoJob = errors.New("protect: the disk belongs to no job yet")
+var (
+	errNoJob = errors.New("protect: the disk belongs to no job yet")
+	errIdle  = fmt.Errorf("protect: the guest does not run here, and its disk takes nothing of it: %w", replication.ErrNotRunning)
+)
 
-// view returns the guest's disk, and must be followed by d.mu.RUnlock.
-func (d *Disk) view() (interface {
+// A view is what stands below a Disk, as the guest's device uses it.
+type view interface {
 	replication.Disk
 	WriteZeroes(off, n int64) error
 	Trim(off, n int64) error
-}, error) {
+}
+
+// view returns the guest's disk, and must be followed by d.mu.RUnlock.
+func (d *Disk) view() (view, error) {
 	d.mu.RLock()
 	switch {
 	case d.secondary != nil:
@@ -124,6 +141,15 @@ func (d *Disk) view() (interface {
 		return d.primary, nil
 	}
 	return nil, errNoJob
+}
+
+// changing does what view does, for a request that changes the disk or waits for it.
+func (d *Disk) changing() (view, error) {
+	v, err := d.view()
+	if err == nil && d.idle.Load() {
+		err = errIdle
+	}
+	return v, err
 }
 
 // ReadAt implements replication.Disk. The guest calls it and the methods below, from any
@@ -139,7 +165,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements replication.Disk.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
-	v, err := d.view()
+	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
 		return 0, err
@@ -149,7 +175,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 
 // Sync implements replication.Disk.
 func (d *Disk) Sync() error {
-	v, err := d.view()
+	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
 		return err
@@ -159,7 +185,7 @@ func (d *Disk) Sync() error {
 
 // WriteZeroes zeroes a range.
 func (d *Disk) WriteZeroes(off, n int64) error {
-	v, err := d.view()
+	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
 		return err
@@ -169,7 +195,7 @@ func (d *Disk) WriteZeroes(off, n int64) error {
 
 // Trim zeroes a range and may give its storage back.
 func (d *Disk) Trim(off, n int64) error {
-	v, err := d.view()
+	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
 		return err

@@ -87,6 +87,7 @@ func (d *Disk) lead(over replication.Disk) error {
 		d.below.led.Store(true)
 	}
 	d.primary, d.secondary, d.exports, d.server = p, nil, nil, nil
+	d.idle.Store(false)
 	return nil
 }
 
@@ -283,6 +284,9 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 	for _, e := range f.d.exports {
 		errs = append(errs, e.Close(ctx))
 	}
+	if !failover {
+		f.d.rest(f.Secondary)
+	}
 	stopped := f.Secondary.Stop(ctx, failover)
 	errs = append(errs, stopped)
 	if failover && !errors.Is(stopped, replication.ErrNotRunning) {
@@ -295,6 +299,32 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 		f.d.mu.Unlock()
 	}
 	return errors.Join(errs...)
+}
+
+// Start begins replication, with which the guest here may write again.
+func (f *followed) Start(ctx context.Context) error {
+	err := f.Secondary.Start(ctx)
+	if err == nil {
+		f.d.idle.Store(false)
+	}
+	return err
+}
+
+// rest has the disk take nothing more of the guest here, which does not go on. A secondary that
+// has stopped is the disk itself, and that of the last checkpoint: a request that was made before
+// and comes late must not change it, nor wait at the gate, since this host could not follow again
+// before that opens.
+func (d *Disk) rest(s *replication.Secondary) {
+	d.mu.RLock()
+	follows := d.secondary == s
+	d.mu.RUnlock()
+	if !follows {
+		return
+	}
+	s.Drain() // what is under way waits for no room
+	d.mu.Lock()
+	d.idle.Store(true)
+	d.mu.Unlock()
 }
 
 // group returns the disks as a session drives them.

@@ -138,7 +138,7 @@ func newJob(cfg Config) (*Job, error) {
 		if err := d.adopt(j.keeper.Gate(), cfg.Events, j.diskFull); err != nil {
 			return nil, err
 		}
-		d.log = j.pairLog()
+		d.log = j.diskLog()
 	}
 	if s := cfg.Saved; s != nil && s.taken.Swap(true) { // last: where New fails, it can be called again with it
 		return nil, errors.New("protect: a Saved is for one job")

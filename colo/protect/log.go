@@ -81,6 +81,31 @@ func (h stamped) WithAttrs(all []slog.Attr) slog.Handler {
 
 func (h stamped) WithGroup(name string) slog.Handler { return stamped{h.Handler.WithGroup(name), h.j} }
 
+// diskLog returns the logger for the connections of the disks of the present session.
+func (j *Job) diskLog() *slog.Logger { return slog.New(ofAnEnd{j.pairLog().Handler(), j}) }
+
+// ofAnEnd makes each record one of a step (Debug) when the present session has been ended on
+// purpose: what was under way between the disks then is no loss.
+type ofAnEnd struct {
+	slog.Handler
+	j *Job
+}
+
+func (h ofAnEnd) Handle(ctx context.Context, r slog.Record) error {
+	if s := h.j.session(); s != nil && r.Level > slog.LevelDebug && s.whoEnded() != "" {
+		if r.Level = slog.LevelDebug; !h.Handler.Enabled(ctx, r.Level) {
+			return nil
+		}
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h ofAnEnd) WithAttrs(all []slog.Attr) slog.Handler {
+	return ofAnEnd{h.Handler.WithAttrs(all), h.j}
+}
+
+func (h ofAnEnd) WithGroup(name string) slog.Handler { return ofAnEnd{h.Handler.WithGroup(name), h.j} }
+
 // logState tells of a change of state.
 func (j *Job) logState(to State, e event.JobStatusChange) {
 	side, checkpoint := event.ModeNone, uint64(0)
@@ -122,7 +147,11 @@ func (j *Job) logDisks() (cancel func()) {
 				j.mu.Lock()
 				generation := j.generation
 				j.mu.Unlock()
-				event.Log(j.cfg.Logger.With("guest", j.cfg.Name, "generation", generation), event.Record{Event: r.Event})
+				log := j.cfg.Logger
+				if _, broken := r.Event.(event.DiskBroken); broken {
+					log = slog.New(ofAnEnd{log.Handler(), j})
+				}
+				event.Log(log.With("guest", j.cfg.Name, "generation", generation), event.Record{Event: r.Event})
 				return
 			}
 		}

@@ -3,6 +3,7 @@ package protect
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // A State is how far a job has come. The package comment has the diagram.
@@ -186,13 +187,36 @@ func (m *machine) do(in input, reason string) error {
 	return nil
 }
 
-// A StateError says that a verb is not allowed in the present state. See the
-// package comment for the table.
+// A StateError says that a verb is not allowed in the present state, and in which it is. See
+// the package comment for the table.
 type StateError struct {
 	Verb  string
 	State State
 }
 
 func (e *StateError) Error() string {
-	return fmt.Sprintf("protect: %s is not possible while %s", e.Verb, e.State)
+	text := fmt.Sprintf("protect: %s is not possible while %s", e.Verb, e.State)
+	states := allowing(e.Verb)
+	if e.State == Concluded || len(states) == 0 || slices.Contains(states, e.State.String()) {
+		return text
+	}
+	last := len(states) - 1
+	if last > 0 {
+		states = append(states[:last-1], states[last-1]+" or "+states[last])
+	}
+	return text + ", only while " + strings.Join(states, ", ")
+}
+
+// allowing returns the states in which a verb is allowed, in words.
+func allowing(verb string) (states []string) {
+	in := slices.Index(inputNames[:], verb)
+	if in < 0 {
+		return nil
+	}
+	for s := range Concluded {
+		if (&machine{state: s}).allows(input(in)) {
+			states = append(states, s.String())
+		}
+	}
+	return states
 }

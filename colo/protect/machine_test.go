@@ -43,6 +43,27 @@ func TestEveryInputInEveryStateKeepsTheInvariants(t *testing.T) {
 	t.Logf("%d moves", count)
 }
 
+// Whoever is refused learns where the verb is possible, but where it is nowhere any more.
+func TestAStateErrorSaysInWhichStatesTheVerbIsAllowed(t *testing.T) {
+	for _, c := range []struct {
+		verb  input
+		state State
+		want  string
+	}{
+		{doSwitchover, Following, "protect: switchover is not possible while following, only while protected"},
+		{doFenced, Alone, "protect: fenced is not possible while alone, only while protected, following or asking"},
+		{doPause, Concluded, "protect: pause is not possible while concluded"},
+		{doPause, Alone, "protect: pause is not possible while alone"}, // the state has changed meanwhile
+	} {
+		if got := (&StateError{Verb: c.verb.String(), State: c.state}).Error(); got != c.want {
+			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+	if got, want := (&StateError{Verb: "dance"}).Error(), "protect: dance is not possible while created"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 // reach returns the states that can be come to from one, without some inputs.
 func reach(from State, without ...input) []State {
 	met := []State{from}

@@ -166,7 +166,7 @@ func Listen(address string, cfg PortConfig) (*Port, error) {
 	return NewPort(l, cfg)
 }
 
-// NewPort makes a Port of a listener, which it owns from now on.
+// NewPort makes a Port of a listener, which it owns from now on, also if it fails.
 func NewPort(l net.Listener, cfg PortConfig) (*Port, error) {
 	if err := cfg.check(); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -349,7 +349,7 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 		conn = abrupt{secure, raw}
 		if err := secure.HandshakeContext(ctx); err != nil {
 			if isEnd(err) {
-				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does: %w", err)
+				err = fmt.Errorf("protect: the other side has ended the TLS handshake, as a host without TLS does, or a relay that does not reach it: %w", err)
 			}
 			err = inItsTime(cfg.Peer.TLS, err)
 			return nil, hello{}, errors.Join(err, raw.Close())

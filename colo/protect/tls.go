@@ -17,11 +17,11 @@ import (
 func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("protect: certificate %s and key %s: %w", cert, key, err)
 	}
 	pem, err := os.ReadFile(authorities)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("protect: authorities: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {

@@ -133,7 +133,7 @@ func (h *Handles) open(job Job, cfg Config) (all []served, err error) {
 		if err != nil {
 			return all, fmt.Errorf("control: page: %w", err)
 		}
-		page := watch.New(watch.Config{Job: job, Events: cfg.Events, Control: h.HTTPControl, Hosts: slices.Clone(h.Hosts), Logger: cfg.Logger})
+		page := watch.New(watch.Config{Job: job, Events: cfg.Events, Control: h.HTTPControl, Hosts: slices.Clone(h.Hosts), Metrics: cfg.Metrics, Logger: cfg.Logger})
 		url := "http://" + l.Addr().String() + "/"
 		if cfg.Logger != nil {
 			cfg.Logger.Info("a page to watch", "guest", job.Query().Guest, "url", url, "control", h.HTTPControl)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
@@ -36,6 +37,7 @@ func TestHandlesAreServedForAsLongAsTheJobRuns(t *testing.T) {
 		done <- h.Run(t.Context(), j, Config{
 			Events: new(event.Bus), Quit: func() { close(quit) },
 			Listening: func(handle, address string) { listens <- listening{handle, address} },
+			Metrics:   func(s *metrics.Set) { s.Add(metrics.Gauge, "lockstep_test", "Of the host.", 7) },
 		})
 	}()
 	told := make(map[string]string)
@@ -66,6 +68,13 @@ func TestHandlesAreServedForAsLongAsTheJobRuns(t *testing.T) {
 	}
 	if b, err := io.ReadAll(a.Body); err != nil || !bytes.Contains(b, []byte(`"state":"alone"`)) {
 		t.Errorf("%s, %v", b, err)
+	}
+	a.Body.Close()
+	if a, err = http.Get(page + "metrics"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(a.Body); err != nil || !bytes.Contains(b, []byte("\nlockstep_test 7\n")) {
+		t.Errorf("the host's own metrics are not among\n%s, %v", b, err)
 	}
 	a.Body.Close()
 	// One who watches does not keep the job from ending.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
@@ -59,6 +60,10 @@ type Config struct {
 	// begins: HandleMonitor at an address as qmp.Listen takes it, HandlePage at a URL.
 	// A port that was 0 is the one that was found. Nil: nobody is told.
 	Listening func(handle, address string)
+
+	// Metrics adds further metrics of the host to those of the page that Handles.Run serves,
+	// of its networks, say; see watch.Config. Nil: nothing is added.
+	Metrics func(*metrics.Set)
 
 	// Logger hears of clients (Debug), and of what they have ordered (Info). Nil:
 	// nothing is logged.

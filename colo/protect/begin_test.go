@@ -1,0 +1,56 @@
+package protect
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// Start for a guest that has run before needs its copy: whoever starts a program a second
+// time learns what it lacks.
+func TestAHostThatStartsAGuestAnewWithoutACopyIsToldWhatItLacks(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", true, nil)
+		a.is(Alone)
+		a.halt()
+		a = w.boot("a", true, nil)
+		a.is(Waiting)
+		const want = "the guest has run before, and nothing says that its copy is here"
+		if i := a.job.Query(); !errors.Is(i.LastError, failover.ErrRefused) || !strings.Contains(i.LastError.Error(), want) || !strings.Contains(i.Reason, want) {
+			t.Errorf("reason %q, error %v, want %q", i.Reason, i.LastError, want)
+		}
+		a.halt()
+	})
+}
+
+// A host comes back alone with the guest's own disks, and the record is that of a later
+// generation, whose host is gone: its log says why it starts nothing.
+func TestAHostWhoseDisksAreOldSaysInItsLogThatTheyStartNoGuest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		a := s.start("a", true, nil)
+		a.is(Alone)
+		s.write("a", "of a")
+		generation := a.job.Query().Generation
+		a.halt()
+		s.close("a")
+
+		s.rewrite(ofNobody(generation + 1))
+		var log bytes.Buffer
+		a = s.start("a", false, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		time.Sleep(10 * time.Second)
+		a.is(Waiting)
+		a.halt()
+		if n := strings.Count(log.String(), "the disks here start no guest"); n != 1 || !strings.Contains(log.String(), "of generation 1, the present one is 2") {
+			t.Errorf("said %d times:\n%s", n, &log)
+		}
+		s.close("a")
+		s.clean()
+	})
+}
