@@ -34,6 +34,9 @@ func (s *VCPUState) knowsMSR(index uint32) bool {
 	return byCPUID(index) || slices.Contains(s.known(), index)
 }
 
+// knowsMSR reports whether a vCPU here can have an MSR that a state may have.
+func (s *System) knowsMSR(index uint32) bool { return byCPUID(index) || slices.Contains(s.msrs, index) }
+
 // fixed reports whether the vCPU has run, with a CPUID that is known and that KVM does not change any more.
 func (g *given) fixed() bool { return g != nil && g.ran.Load() && g.sure.Load() }
 

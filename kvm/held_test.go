@@ -330,7 +330,7 @@ func TestAStateIsTriedWithoutWhatAnotherCPUHad(t *testing.T) {
 		t.Errorf("the MSR is %#x, of a state of another CPU", got)
 	}
 	// The description of a CPU, too.
-	if list, err := spare.refuses(s.cpuid.entries[:s.cpuid.n], s.apic, s.flags, []MSR{{sysenterESP, value}}); err != nil || len(list) > 0 {
+	if list, err := spare.refuses(s.cpuid.entries[:s.cpuid.n], s.apic, s.flags, []MSR{{sysenterESP, value}}, s.knowsMSR); err != nil || len(list) > 0 {
 		t.Fatal(list, err)
 	}
 	if read() != value {
