@@ -100,6 +100,40 @@ func TestAVCPUWhoseStateHasGrownIsRefused(t *testing.T) {
 	}
 }
 
+// A slot whose log KVM does not switch keeps no other from being off: neither when the log of all was to be
+// switched on, nor off.
+func TestALogThatCannotBeSwitchedLeavesTheOthersOff(t *testing.T) {
+	vm, _, _ := adoptedHere(t)
+	good := *vm.slots.Load()
+	bad := &slot{Slot: good[0].Slot}
+	bad.ID, bad.GPA = 1, 1 // not on a page
+	off := func() bool {
+		err := vm.getDirtyLog(good[0])
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	slots := []*slot{good[0], bad}
+	vm.slots.Store(&slots)
+	if err := vm.StartDirtyLog(); err == nil {
+		t.Fatal("a slot was switched that KVM does not take")
+	}
+	if !off() {
+		t.Error("the log of the first slot stays on, though that of the VM is off")
+	}
+	vm.slots.Store(&good)
+	if err := vm.StartDirtyLog(); err != nil || off() {
+		t.Fatal("the log is not on:", err)
+	}
+	slots = []*slot{bad, good[0]}
+	vm.slots.Store(&slots)
+	if err := vm.StopDirtyLog(); err == nil || !off() {
+		t.Errorf("got %v; the log of the second slot is off: %v", err, off())
+	}
+	vm.slots.Store(&good)
+}
+
 // Where a VMM has KVM keep to the CPUID of a vCPU, the MSRs of KVM's own are there from when that is set, on
 // kernels that hide them until then (6.1 does; here the test hides them). The clock of a vCPU that gets its
 // CPUID after it was added is saved, and loaded into another such.
