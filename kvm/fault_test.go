@@ -178,3 +178,22 @@ func TestTheClockOfAVCPUThatIsHeldToItsCPUIDMoves(t *testing.T) {
 		t.Errorf("loaded as %#x, there: %v, %v, want %#x", got, ok, err, at)
 	}
 }
+
+// Who has asked for the VM's TSCError may read it while states are loaded.
+func TestATSCErrorIsNotWrittenOnceItIsOut(t *testing.T) {
+	vm := &VM{}
+	v := &VCPU{vm: vm, index: 1, staged: &VCPUState{}}
+	v.staged.tsc.err = &TSCError{Want: 1}
+	vm.noteTSC(v)
+	has, done := make(chan struct{}), make(chan string)
+	go func() {
+		err := vm.TSCError()
+		close(has)
+		done <- err.Error()
+	}()
+	<-has
+	vm.noteTSC(v) // what it has is read meanwhile
+	if got := <-done; !strings.Contains(got, "vCPU 1") {
+		t.Error(got)
+	}
+}
