@@ -138,6 +138,42 @@ func TestWhatChangesAfterAVCPUHasStoppedIsSaved(t *testing.T) {
 	}
 }
 
+// An NMI that comes after the vCPU has stopped is in what is saved.
+func TestAnNMIAfterAVCPUHasStoppedIsSaved(t *testing.T) {
+	const sendNMI = 0xae9a
+	vm, save := shooting(t, 1)
+	v := vm.vcpus[0]
+	if _, err := ioctlValue(v.fd, "KVM_NMI", sendNMI, 0); err != nil {
+		t.Skip(err)
+	}
+	save()
+	if v.state.events.N.Pending == 0 {
+		t.Error("the NMI is lost")
+	}
+}
+
+// A shot is not used in a later pause, before which the other vCPUs have run though its own has not, nor when
+// it is old: its TSC would be behind the VM's clock.
+func TestAShotOfAnEarlierTimeIsNotUsed(t *testing.T) {
+	for name, change := range map[string]func(*VCPU){
+		"of an earlier pause": func(v *VCPU) {
+			v.vm.mu.Lock()
+			v.vm.resets++ // as by a Resume that no thread has seen before the next Pause
+			v.vm.mu.Unlock()
+		},
+		"that is old": func(v *VCPU) { v.shot.at = v.shot.at.Add(-stale) },
+	} {
+		vm, save := shooting(t, 1)
+		v := vm.vcpus[0]
+		shot := v.shot.state
+		change(v)
+		save()
+		if v.state == shot {
+			t.Errorf("a shot %s was used", name)
+		}
+	}
+}
+
 // A register that is set while the vCPU is stopped is in what is saved, and so is all of
 // a vCPU that was loaded meanwhile, or whose clock has gone on for long.
 func TestAShotIsUsedOnlyForWhatItShows(t *testing.T) {
