@@ -104,7 +104,7 @@ func (vm *VM) JudgeCPU(theirs []byte) error {
 	list := host.lacks(&guest)
 	if vcpus := vm.VCPUs(); len(list) == 0 && len(vcpus) > 0 && guest.Given != nil && len(guest.MSRs) > 0 {
 		s := vcpus[0].staged
-		if list, err = s.spare.refuses(guest.Given, s.apic, s.flags, guest.MSRs); err != nil {
+		if list, err = s.spare.refuses(guest.Given, s.apic, s.flags, guest.MSRs, vm.sys.knowsMSR); err != nil {
 			return err
 		}
 	}

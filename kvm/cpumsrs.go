@@ -46,8 +46,9 @@ func (v *VCPU) readMSRs() (list []MSR, err error) {
 }
 
 // refuses returns, in words, the MSRs whose values this KVM refuses for a vCPU with that
-// CPUID table. It tries them on the spare. The table must fit this host.
-func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR) (list []string, err error) {
+// CPUID table, and those that are not among the MSRs of a state here, which known tells. It tries
+// the others on the spare. The table must fit this host.
+func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR, known func(index uint32) bool) (list []string, err error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
 	table := &cpuidTable{n: uint32(len(cpuid))}
@@ -65,6 +66,10 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR)
 	for _, m := range msrs {
 		if !tried(m.Index) {
 			continue // an MSR that this host does not try; the state decides later
+		}
+		if m.Value != 0 && !known(m.Index) { // no state may have it
+			list = append(list, fmt.Sprintf("MSR %#x, which is %#x", m.Index, m.Value))
+			continue
 		}
 		one := msrOne{n: 1, entry: gokvm.MSREntry{Index: m.Index, Data: m.Value}}
 		n, err := ioctl(s.fd, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(&one))

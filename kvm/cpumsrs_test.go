@@ -60,6 +60,24 @@ func TestAnMSRThatKVMRefusesIsNamedInTheHello(t *testing.T) {
 	b.load(a.save())
 }
 
+// An MSR that a state may not have here is named before any memory has moved, and not tried, though KVM takes
+// it: a state that has it is refused in any case.
+func TestAnMSRThatNoStateMayHaveIsNamedInTheHello(t *testing.T) {
+	a, b := newAdopted(t, 1, nil), newAdopted(t, 1, nil)
+	const base, x2APIC = 0x1b, 1 << 10 // of the local APIC, which a state has elsewhere
+	value, _ := readMSR(b.fds[0], base)
+	value |= x2APIC
+	if !writeMSR(b.fds[0], base, value) {
+		t.Skip("this KVM has no base of a local APIC among the MSRs")
+	}
+	theirs := described(t, a.VM, func(c *kvm.CPU) { c.MSRs = append(c.MSRs, kvm.MSR{Index: base, Value: value}) })
+	err := b.JudgeCPU(theirs)
+	var judged *kvm.CPUError
+	if !errors.As(err, &judged) || len(judged.Missing) != 1 || !strings.Contains(err.Error(), "MSR 0x1b") {
+		t.Error(err)
+	}
+}
+
 // A running guest is described with its MSRs, and goes on.
 func TestAGuestThatRunsIsDescribedWithItsMSRs(t *testing.T) {
 	m := counting(t, 2)

@@ -8,8 +8,16 @@ import (
 )
 
 // byCPUID reports whether a vCPU has an MSR, or has it not, by the CPUID that it was given,
-// for the host as well as for the guest. (AMD APM volume 2, OS-Visible Workarounds.)
-func byCPUID(index uint32) bool { return index == msrOSVWLength || index == msrOSVWStatus }
+// for the host as well as for the guest: the errata, and where a VMM wants it so those of KVM itself.
+// (AMD APM volume 2, OS-Visible Workarounds; KVM api, "KVM_CAP_ENFORCE_PV_FEATURE_CPUID".)
+func byCPUID(index uint32) bool {
+	const systemTime, systemTimeNew, asyncPFInt, migrationControl = 0x12, 0x4b564d01, 0x4b564d06, 0x4b564d08
+	switch {
+	case index == msrOSVWLength, index == msrOSVWStatus, index == systemTime, index == migrationControl:
+		return true
+	}
+	return index >= systemTimeNew && index <= asyncPFInt
+}
 
 // regain has the next read of the MSRs look for those again that the vCPU may have by its new CPUID.
 func (s *VCPUState) regain() {
@@ -25,6 +33,9 @@ func (s *VCPUState) regain() {
 func (s *VCPUState) knowsMSR(index uint32) bool {
 	return byCPUID(index) || slices.Contains(s.known(), index)
 }
+
+// knowsMSR reports whether a vCPU here can have an MSR that a state may have.
+func (s *System) knowsMSR(index uint32) bool { return byCPUID(index) || slices.Contains(s.msrs, index) }
 
 // fixed reports whether the vCPU has run, with a CPUID that is known and that KVM does not change any more.
 func (g *given) fixed() bool { return g != nil && g.ran.Load() && g.sure.Load() }

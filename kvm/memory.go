@@ -3,6 +3,7 @@
 package kvm
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"unsafe"
@@ -93,8 +94,12 @@ func (vm *VM) StartDirtyLog() error {
 	if vm.logOn {
 		return nil
 	}
-	for _, s := range *vm.slots.Load() {
+	slots := *vm.slots.Load()
+	for i, s := range slots {
 		if err := vm.setSlot(s, true); err != nil {
+			for _, s := range slots[:i] { // a log that nobody reads costs the guest its faults
+				err = errors.Join(err, vm.setSlot(s, false))
+			}
 			return err
 		}
 		s.manual = vm.manual
@@ -103,7 +108,8 @@ func (vm *VM) StartDirtyLog() error {
 	return nil
 }
 
-// StopDirtyLog turns the dirty log of every slot off; what it held is forgotten.
+// StopDirtyLog turns the dirty log of every slot off; what it held is forgotten. If that of one
+// stays on it returns why, when the others are off.
 func (vm *VM) StopDirtyLog() error {
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
@@ -111,17 +117,13 @@ func (vm *VM) StopDirtyLog() error {
 		return nil
 	}
 	vm.logOn = false
-	if err := vm.harvest(); err != nil {
-		return err
-	}
+	err := vm.harvest()
 	for _, s := range *vm.slots.Load() {
-		if err := vm.setSlot(s, false); err != nil {
-			return err
-		}
+		err = errors.Join(err, vm.setSlot(s, false))
 		clear(s.log)
 		s.keeps = false
 	}
-	return nil
+	return err
 }
 
 // KeepDirty names the pages of a RAM block that ReadDirty leaves writable from now on, in

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
 // shot is a state of a vCPU that its own thread saves on its way into a pause: KVM has the
@@ -125,5 +127,18 @@ func (s *VCPUState) update(vcpu int) (same bool, err error) {
 	if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&s.mp)); err != nil || s.mp != was {
 		return false, err
 	}
-	return true, s.saveRest(vcpu)
+	if err := s.saveRest(vcpu); err != nil || !s.mayHaveBegunAnew() {
+		return true, err
+	}
+	var regs gokvm.Regs
+	_, err = ioctl(vcpu, "KVM_GET_REGS", kvmGetRegs, unsafe.Pointer(&regs))
+	return regs == s.regs, err
+}
+
+// mayHaveBegunAnew reports whether the vCPU may have got an INIT from a device. Where it goes on
+// from that its MP state need not tell: that of the first vCPU is the same again. An INIT resets the local
+// APIC too, whose switch is off then. The general registers tell the rest. (Intel SDM volume 3, 11.4.7.)
+func (s *VCPUState) mayHaveBegunAnew() bool {
+	const spurious, enabled = 0xf0, 1 << 0 // bit 8 of the spurious-interrupt vector register
+	return s.apic && s.lapic.Regs[spurious+1]&enabled == 0
 }

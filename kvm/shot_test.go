@@ -91,6 +91,31 @@ func shooting(t *testing.T, vcpus int) (*VM, func()) {
 	return nil, nil
 }
 
+// A vCPU that a device has sent an INIT after it has stopped is saved as one that begins anew, though its MP
+// state is the same: with a local APIC that was off before, and one that was on.
+func TestAnINITAfterAVCPUHasStoppedIsSaved(t *testing.T) {
+	for _, on := range []byte{0, 1} {
+		vm, save := shooting(t, 1)
+		v := vm.vcpus[0]
+		const spurious, resetRIP = 0xf0, 0xfff0
+		lapic := v.shot.state.lapic
+		if _, err := ioctl(v.fd, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&lapic)); err != nil {
+			t.Fatal(err)
+		}
+		lapic.Regs[spurious+1] = lapic.Regs[spurious+1]&^1 | on
+		if _, err := ioctl(v.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&lapic)); err != nil {
+			t.Fatal(err)
+		}
+		if err := initFromTheIOAPIC(vm); err != nil {
+			t.Fatal(err)
+		}
+		save()
+		if v.state.regs.RIP != resetRIP {
+			t.Errorf("local APIC on: %d; saved at RIP %#x, want that of a reset", on, v.state.regs.RIP)
+		}
+	}
+}
+
 // An interrupt that a device raises after the vCPU has stopped is in what is saved.
 func TestWhatChangesAfterAVCPUHasStoppedIsSaved(t *testing.T) {
 	for vcpus := 1; vcpus <= 2; vcpus++ {
@@ -109,6 +134,42 @@ func TestWhatChangesAfterAVCPUHasStoppedIsSaved(t *testing.T) {
 		}
 		if time.Since(at) < stale && v.shot.at != at {
 			t.Error("the shot was not used")
+		}
+	}
+}
+
+// An NMI that comes after the vCPU has stopped is in what is saved.
+func TestAnNMIAfterAVCPUHasStoppedIsSaved(t *testing.T) {
+	const sendNMI = 0xae9a
+	vm, save := shooting(t, 1)
+	v := vm.vcpus[0]
+	if _, err := ioctlValue(v.fd, "KVM_NMI", sendNMI, 0); err != nil {
+		t.Skip(err)
+	}
+	save()
+	if v.state.events.N.Pending == 0 {
+		t.Error("the NMI is lost")
+	}
+}
+
+// A shot is not used in a later pause, before which the other vCPUs have run though its own has not, nor when
+// it is old: its TSC would be behind the VM's clock.
+func TestAShotOfAnEarlierTimeIsNotUsed(t *testing.T) {
+	for name, change := range map[string]func(*VCPU){
+		"of an earlier pause": func(v *VCPU) {
+			v.vm.mu.Lock()
+			v.vm.resets++ // as by a Resume that no thread has seen before the next Pause
+			v.vm.mu.Unlock()
+		},
+		"that is old": func(v *VCPU) { v.shot.at = v.shot.at.Add(-stale) },
+	} {
+		vm, save := shooting(t, 1)
+		v := vm.vcpus[0]
+		shot := v.shot.state
+		change(v)
+		save()
+		if v.state == shot {
+			t.Errorf("a shot %s was used", name)
 		}
 	}
 }

@@ -89,7 +89,9 @@ func (vm *VM) noteTSC(v *VCPU) {
 	e := v.staged.tsc.err
 	switch old := vm.tscError.Load(); {
 	case e != nil:
-		e.VCPU = v.index
+		if e.VCPU != v.index { // it is not written once others may have it
+			e.VCPU = v.index
+		}
 		if old == nil || old.VCPU >= v.index {
 			vm.tscError.Store(e)
 		}

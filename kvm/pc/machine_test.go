@@ -9,6 +9,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -62,7 +64,13 @@ func TestAGuestGoesThrough10Generations(t *testing.T) {
 func TestEveryDeviceHasASectionOfItsOwn(t *testing.T) {
 	f := newFlat(t, guest.Params{Pages: 16, Touch: 1}, devices())
 	state := f.save()
+	doc, err := os.ReadFile("doc.go")
+	must(t, err)
+	all := len(regexp.MustCompile(`pc/[a-z]+[a-z-]*`).FindAll(state, -1))
 	for _, name := range []string{"pc/pci", "pc/serial", "pc/cmos", "pc/pm", "pc/virtio-blk", "pc/virtio-net", "pc/virtio-rng"} {
+		if !bytes.Contains(doc, []byte(" "+name)) {
+			t.Errorf("the comment of the package does not name %s", name)
+		}
 		want := 1
 		if strings.HasPrefix(name, "pc/virtio") && name != "pc/virtio-rng" {
 			want = 2
@@ -70,6 +78,10 @@ func TestEveryDeviceHasASectionOfItsOwn(t *testing.T) {
 		if n := bytes.Count(state, append([]byte{byte(len(name))}, name...)); n != want {
 			t.Errorf("%d sections %s, want %d", n, name, want)
 		}
+		all -= want
+	}
+	if all != 0 {
+		t.Errorf("%d sections that this test does not name", all)
 	}
 	// A machine with other devices does not take it.
 	one := devices()

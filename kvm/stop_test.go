@@ -1,0 +1,57 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"testing"
+	"time"
+)
+
+// Of vCPUs that stood still together the longest time counts, and it is told when the last of them goes on.
+func TestStoppedIsToldWhenTheLastVCPUGoesOn(t *testing.T) {
+	vm := &VM{}
+	var list []*VCPU
+	for i := range 2 {
+		v := &VCPU{vm: vm}
+		v.stop.entered, v.stop.noticed = true, time.Now().Add(-time.Duration(2-i)*time.Hour)
+		v.stopBegins()
+		list = append(list, v)
+	}
+	list[0].stopEnds()
+	if got := vm.Stopped(); got != 0 {
+		t.Errorf("one of two goes on: %v", got)
+	}
+	list[1].stopEnds()
+	if got := vm.Stopped(); got < 2*time.Hour {
+		t.Errorf("both go on: %v, want two hours", got)
+	}
+}
+
+// A vCPU whose Run begins in a pause was not taken out of the guest for it, whatever came before.
+func TestAVCPUWhoseRunBeginsInAPauseDidNotStopForIt(t *testing.T) {
+	vm := &VM{pauses: 1}
+	v := &VCPU{vm: vm}
+	v.stop.entered = true // in a Run that has ended
+	if err := v.begin(); err != nil {
+		t.Fatal(err)
+	}
+	v.stopBegins()
+	if n := vm.stops.out.Load(); n != 0 {
+		t.Errorf("%d vCPUs count as stopped", n)
+	}
+}
+
+// A guest that has been told of the time in which it stood still is not told of the same time again.
+func TestAGuestIsToldOnceOfATime(t *testing.T) {
+	vm, vcpu, run := adoptedHere(t)
+	v, err := vm.AddVCPU(uintptr(vcpu), run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm.sys.clockCtrl = true
+	v.stop.unsaid = untold
+	v.tellGuest()
+	if v.stop.unsaid != 0 {
+		t.Errorf("%v are still to be told", v.stop.unsaid)
+	}
+}
