@@ -225,3 +225,27 @@ func (f *countedFile) Read(p []byte) (int, error) {
 	f.n += n
 	return n, err
 }
+
+// once is a source that fails once, and would go on.
+type once struct{ reads int }
+
+func (o *once) Read(p []byte) (int, error) {
+	if o.reads++; o.reads == 1 {
+		return copy(p, "abc"), io.ErrClosedPipe
+	}
+	return copy(p, "never"), nil
+}
+
+func TestASourceThatHasFailedIsNotReadAfterUnread(t *testing.T) {
+	src := new(once)
+	r := NewReader(src)
+	r.Next(2)
+	r.Unread([]byte("ab")) // another memory than the buffer
+	got := make([]byte, 3)
+	if err := r.ReadFull(got); err != nil || string(got) != "abc" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if r.Byte(); !errors.Is(r.Err(), io.ErrClosedPipe) || src.reads != 1 {
+		t.Errorf("%d reads, %v", src.reads, r.Err())
+	}
+}

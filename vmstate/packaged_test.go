@@ -65,3 +65,21 @@ func TestAPackageIsLoadedWhereItStands(t *testing.T) {
 		}
 	}
 }
+
+// The place of an error inside a package is that in the stream, like every other.
+func TestAnErrorInAPackageSaysWhereInTheStream(t *testing.T) {
+	var reg Registry
+	wantNil(t, "register", reg.Register(Entry{Name: "a"}, &counter{}))
+	good := hexBytes(t, `04 00000000 01 "a" 00000000 00000000 00000009 7e 00000000`)
+	bad := hexBytes(t, `04 00000001 01 "x" 00000000 00000000`)
+	head := len(good) + len(hexBytes(t, "08 0007 0004 00000000"))
+	stream := written(t, func(w *qemufile.Writer) {
+		w.Write(good)
+		PutPackaged(w, slices.Concat(good, bad))
+	})
+	err := reg.Load(reader(stream), nil)
+	var se *SectionError
+	if want := int64(head + len(good)); !errors.Is(err, ErrUnknownSection) || !errors.As(err, &se) || se.Offset != want {
+		t.Errorf("%v, want offset %d", err, want)
+	}
+}

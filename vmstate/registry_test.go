@@ -343,3 +343,20 @@ func TestARegistryTellsWhatIsRegistered(t *testing.T) {
 		t.Error("what is returned is the registry's own")
 	}
 }
+
+// A peer may give a device another id. The old one is then nobody's: another device may have it.
+func TestAnIDThatADeviceHadIsFree(t *testing.T) {
+	a, b := &counter{}, &counter{}
+	var reg Registry
+	wantNil(t, "register", reg.Register(Entry{Name: "a"}, a))
+	wantNil(t, "register", reg.Register(Entry{Name: "b"}, b))
+	wantNil(t, "load", reg.Load(reader(hexBytes(t, `
+		04 00000005 01 "a" 00000000 00000000 00000001 7e 00000005
+		04 00000006 01 "a" 00000000 00000000 00000002 7e 00000006
+		04 00000005 01 "b" 00000000 00000000 00000003 7e 00000005
+		00`)), nil))
+	wantNil(t, "commit", reg.Commit())
+	if a.N != 2 || b.N != 3 {
+		t.Errorf("%d and %d", a.N, b.N)
+	}
+}

@@ -59,6 +59,7 @@ type Scanner struct {
 
 	live    map[uint32]Header // by section id
 	early   []Record          // of this stream; their Desc is missing
+	earlies int               // bytes of early devices in this stream
 	footed  bool              // a footer was found where one belongs
 	started bool              // a START has come in this stream
 	ended   bool              // an END has come in this stream
@@ -78,7 +79,7 @@ func (s *Scanner) maxState() uint64 {
 // [Registry.Load].
 func (s *Scanner) Stream(r *qemufile.Reader) error {
 	start := r.Offset()
-	s.early, s.started, s.ended, s.footed = nil, false, false, false
+	s.early, s.earlies, s.started, s.ended, s.footed = nil, 0, false, false, false
 	if err := ReadFileHeader(r); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package vmstate
 
 import (
 	"bytes"
+	"fmt"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -93,6 +94,10 @@ func describes(p []byte) bool {
 // earlySections reads n bytes of early devices.
 func (s *Scanner) earlySections(r *qemufile.Reader, n int) error {
 	start := r.Offset()
+	if s.earlies += n; s.earlies > maxEarly {
+		// They are kept until the description comes, and live sections may part them.
+		return streamError(start, fmt.Errorf("%d bytes of early devices, at most %d: %w", s.earlies, maxEarly, qemufile.ErrTooLong))
+	}
 	body := r.Bytes(uint64(n), maxEarly)
 	if err := r.Err(); err != nil {
 		return streamError(start, err)

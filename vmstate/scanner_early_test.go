@@ -2,6 +2,7 @@ package vmstate
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"slices"
 	"testing"
@@ -236,4 +237,36 @@ func TestUnknownLiveSectionsAreCarried(t *testing.T) {
 	wantError(t, "a cut body", s.SkipLive(h, reader(hexBytes(t, "0102 7e 00000007")), nil), io.ErrUnexpectedEOF)
 	s.NoFooters = true
 	wantError(t, "no footers", s.SkipLive(h, reader(nil), nil), ErrUnknownSection)
+}
+
+// Early devices are kept until the description comes: live sections among them do not make
+// room for more.
+func TestEarlyDevicesAreBoundedInAllOfAStream(t *testing.T) {
+	section := hexBytes(t, `04 00000000 01 "a" 00000000 00000000 09 7e 00000000`)
+	round := slices.Concat(bytes.Repeat(section, 100), hexBytes(t, `02 00000002 01 7e 00000002`))
+	scan := func(rounds int) (devices int, err error) {
+		stream := slices.Concat(
+			hexBytes(t, `"QEVM" 00000003 07 00000000 01 00000002 03 "ram" 00000000 00000004 01 7e 00000002`),
+			bytes.Repeat(round, rounds), hexBytes(t, `03 00000002 01 7e 00000002 00`))
+		s := Scanner{
+			Record: func(rec *Record) error {
+				if rec.Type == SectionFull {
+					devices++
+				}
+				return nil
+			},
+			Live: func(_ Header, r *qemufile.Reader) error { r.Byte(); return r.Err() },
+		}
+		err = s.Stream(reader(stream))
+		return devices, err
+	}
+	most := maxEarly / (100 * len(section))
+	if n, err := scan(most); err != nil || n != 100*most {
+		t.Errorf("as many as may be: %d devices, %v", n, err)
+	}
+	n, err := scan(most + 1)
+	var at *SectionError
+	if !errors.Is(err, qemufile.ErrTooLong) || !errors.As(err, &at) || at.Offset == 0 || n != 100*most {
+		t.Errorf("more: %d devices, %v", n, err)
+	}
 }

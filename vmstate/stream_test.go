@@ -160,3 +160,20 @@ func TestTypesHaveNames(t *testing.T) {
 		}
 	}
 }
+
+// A Scanner finds out of each stream whether it has footers.
+func TestAScannerExpectsNoFootersOfAStreamForThoseOfAnother(t *testing.T) {
+	s := Scanner{
+		Record: func(*Record) error { return nil },
+		Live:   func(_ Header, r *qemufile.Reader) error { r.Byte(); return r.Err() },
+	}
+	const start, end = `"QEVM" 00000003 07 00000000 01 00000002 03 "ram" 00000000 00000004 01 `, `03 00000002 01 `
+	wantNil(t, "with footers", s.Stream(reader(hexBytes(t, start+`7e 00000002 `+end+`7e 00000002 00`))))
+	if s.NoFooters {
+		t.Error("footers are not found")
+	}
+	wantNil(t, "without footers", s.Stream(reader(hexBytes(t, start+end+`00`))))
+	if !s.NoFooters {
+		t.Error("footers are found where none are")
+	}
+}

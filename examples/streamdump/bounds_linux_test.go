@@ -182,6 +182,36 @@ var hostiles = []hostile{
 		vmstate.PutFooter(w, 2)
 		vmstate.PutEOF(w)
 	}, true},
+	{"many lists of blocks", []string{"-json", "-fields"}, func(w *qemufile.Writer) {
+		begin(w)
+		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
+		for i := range 1 << 10 {
+			list := ram.Record{Kind: ram.KindBlockList, Total: 4096}
+			for j := range 1 << 10 {
+				list.Blocks = append(list.Blocks, ram.BlockInfo{Name: fmt.Sprintf("%0100d", i<<10+j)})
+			}
+			list.Blocks = append(list.Blocks, ram.BlockInfo{Name: "ram", Length: 4096})
+			list.Put(w, ram.Format{})
+		}
+		w.PutBE64(0x10)
+		vmstate.PutFooter(w, 2)
+		vmstate.PutEOF(w)
+	}, false},
+	{"early devices again and again", []string{"-json", "-fields"}, func(w *qemufile.Writer) {
+		begin(w)
+		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
+		for range 1 << 9 {
+			w.PutBE64(0x10)
+			vmstate.PutFooter(w, 2)
+			for range 1 << 11 {
+				deviceOf(w, "d", func() {})
+			}
+			vmstate.Header{Type: vmstate.SectionPart, ID: 2}.Put(w)
+		}
+		w.PutBE64(0x10)
+		vmstate.PutFooter(w, 2)
+		vmstate.PutEOF(w)
+	}, false},
 	{"a large mapped block", []string{"-json"}, func(w *qemufile.Writer) {
 		begin(w, "mapped-ram")
 		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)

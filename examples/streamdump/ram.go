@@ -78,7 +78,7 @@ type memory struct {
 	unknown bool // more pages than can be told apart
 }
 
-// maxBlocks bounds the blocks of a stream that does not list them first.
+// maxBlocks bounds the blocks of a stream: those that it lists, and those that it does not.
 const maxBlocks = 1 << 12
 
 // section reads the body of one section, up to its footer, and calls fn for each
@@ -118,6 +118,9 @@ func (m *memory) enter(rec *ram.Record) error {
 	}
 	for _, b := range rec.Blocks {
 		if _, ok := m.sizes[b.Name]; !ok {
+			if len(m.list) == maxBlocks {
+				return fmt.Errorf("offset %d: lists of more than %d blocks", rec.Stream, maxBlocks)
+			}
 			m.list = append(m.list, b.Name)
 		}
 		m.sizes[b.Name] = b.Length

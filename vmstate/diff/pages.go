@@ -40,8 +40,7 @@ var seed = maphash.MakeSeed()
 func (x *reading) records(rec *ram.Record) error {
 	switch rec.Kind {
 	case ram.KindBlockList, ram.KindMappedBlock:
-		x.list(rec)
-		return nil
+		return x.list(rec)
 	}
 	if !rec.Page() || x.cfg.Shape {
 		return nil
@@ -58,13 +57,20 @@ func (x *reading) records(rec *ram.Record) error {
 	return x.take(b, rec)
 }
 
-func (x *reading) list(rec *ram.Record) {
+// maxBlocks bounds the blocks of all lists of a stream.
+const maxBlocks = 1 << 12
+
+// list takes the blocks of a list, of which a stream may have several.
+func (x *reading) list(rec *ram.Record) error {
 	x.last = nil
 	if x.names == nil {
 		x.names = make(map[string]int)
 	}
 	for _, info := range rec.Blocks {
 		i, ok := x.names[info.Name]
+		if !ok && len(x.s.Blocks) == maxBlocks {
+			return fmt.Errorf("offset %d: more than %d blocks: %w", rec.Stream, maxBlocks, ram.ErrBlockList)
+		}
 		if !ok {
 			i = len(x.s.Blocks)
 			x.names[info.Name] = i
@@ -78,6 +84,7 @@ func (x *reading) list(rec *ram.Record) {
 		x.s.Blocks[i].Length = info.Length
 		x.s.Blocks[i].Mapped = x.s.Blocks[i].Mapped || rec.Kind == ram.KindMappedBlock
 	}
+	return nil
 }
 
 func (x *reading) take(b *Block, rec *ram.Record) error {

@@ -147,6 +147,7 @@ func Read(r *qemufile.Reader, cfg Config) (*State, error) {
 		MaxState: x.cfg.MaxState, MaxSkip: 1 << 62, Padding: true, Large: func([]byte) {},
 	}
 	err := x.scan.Stream(r)
+	x.once()
 	x.s.Footers = !x.scan.NoFooters
 	x.s.PageSize = x.walk.Size()
 	for i := range x.s.Blocks {
@@ -161,7 +162,8 @@ type reading struct {
 	s      *State
 	scan   vmstate.Scanner
 	walk   ram.Walker
-	places map[vmstate.Alias]int // index in Devices
+	places map[vmstate.Alias]int // index in Devices, of the last of that name
+	state  uint64                // bytes of device state that are kept
 	names  map[string]int        // index in Blocks
 	left   int                   // pages that may still be told apart
 	page   []byte
@@ -183,35 +185,58 @@ func (x *reading) record(rec *vmstate.Record) error {
 			x.s.Live = append(x.s.Live, rec.Header.Name)
 		}
 	case vmstate.SectionFull:
-		x.device(rec)
+		return x.device(rec)
 	case vmstate.CommandRecord:
 		if rec.Command.Type == vmstate.CommandPostcopyAdvise {
 			x.s.Postcopy, x.walk.Format.Postcopy = true, true
 		}
 		for i := range rec.Package {
 			if rec.Package[i].Type == vmstate.SectionFull {
-				x.device(&rec.Package[i])
+				nested := rec.Package[i]
+				nested.Body = append([]byte{}, nested.Body...) // it would keep all of the package
+				if err := x.device(&nested); err != nil {
+					return err
+				}
 			}
 		}
 	}
 	return nil
 }
 
-func (x *reading) device(rec *vmstate.Record) {
+// maxDevices bounds the devices of a stream, those among them that come again.
+const maxDevices = 1 << 15
+
+func (x *reading) device(rec *vmstate.Record) error {
 	d := Device{Header: rec.Header, Body: rec.Body, Length: rec.BodyLength, Desc: rec.Desc, Misfit: rec.Misfit, Guessed: rec.Guessed}
-	if rec.Elided {
-		x.s.Partial = append(x.s.Partial, fmt.Sprintf("device %s has %d bytes, of which only that is compared", d.label(), d.Length))
+	if len(x.s.Devices) == maxDevices {
+		return fmt.Errorf("offset %d: more than %d devices: %w", rec.Offset, maxDevices, vmstate.ErrBounds)
 	}
 	if i, ok := x.places[d.key()]; ok {
-		x.s.Devices = slices.Delete(x.s.Devices, i, i+1) // the last counts
-		for key, at := range x.places {
-			if at > i {
-				x.places[key] = at - 1
-			}
-		}
+		x.state -= uint64(len(x.s.Devices[i].Body))
+		x.s.Devices[i] = Device{Header: d.Header} // the last counts
 	}
+	elided := rec.Elided || x.state+uint64(len(d.Body)) > x.cfg.MaxState
+	if elided {
+		d.Body = nil
+		x.s.Partial = append(x.s.Partial, fmt.Sprintf("device %s has %d bytes, of which only that is compared", d.label(), d.Length))
+	}
+	x.state += uint64(len(d.Body))
 	x.places[d.key()] = len(x.s.Devices)
 	x.s.Devices = append(x.s.Devices, d)
+	return nil
+}
+
+// once leaves of each device the last.
+func (x *reading) once() {
+	n := 0
+	for i := range x.s.Devices {
+		if d := &x.s.Devices[i]; x.places[d.key()] == i {
+			x.s.Devices[n] = *d
+			n++
+		}
+	}
+	clear(x.s.Devices[n:])
+	x.s.Devices = x.s.Devices[:n]
 }
 
 // described completes an early device, now that its description has come.

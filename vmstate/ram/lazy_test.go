@@ -441,3 +441,70 @@ func TestALazySaverSwitchesItsLogOffWhateverIsAsked(t *testing.T) {
 		t.Error("the log is on after SaveCleanup")
 	}
 }
+
+// What was asked for on a connection that has broken is asked for anew on the next.
+func TestALazySaverForgetsWhatAnotherConnectionAskedFor(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 8))
+	s := NewLazySaver(g.blocks, g, SaverConfig{})
+	l := newLink(t)
+	if err := s.SaveSetup(l.w); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Request("ram", 0, PageSize); err != nil || !s.Requested() {
+		t.Fatalf("requested: %v, %v", s.Requested(), err)
+	}
+	if err := s.Resume("ram", []uint64{1}); err != nil || s.Requested() {
+		t.Errorf("after Resume something is asked for: %v, %v", s.Requested(), err)
+	}
+	if err := s.Request("ram", 0, PageSize); err != nil || !s.Requested() {
+		t.Errorf("asked for again: %v, %v", s.Requested(), err)
+	}
+}
+
+// A page beside the stream would be written under a guest that may run.
+func TestNoPageComesBesideTheStreamInPostcopy(t *testing.T) {
+	b := pages(t, "ram", 4)
+	l := newLazy(t, b)
+	if err := l.StagePage("ram", 0, page(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	var e *Error
+	if err := l.StagePage("ram", 0, page(2)); !errors.As(err, &e) || e.Block != "ram" {
+		t.Errorf("taken: %v", err)
+	}
+	if !bytes.Equal(b.Host[:PageSize], page(1)) {
+		t.Error("the guest's memory has changed")
+	}
+}
+
+// A page of the host that has begun in one block does not go on in another.
+func TestAPartOfAnotherBlockIsOutOfTurn(t *testing.T) {
+	const size = 4 * PageSize
+	var blocks []Block
+	for _, name := range []string{"ram", "rom"} {
+		raw := newMemory(t, 3*size)
+		skip := -int(addressOf(raw)) & (size - 1)
+		blocks = append(blocks, Block{Name: name, Host: raw[skip:][:2*size], HostPageSize: size})
+	}
+	l := newLazy(t, blocks...)
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	err := l.LoadState(reader(body(t, func(w *qemufile.Writer) {
+		for i, name := range []string{"ram", "ram", "rom"} {
+			rec := Record{Kind: KindPage, Block: name, Offset: uint64(i) * PageSize, Data: page(1)}
+			rec.Put(w, Format{})
+		}
+		w.PutBE64(flagEOS)
+	})), Version)
+	var e *Error
+	if !errors.Is(err, ErrPartialPage) || !errors.As(err, &e) || e.Block != "rom" || e.Offset != 2*PageSize {
+		t.Errorf("%v", err)
+	}
+	if placed, _ := l.Placed(); placed != 0 {
+		t.Errorf("%d pages are placed", placed)
+	}
+}

@@ -30,7 +30,8 @@ const (
 )
 
 // ErrMapped means that the header of a block in a mapped-ram file has an unknown version or
-// page size, or that bitmap and pages overlap or lie before what was read already.
+// page size, that the block is not whole pages, or that bitmap and pages overlap or lie before
+// what was read already.
 var ErrMapped = errors.New("bad mapped-ram block")
 
 // mapped reads a block list with mapped-ram: behind each entry are the block's
@@ -75,6 +76,8 @@ func (k *Walker) readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, e
 		return nil, fmt.Errorf("%w: version %d", ErrMapped, version)
 	case m.PageSize < minPageSize || m.PageSize > maxPageSize || m.PageSize&(m.PageSize-1) != 0:
 		return nil, fmt.Errorf("%w: pages of %d bytes", ErrMapped, m.PageSize)
+	case info.Length%m.PageSize != 0:
+		return nil, fmt.Errorf("%w: %d bytes are no multiple of a page", ErrMapped, info.Length)
 	case info.Length/m.PageSize > maxMapped:
 		return nil, fmt.Errorf("%w: %d bytes are more than can be told of", ErrMapped, info.Length)
 	case m.Bitmap < at || info.Length > 1<<62 || m.Bitmap > 1<<62 || m.Pages < m.Bitmap+m.bitmapLength(info.Length) || m.Pages > 1<<62:
@@ -85,8 +88,7 @@ func (k *Walker) readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, e
 
 // bitmapLength returns the length of a block's bitmap, in bytes.
 func (m *MappedBlock) bitmapLength(length uint64) uint64 {
-	pages := (length + m.PageSize - 1) / m.PageSize
-	return (pages + 63) / 64 * 8
+	return (length/m.PageSize + 63) / 64 * 8
 }
 
 // mappedPages reads the pages that a block has, and leaves r behind them.

@@ -181,6 +181,70 @@ func TestMappedRefuses(t *testing.T) {
 	}
 }
 
+// A writer that goes on with a file changes pages at their fixed places only. What the file says
+// elsewhere, or of a page that no block has, would count beside that.
+func TestAWriterGoesOnWithNoFileThatSaysTwoThings(t *testing.T) {
+	pageRecord := func(w *qemufile.Writer) {
+		w.PutBE64(PageSize | flagPage)
+		w.PutCountedString("ram")
+		w.Write(page(5))
+	}
+	for why, test := range map[string]struct {
+		more   func(w *qemufile.Writer)
+		blocks []string
+		want   error
+	}{
+		"blocks in two lists":  {nil, []string{"ram", "rom"}, nil},
+		"a block in two lists": {nil, []string{"ram", "rom", "ram"}, ErrBlockList},
+		"a page elsewhere":     {pageRecord, []string{"ram"}, ErrFlags},
+	} {
+		m, err := OpenMapped(lists(t, 3*PageSize, test.more, test.blocks...), 0)
+		var at *Error
+		if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) || err != nil && (m != nil || !errors.As(err, &at)) {
+			t.Errorf("%s: %v, want %v", why, err, test.want)
+		}
+	}
+	f := lists(t, 3*PageSize, nil, "ram")
+	const bitmap = 8 + 1 + 3 + 8 + 4 + 3*8
+	if _, err := f.WriteAt([]byte{1 << 3}, bitmap); err != nil {
+		t.Fatal(err)
+	}
+	var at *Error
+	if _, err := OpenMapped(f, 0); !errors.Is(err, ErrOffset) || !errors.As(err, &at) || at.Block != "ram" || at.Offset != 3*PageSize {
+		t.Errorf("a page behind the block: %v", err)
+	}
+}
+
+// The last page of a block would reach beyond it, and what follows is not found.
+func TestABlockOfAMappedFileIsWholePages(t *testing.T) {
+	p := body(t, func(w *qemufile.Writer) {
+		const length = 1<<16 + PageSize
+		w.PutBE64(length | flagMemSize)
+		w.PutCountedString("a")
+		w.PutBE64(length)
+		w.PutBE32(mappedVersion)
+		w.PutBE64(1 << 16)
+		at := uint64(w.Transferred()) + 16
+		w.PutBE64(at)
+		w.PutBE64(at + 8)
+		w.Write([]byte{3, 7: 0})
+		w.Write(make([]byte, 2<<16))
+		w.PutBE64(flagEOS)
+	})
+	k := Walker{Format: Format{MappedRAM: true}}
+	pages := 0
+	err := k.Walk(reader(p), func(rec *Record) error {
+		if rec.Page() {
+			pages++
+		}
+		return nil
+	})
+	var at *Error
+	if !errors.Is(err, ErrMapped) || !errors.As(err, &at) || at.Block != "a" || pages != 0 {
+		t.Errorf("%d pages, %v", pages, err)
+	}
+}
+
 // With x-ignore-shared a file lists blocks of which it has no page, as both sides see them.
 func TestAMappedFileHasNoPageOfASharedBlock(t *testing.T) {
 	shared, g := pages(t, "shm", 4), page(7)

@@ -116,17 +116,15 @@ func (m *MappedWriter) write(p []byte, at int64) error {
 }
 
 // OpenMapped goes on with a file that CreateMapped began at the same offset and that was
-// committed, or that a QEMU wrote. It has the pages of the last Commit. Errors are those of
-// [Walker] with mapped-ram, and those of f.
+// committed, or that a QEMU wrote. It has the pages of the last Commit. Errors are [*Error]:
+// those of [Walker] with mapped-ram, and those of f; and [ErrBlockList] for a block that is
+// listed twice, [ErrMapped] for pages of another size than PageSize, [ErrFlags] for a page that
+// is not at its fixed place, where a page written later would not replace it.
 func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
 	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}
 	r := qemufile.NewReader(io.NewSectionReader(f, at, 1<<62))
-	var wrong error
 	k := Walker{Format: Format{MappedRAM: true}, origin: at}
 	k.bitmaps = func(info BlockInfo, place *MappedBlock, words []byte) {
-		if place.PageSize != PageSize && wrong == nil {
-			wrong = &Error{Op: "map", Block: info.Name, Stream: at, Err: fmt.Errorf("%w: pages of %d bytes", ErrMapped, place.PageSize)}
-		}
 		b := mappedBlock{BlockInfo: info, MappedBlock: *place, has: make([]uint64, len(words)/8)}
 		for i := range b.has {
 			b.has[i] = binary.LittleEndian.Uint64(words[8*i:])
@@ -134,8 +132,31 @@ func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
 		m.index[b.Name] = len(m.blocks)
 		m.blocks = append(m.blocks, b)
 	}
-	if err := k.Walk(r, func(*Record) error { return wrong }); err != nil {
+	err := k.Walk(r, func(rec *Record) error {
+		switch rec.Kind {
+		case KindMappedBlock:
+		case KindBlockList, KindMultiFDFlush, KindEOS:
+			return nil
+		default:
+			return &Error{Op: "map", Block: rec.Block, Offset: rec.Offset, Stream: rec.Stream, Err: fmt.Errorf("%w: %v beside the pages of a file", ErrFlags, rec.Kind)}
+		}
+		_, twice := m.index[rec.Block] // there may be several lists
+		switch {
+		case twice:
+			return &Error{Op: "map", Block: rec.Block, Stream: rec.Stream, Err: fmt.Errorf("%w: listed twice", ErrBlockList)}
+		case rec.Mapped.PageSize != PageSize:
+			return &Error{Op: "map", Block: rec.Block, Stream: rec.Stream, Err: fmt.Errorf("%w: pages of %d bytes", ErrMapped, rec.Mapped.PageSize)}
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, err
+	}
+	for i := range m.blocks {
+		b := &m.blocks[i]
+		if past := Bitmap(b.has).Next(int(b.Length / PageSize)); past >= 0 {
+			return nil, &Error{Op: "map", Block: b.Name, Offset: uint64(past) * PageSize, Stream: at, Err: fmt.Errorf("%w: it is in the bitmap", ErrOffset)}
+		}
 	}
 	m.end = at + r.Offset()
 	return m, nil

@@ -431,3 +431,37 @@ func TestASaverSaysHowMuchAResumedSessionSends(t *testing.T) {
 		t.Error("it can be resumed")
 	}
 }
+
+// A block list that was not committed does not change the length of a block for the next session.
+func TestALengthThatWasNotCommittedIsForgotten(t *testing.T) {
+	b := Block{Name: "ram", Host: newMemory(t, 4*PageSize), Used: 2 * PageSize, Resizable: true}
+	c := newCache(t, newGuest(t, b), CacheConfig{Resumable: true})
+	list := func(used uint64, at int) []byte {
+		return body(t, func(w *qemufile.Writer) {
+			putBlockList(w, []BlockInfo{{Name: "ram", Length: used * PageSize}}, used*PageSize, Format{})
+			rec := Record{Kind: KindPage, Block: "ram", Offset: uint64(at) * PageSize, Data: page(1)}
+			rec.Put(w, Format{})
+			w.PutBE64(flagEOS)
+		})
+	}
+	if err := loadBytes(c, list(2, 1)); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, c)
+	if err := loadBytes(c, list(4, 3)); err != nil {
+		t.Fatal(err)
+	}
+	c.Discard()
+	if !c.Resume() {
+		t.Fatal("there is nothing to go on from")
+	}
+	c.NewSession()
+	err := loadBytes(c, body(t, func(w *qemufile.Writer) {
+		rec := Record{Kind: KindPage, Block: "ram", Offset: 3 * PageSize, Data: page(2)}
+		rec.Put(w, Format{})
+		w.PutBE64(flagEOS)
+	}))
+	if !errors.Is(err, ErrOffset) {
+		t.Errorf("a page beyond what was committed: %v", err)
+	}
+}

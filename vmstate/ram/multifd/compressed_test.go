@@ -109,3 +109,64 @@ func TestPagesThatCannotBeDecompressedAreTyped(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
+
+// The last bytes of a packet may not be needed for its pages: those of 32 KiB and its multiples
+// leave the end of a block. They are kept while the memory of the packet takes the next.
+func TestWhatAPacketLeavesOverIsKept(t *testing.T) {
+	const each = 8
+	r := rand.New(rand.NewPCG(3, 4))
+	var want [][]byte
+	var stream bytes.Buffer
+	z := zlib.NewWriter(&stream)
+	in := written(t, func(w *qemufile.Writer) {
+		for i := range 6 {
+			p := Packet{Method: Zlib, Block: "pc.ram"}
+			stream.Reset()
+			var all []byte
+			for j := range each {
+				p.Normal = append(p.Normal, uint64(i*each+j)*ram.PageSize)
+				page := make([]byte, ram.PageSize)
+				for k := range page {
+					page[k] = byte(r.IntN(64)) // so that the packets are about as long
+				}
+				z.Write(page)
+				all = append(all, page...)
+			}
+			z.Flush()
+			p.Data = bytes.Clone(stream.Bytes())
+			p.Put(w)
+			want = append(want, all)
+		}
+	})
+	c := NewReader(reader(in))
+	left := 0
+	for i := range want {
+		if _, err := c.Read(); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Pages()
+		if err != nil || !bytes.Equal(got, want[i]) {
+			t.Fatalf("packet %d: not what was sent, %v", i, err)
+		}
+		left += len(c.decoders[Zlib].(*zlibDecoder).left.p)
+	}
+	if left == 0 {
+		t.Error("no packet leaves anything over")
+	}
+}
+
+func TestBlocksWhoseNamesAreEquallyLongAreToldApart(t *testing.T) {
+	names := []string{"pc.ram", "pc.rom", "pc.rom", "pc.ram"}
+	in := written(t, func(w *qemufile.Writer) {
+		for _, name := range names {
+			p := Packet{Block: name, Zero: []uint64{0}}
+			p.Put(w)
+		}
+	})
+	c := NewReader(reader(in))
+	for i, name := range names {
+		if p, err := c.Read(); err != nil || p.Block != name {
+			t.Fatalf("packet %d: block %q, want %q; %v", i, p.Block, name, err)
+		}
+	}
+}
