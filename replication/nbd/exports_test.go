@@ -51,6 +51,7 @@ func TestGatedExportIsDrainedAndRefusesChanges(t *testing.T) {
 	_, err := c.WriteAt([]byte{1}, 1)
 	wantErr(t, "a later write", err, syscall.ESHUTDOWN)
 	wantErr(t, "later zeroes", c.WriteZeroes(0, 1), syscall.ESHUTDOWN)
+	wantErr(t, "a later trim", c.Trim(0, 1), syscall.ESHUTDOWN)
 	close(release)
 	must(t, <-gated)
 	must(t, <-wrote)
