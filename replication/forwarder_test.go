@@ -79,6 +79,16 @@ func TestAWaitingWriteThatIsReplacedIsNotSent(t *testing.T) {
 		t.Errorf("WriteFUA returned before the answer: %d", d.data[0])
 	}
 
+	// Zeroes that wait are not made a write.
+	forward1(t, f, 1, 0, 4096)
+	must(t, f.WriteZeroes(0, 4096))
+	forward1(t, f, 8, 0, 4096)
+	must(t, f.Sync())
+	r.takeLog()
+	if d := r.disk.(*fakeDisk); d.data[0] != 8 {
+		t.Errorf("the block that was zeroed and written has %d", d.data[0])
+	}
+
 	// The same while writes are held.
 	must(t, f.Mark(context.Background(), 1))
 	r.takeLog()

@@ -218,6 +218,40 @@ func TestMemoryIsBoundedOverAllConnections(t *testing.T) {
 	})
 }
 
+func TestRefusedWritesDoNotWidenTheBoundOfAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 64 << 10
+		disk := &crowd{ram: newRAM(1 << 20), release: make(chan struct{})}
+		srv := NewServer(ServerConfig{MaxBytes: size, MaxRequest: size})
+		_, err := srv.Export(ExportConfig{Disk: disk})
+		must(t, err)
+		a, b := net.Pipe()
+		var wg, reads sync.WaitGroup
+		wg.Go(func() { srv.ServeConn(context.Background(), b) })
+		c, err := NewClient(context.Background(), a, ClientConfig{})
+		must(t, err)
+		for range 4 {
+			beyond := request{cmd: cmdWrite, off: 1 << 20, n: size}
+			wantErr(t, "a write beyond the end", c.do(beyond, make([]byte, size), nil), syscall.ENOSPC)
+		}
+		for range 4 {
+			reads.Go(func() {
+				if _, err := c.ReadAt(make([]byte, size), 0); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		if n := disk.seen(); n != 1 {
+			t.Errorf("%d reads are under way, want as many as the bound has room for, 1", n)
+		}
+		close(disk.release)
+		reads.Wait()
+		c.Close()
+		wg.Wait()
+	})
+}
+
 func TestAConnectionThatWaitsForMemoryCanBeClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := &crowd{ram: newRAM(1 << 20), release: make(chan struct{})}

@@ -64,6 +64,7 @@ func TestAnswersInChunks(t *testing.T) {
 		"twice, of the right sum":   {say(say(nil, 0, chunkData, be64(100), []byte("01234")), chunkDone, chunkData, be64(100), []byte("01234")), "", nil},
 		"over the end of another":   {say(say(nil, 0, chunkData, be64(102), []byte("234")), chunkDone, chunkData, be64(100), []byte("012")), "", nil},
 		"over the next but one":     {say(say(say(nil, 0, chunkData, be64(100), []byte("0")), 0, chunkHole, be64(104), be32(1)), chunkDone, chunkData, be64(101), []byte("123456789")), "", nil},
+		"the same, right sum":       {say(say(say(say(nil, 0, chunkData, be64(100), []byte("0")), 0, chunkHole, be64(104), be32(1)), 0, chunkData, be64(101), []byte("12345")), chunkDone, chunkData, be64(106), []byte("678")), "", nil},
 		"many, between each other":  {say(say(say(say(nil, 0, chunkData, be64(100), []byte("01")), 0, chunkData, be64(108), []byte("89")), 0, chunkData, be64(104), []byte("45")), chunkDone, chunkData, be64(106), []byte("67")), "", nil},
 		"all, between each other":   {say(say(say(say(nil, 0, chunkData, be64(102), []byte("23")), 0, chunkData, be64(108), []byte("89")), 0, chunkData, be64(104), []byte("4567")), chunkDone, chunkData, be64(100), []byte("01")), "0123456789", nil},
 		"before":                    {say(nil, chunkDone, chunkData, be64(99), []byte("0123456789")), "", nil},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
 	"syscall"
 )
@@ -257,13 +258,20 @@ func cannot(err error) bool {
 
 var zeroes [64 << 10]byte
 
-func (e *Export) writeZeroes(off, n int64, mayTrim bool) error {
+// writeZeroes zeroes a range. Where it has to write zeroes, which may be 4 GiB of them, it
+// ends with net.ErrClosed when gone is closed.
+func (e *Export) writeZeroes(off, n int64, mayTrim bool, gone <-chan struct{}) error {
 	if z, ok := e.cfg.Disk.(zeroWriter); ok && mayTrim {
 		if err := z.WriteZeroes(off, n); !cannot(err) {
 			return err
 		}
 	}
 	for n > 0 {
+		select {
+		case <-gone:
+			return net.ErrClosed
+		default:
+		}
 		c := min(n, int64(len(zeroes)))
 		if _, err := e.cfg.Disk.WriteAt(zeroes[:c], off); err != nil {
 			return err

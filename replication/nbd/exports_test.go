@@ -4,8 +4,10 @@ import (
 	"context"
 	"net"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -51,6 +53,7 @@ func TestGatedExportIsDrainedAndRefusesChanges(t *testing.T) {
 	_, err := c.WriteAt([]byte{1}, 1)
 	wantErr(t, "a later write", err, syscall.ESHUTDOWN)
 	wantErr(t, "later zeroes", c.WriteZeroes(0, 1), syscall.ESHUTDOWN)
+	wantErr(t, "a later trim", c.Trim(0, 1), syscall.ESHUTDOWN)
 	close(release)
 	must(t, <-gated)
 	must(t, <-wrote)
@@ -68,6 +71,43 @@ func TestGatedExportIsDrainedAndRefusesChanges(t *testing.T) {
 	}
 	_, err = Dial(ctx, "unix", path, ClientConfig{})
 	wantErr(t, "a closed export", err, ErrUnknownExport)
+}
+
+func TestGateWaitsForAllChangesThatAreUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := newRAM(8192)
+		release := make(chan struct{})
+		disk.hook = func(string, int64) error { <-release; return nil }
+		srv := NewServer(ServerConfig{})
+		e, err := srv.Export(ExportConfig{Disk: disk})
+		must(t, err)
+		a, b := net.Pipe()
+		var wg, writes sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { srv.ServeConn(context.Background(), b) })
+		c, err := NewClient(context.Background(), a, ClientConfig{Timeout: time.Hour})
+		must(t, err)
+		defer c.Close()
+		for i := range int64(2) {
+			writes.Go(func() {
+				if _, err := c.WriteAt([]byte{1}, i*4096); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		gated := make(chan error, 1)
+		synctest.Wait()
+		wg.Go(func() { gated <- e.Gate(context.Background()) })
+		synctest.Wait()
+		release <- struct{}{}
+		synctest.Wait()
+		if len(gated) != 0 {
+			t.Error("the gate is shut while a write is under way")
+		}
+		release <- struct{}{}
+		must(t, <-gated)
+		writes.Wait()
+	})
 }
 
 func TestReadOnlyExport(t *testing.T) {

@@ -57,6 +57,28 @@ func TestMemoryIsHandedOutWithinTheBoundAndInOrder(t *testing.T) {
 	})
 }
 
+func TestMemoryThatIsGrantedToWhoHasGoneIsGivenToTheNext(t *testing.T) {
+	m := newMemory(64<<10, 64<<10)
+	never := make(chan struct{})
+	a, _ := m.get(64<<10, never)
+	gone := &memoryWait{64 << 10, make(chan struct{})}
+	next := &memoryWait{64 << 10, make(chan struct{})}
+	m.waiting = append(m.waiting, gone, next)
+	m.put(a)
+	<-gone.granted
+	m.mu.Lock()
+	m.leave(gone) // both had happened when get looked
+	m.mu.Unlock()
+	select {
+	case <-next.granted:
+	default:
+		t.Error("the next one waits for nobody")
+	}
+	if m.used != 64<<10 {
+		t.Errorf("%d bytes are used, want those of the next one", m.used)
+	}
+}
+
 func TestMemoryThatIsKeptCountsToo(t *testing.T) {
 	m := newMemory(1<<20, 1<<20)
 	never := make(chan struct{})

@@ -292,6 +292,7 @@ func TestFUAIsAnsweredWhenStable(t *testing.T) {
 			"write":  func(done func(error)) { c.StartWrite([]byte{1}, 4096, true, done) },
 			"zeroes": func(done func(error)) { c.StartZeroes(0, 4096, true, done) },
 			"flush":  c.StartFlush,
+			"trim":   func(done func(error)) { done(c.do(request{flags: cmdFlagFUA, cmd: cmdTrim, n: 4096}, nil, nil)) },
 		} {
 			log = nil
 			answered := false

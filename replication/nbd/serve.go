@@ -346,11 +346,11 @@ func (s *session) do(req *request, buf []byte) ([]byte, error) {
 		_, err = disk.WriteAt(buf, off)
 		return nil, err
 	case cmdWriteZeroes:
-		err = s.e.writeZeroes(off, n, req.flags&cmdFlagNoHole == 0)
+		err = s.e.writeZeroes(off, n, req.flags&cmdFlagNoHole == 0, s.link.gone)
 	case cmdTrim:
 		if t, ok := disk.(trimmer); ok {
 			if err = t.Trim(off, n); cannot(err) {
-				err = s.e.writeZeroes(off, n, false) // by whichever way the disk can
+				err = s.e.writeZeroes(off, n, false, s.link.gone) // by whichever way the disk can
 			}
 		}
 	default:

@@ -164,6 +164,47 @@ func TestAFlushCoversOnlyWhatWasAnsweredBeforeItWasSent(t *testing.T) {
 	})
 }
 
+// The flush is on its way to the server, behind the second write, when that is answered.
+func TestAFlushDoesNotCoverWhatIsAnsweredWhileItIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hold := make(chan struct{})
+		c, wait := throughClient(t, 8, func(*request) (uint32, error) {
+			<-hold
+			return 0, nil
+		})
+		ctx, cancel := context.WithCancel(context.Background())
+		var run sync.WaitGroup
+		run.Go(func() {
+			for c.Progress(ctx) == nil {
+			}
+		})
+		var mu sync.Mutex
+		stable := 0
+		done := func(err error) {
+			must(t, err)
+			mu.Lock()
+			stable++
+			mu.Unlock()
+		}
+		run.Go(func() { c.StartWrite([]byte{1}, 0, true, done) })
+		synctest.Wait()
+		run.Go(func() { c.StartWrite([]byte{2}, 1, true, done) })
+		synctest.Wait()
+		for i, want := range []int{0, 0, 1, 2} { // the answers to both writes, and to two flushes
+			hold <- struct{}{}
+			synctest.Wait()
+			mu.Lock()
+			if stable != want {
+				t.Errorf("%d writes are stable after answer %d, want %d", stable, i+1, want)
+			}
+			mu.Unlock()
+		}
+		cancel()
+		run.Wait()
+		wait()
+	})
+}
+
 func TestWritesThroughFailWithTheirFlush(t *testing.T) {
 	gone := errors.New("gone")
 	for name, tc := range map[string]struct {
