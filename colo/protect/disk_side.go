@@ -146,7 +146,7 @@ func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 	if p == nil {
 		return errors.Join(errNoJob, remote.Close())
 	}
-	// Both ask the other side, which may be lost meanwhile.
+	// All of this waits for answers of the other side, which may be lost meanwhile.
 	stop := atEnd(ctx, func() { data.Close(); identity.Close() })
 	err := sameDisk(p, remote)
 	if err == nil {
@@ -156,7 +156,12 @@ func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 	if err != nil {
 		return errors.Join(err, remote.Close())
 	}
-	return p.Synchronise(ctx, replication.SyncConfig{Sums: sums})
+	stop = atEnd(ctx, func() { sums.Close(); p.Cut() })
+	err = p.Synchronise(ctx, replication.SyncConfig{Sums: sums})
+	if stop(); err != nil && ctx.Err() != nil {
+		return context.Cause(ctx) // and not what was closed for it
+	}
+	return err
 }
 
 // sameDisk refuses a copy of another guest's disk: somebody has named the wrong
