@@ -20,9 +20,8 @@ const (
 	ioapicSize = 216
 )
 
-// ChipState is the state of a VM's interrupt controllers and timer between KVM
-// and a stream, as far as they are in the kernel. It belongs to one goroutine at
-// a time.
+// ChipState carries the state of a VM's interrupt controllers and timer between KVM and a stream,
+// for those of them that are in the kernel. It belongs to one goroutine at a time.
 type ChipState struct {
 	hasChips, hasPIT bool
 	present          bool // the stream says that it has one of them
@@ -127,7 +126,7 @@ func (s *ChipState) chipFields(f *vmstate.Fields) {
 	f.Info("ioapic", "kvm_ioapic_state", s.chip[2].Chip[:ioapicSize])
 }
 
-// pitCountMax is a 16-bit counter's period, which is written as 0.
+// pitCountMax is the longest period of a 16-bit counter, which a guest writes as 0.
 const pitCountMax = 0x10000
 
 func (s *ChipState) pitFields(f *vmstate.Fields) {
@@ -151,8 +150,8 @@ func (s *ChipState) pitFields(f *vmstate.Fields) {
 		f.Uint8("mode", &c.Mode)
 		f.Uint8("bcd", &c.BCD)
 		f.Uint8("gate", &c.Gate)
-		// Not the time the counter was loaded: it is of this host's clock, and
-		// KVM sets it anew on restore.
+		// The time at which the counter was loaded is left out: it is a time of this host's
+		// clock, and KVM sets it anew on restore.
 		if f.Loading() && c.Count > pitCountMax {
 			f.Fail(fmt.Errorf("%w: PIT channel %d counts from %d", ErrState, i, c.Count))
 		}

@@ -11,14 +11,15 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// clockRealtime says that a clock comes with the wall clock's time, or is to be set as
-// much later as the wall clock is now. (KVM api, "KVM_SET_CLOCK"; Linux 5.16.)
+// clockRealtime is a flag of a clock: when KVM reads the clock, it says that the wall clock's
+// time comes with it; when KVM sets the clock, it makes KVM add the time that has passed since by
+// the wall clock. (KVM api, "KVM_SET_CLOCK"; Linux 5.16.)
 const clockRealtime = 1 << 2
 
-// ClockState is the VM's paravirtual clock (kvmclock) between KVM and a stream.
+// ClockState carries the VM's paravirtual clock (kvmclock) between KVM and a stream.
 type ClockState struct {
 	data gokvm.ClockData
-	wall int64 // the saving host's wall clock at that time, ns since 1970; 0: not known
+	wall int64 // wall clock of the saving host when data was read, ns since 1970; 0: not known
 }
 
 // Save reads the clock of a VM whose vCPUs are stopped.

@@ -87,11 +87,10 @@ func (vm *VM) DescribeCPU() ([]byte, error) {
 	return c.MarshalBinary()
 }
 
-// JudgeCPU reports whether the guest that the other host has described (its
-// DescribeCPU) can run here. It fails with a CPUError that says what is missing, or
-// an error that wraps ErrState where theirs is not such a description. MSRs whose
-// values KVM refuses are among what is missing; that is found out with a VM that is
-// not the guest's. It may be called from any goroutine.
+// JudgeCPU reports whether the guest that the other host has described (its DescribeCPU) can run
+// here. It fails with a CPUError that says what is missing, or an error that wraps ErrState where
+// theirs is not such a description. An MSR whose value KVM refuses counts as missing; the values
+// are tried in a spare VM, never on the guest's own. It may be called from any goroutine.
 func (vm *VM) JudgeCPU(theirs []byte) error {
 	var guest CPU
 	if err := guest.UnmarshalBinary(theirs); err != nil {
@@ -114,10 +113,10 @@ func (vm *VM) JudgeCPU(theirs []byte) error {
 	return nil
 }
 
-// MatchCPU returns the description that DescribeCPU makes, and JudgeCPU as a function:
-// before a guest is protected a host sends the one to the other host, and calls the other
-// with the description that it receives. They fit Offer and Judge in the configuration of
-// colo/protect. Its errors are those of DescribeCPU.
+// MatchCPU returns the description that DescribeCPU makes, and JudgeCPU as a function: before a
+// guest is protected each host sends offer to the other, and calls judge with what it receives.
+// They fit Offer and Judge in the configuration of colo/protect. Its errors are those of
+// DescribeCPU.
 func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err error) {
 	if offer, err = vm.DescribeCPU(); err != nil {
 		return nil, nil, err
@@ -125,11 +124,11 @@ func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err err
 	return offer, vm.JudgeCPU, nil
 }
 
-// Judge checks that the guest which the description guest names can run on the host that c
-// describes; if guest has no guest, that any guest of its host can. It fails with a CPUError.
+// Judge checks that the guest in the description guest can run on the host that c describes;
+// where that description has no guest, that any guest of its host can. It fails with a CPUError.
 //
-// Its MSRs are not compared: whether a value is taken, only KVM knows. JudgeCPU asks
-// it, and what they are by then is tried once more when the guest's state is decoded.
+// MSRs are not compared, because only KVM knows which values it takes. JudgeCPU asks KVM, and the
+// values that the MSRs have by then are tried when the guest's state is decoded.
 func (c *CPU) Judge(guest *CPU) error {
 	if list := c.lacks(guest); len(list) > 0 {
 		return &CPUError{list}
@@ -137,8 +136,8 @@ func (c *CPU) Judge(guest *CPU) error {
 	return nil
 }
 
-// lacks returns the features, in words, that the guest of the description guest has and the
-// host of c lacks.
+// lacks names the features that the guest in the description guest has and the host that c
+// describes lacks.
 func (c *CPU) lacks(guest *CPU) []string {
 	table := guest.Given
 	if table == nil {
@@ -348,17 +347,17 @@ func possibleCPUID(kvm int) ([]CPUIDEntry, error) {
 	}
 	table := &cpuidTable{n: maxCPUID}
 	if _, err := ioctl(kvm, "KVM_GET_EMULATED_CPUID", kvmGetEmulatedCPUID, unsafe.Pointer(table)); err != nil {
-		return entries, nil // an old kernel; then nothing is
+		return entries, nil // an old kernel, which cannot say what it emulates
 	}
 	merge(entries, table.entries[:min(table.n, maxCPUID)])
 	return entries, nil
 }
 
 // cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization, no shadow
-// stacks, and of KVM's own features none by which it writes to the guest's memory when it
-// likes, also while the vCPU is stopped: asynchronous page faults, stolen time, and
-// flushing the TLBs of vCPUs that do not run, which is told by that. (Intel SDM
-// volume 2, CPUID; AMD APM volume 3, appendix E; KVM's cpuid page, KVM_FEATURE_*.)
+// stacks, and of KVM's own features none by which KVM writes to the guest's memory when it likes,
+// also while the vCPU is stopped: asynchronous page faults, stolen time, and flushing the TLBs of
+// vCPUs that do not run, which uses the record of stolen time. (Intel SDM volume 2, CPUID; AMD
+// APM volume 3, appendix E; KVM's cpuid page, KVM_FEATURE_*.)
 func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
 	const (
 		vmx, svm = 1 << 5, 1 << 2

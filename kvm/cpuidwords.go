@@ -22,10 +22,10 @@ const (
 type cpuidWord struct {
 	function, index uint32
 	reg             int
-	// ignore has the bits that the guest itself changes (CR4 does), that describe
-	// the topology, or that the creator of a guest adds to KVM's list.
+	// ignore has the bits that the guest itself changes (by CR4), that describe the topology, or
+	// that the creator of a guest adds to KVM's list.
 	ignore uint32
-	names  string // of bits 0 to 31, as far as they have one; "-" has none
+	names  string // of bits 0, 1 and so on, as far as they are known; "-" for a bit without a name
 }
 
 var cpuidWords = []cpuidWord{
@@ -61,11 +61,12 @@ var cpuidWords = []cpuidWord{
 	{0x80000022, 0, eax, 0, ""},
 }
 
-// kvmFeatures is the leaf of what KVM offers a guest, on a host.
+// kvmFeatures is the leaf in which a host's KVM lists what it offers a guest.
 const kvmFeatures = 0x40000001
 
-// kvmLeaf returns the leaf in which a guest finds what KVM offers it, 0 if there is none. It is the one
-// behind KVM's signature: a guest may be told of another hypervisor's interface before. (KVM's cpuid page.)
+// kvmLeaf returns the leaf in which a guest finds what KVM offers it, 0 if there is none. It
+// follows the leaf with KVM's signature, which need not be the first of a hypervisor: a guest may
+// be shown the interface of another one before KVM's. (KVM's cpuid page.)
 func kvmLeaf(table []CPUIDEntry) (leaf uint32) {
 	const base, end, each = kvmFeatures - 1, 0x40010000, 0x100
 	const kvmk, vmkv, m = 0x4b4d564b, 0x564b4d56, 0x4d // the signature
@@ -140,11 +141,12 @@ func findCPUID(table []CPUIDEntry, function, index uint32) *CPUIDEntry {
 	return nil
 }
 
-// find returns the entry in which a guest with the table finds the word, nil if it does not look.
+// find returns the entry in which a guest with the table finds the word, nil if a guest does not
+// look there.
 //
 // An entry that answers for all of a leaf was hardly meant for its later sub-leaves. A guest
-// looks there if the first says so: leaf 7 has their number, and without XSAVES the
-// components that it could save do not matter.
+// looks at those only where the first sub-leaf says so: leaf 7 has their number, and without
+// XSAVES the components that it could save do not matter.
 func (w cpuidWord) find(table []CPUIDEntry) *CPUIDEntry {
 	if w.function == kvmFeatures {
 		if w.function = kvmLeaf(table); w.function == 0 {
@@ -169,7 +171,7 @@ func cpuidValue(table []CPUIDEntry, function, index uint32, r int) uint32 {
 	return 0
 }
 
-// value returns the number in a table.
+// value reads the number from a table, 0 if the table does not have the leaf.
 func (n cpuidNumber) value(table []CPUIDEntry) uint32 {
 	return cpuidValue(table, n.function, 0, n.reg) >> n.shift & (1<<n.width - 1)
 }
@@ -198,8 +200,8 @@ func (w cpuidWord) bitNames(mask uint32) (list []string) {
 	return list
 }
 
-// missing says in words what a guest with table has and a host that supports
-// supported has not. What CPUID says of caches, topology and names is not compared.
+// missing names, in words, what a guest with the CPUID of table has and a host that can give what
+// supported lists lacks. What CPUID says of caches, topology and names is not compared.
 func missing(table, supported []CPUIDEntry) (list []string) {
 	vendor := func(t []CPUIDEntry) string {
 		e := findCPUID(t, 0, 0)
@@ -236,8 +238,9 @@ func missing(table, supported []CPUIDEntry) (list []string) {
 	return append(list, otherLayout(table, supported)...)
 }
 
-// otherLayout names the components of the XSAVE area that a guest with table may use
-// and that lie elsewhere in it here: the area travels as it is.
+// otherLayout names the components of the XSAVE area that a guest with table may use and that
+// have another place or size in the area here. Such a guest cannot run here, because the area is
+// sent byte for byte.
 func otherLayout(table, supported []CPUIDEntry) (list []string) {
 	for c := uint32(2); c < 63; c++ {
 		r, bit := eax, c

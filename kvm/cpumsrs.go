@@ -45,9 +45,10 @@ func (v *VCPU) readMSRs() (list []MSR, err error) {
 	return list, nil
 }
 
-// refuses returns, in words, the MSRs whose values this KVM refuses for a vCPU with that
-// CPUID table, and those that are not among the MSRs of a state here, which known tells. It tries
-// the others on the spare. The table must fit this host.
+// refuses names, in words, the MSRs whose values this KVM does not take for a vCPU with that
+// CPUID table. It tries them on the spare's vCPU, but for values other than 0 of MSRs that no
+// state here can have, which known tells: those are refused untried. The table must fit this
+// host.
 func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR, known func(index uint32) bool) (list []string, err error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
@@ -93,7 +94,7 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR,
 	return list, nil
 }
 
-// The binary form of an MSR.
+// cpuMSR is the number of bytes of an MSR in binary form: index, value.
 const cpuMSR = 4 + 8
 
 func appendMSRs(b []byte, list []MSR) []byte {

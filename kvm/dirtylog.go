@@ -10,8 +10,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// manual says whether reading KVM's bitmap leaves the bits set, so that a second call has
-// to clear them. The maker of the VM may have chosen that for it
+// manual says whether reading KVM's bitmap leaves the bits set, so that a second call has to
+// clear them. The maker of the VM may have chosen that for the VM
 // (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), and KVM does not tell.
 type manual uint8
 
@@ -41,8 +41,14 @@ func (vm *VM) enableManual() error {
 // vCPUs want: a multiple of 64, as KVM asks.
 const clearChunk = 1 << 18
 
-// takeDirtyLog adds KVM's bitmap of a slot to part, and makes KVM forget it, but for the
-// pages that are to be kept: a page that KVM does not forget stays writable.
+// takeDirtyLog adds the pages in KVM's bitmap of a slot to part, and makes KVM forget them, but
+// for the pages that KeepDirty has named: a page that KVM does not forget stays writable.
+//
+// Whether reading alone makes KVM forget pages is found out with the first bitmap that is not
+// empty, by reading again. If a page of the first reading is not in the second, reading makes KVM
+// forget, and the pages that only the second has are added. If all pages are there again, either
+// reading does not make KVM forget, or the guest has written them again. Then they are cleared,
+// which is right in both cases, since they are copied after that.
 //
 // Whether it has done so by itself is found out with the first pages that were
 // written, by reading again: if one of them is not there any more it has; the others
@@ -71,8 +77,8 @@ func (vm *VM) takeDirtyLog(s *slot, part []uint64) error {
 	return vm.clearDirtyLog(s)
 }
 
-// chooseManual finds out who clears the log of a slot whose first pages are in its
-// scratch.
+// chooseManual finds out whether reading clears the bitmap of a slot, which was just read into
+// the slot's log, unless that is known or the bitmap is empty.
 func (vm *VM) chooseManual(s *slot) error {
 	if s.manual == manualUnknown {
 		some := uint64(0)
@@ -107,8 +113,8 @@ func (vm *VM) chooseManual(s *slot) error {
 // getDirtyLog reads KVM's bitmap of a slot into its scratch.
 func (vm *VM) getDirtyLog(s *slot) error { return vm.readDirtyLog(s, s.log) }
 
-// readDirtyLog reads KVM's bitmap of a slot into words. No error is taken for an empty
-// log: ENOENT, for one, says that there is none.
+// readDirtyLog reads KVM's bitmap of a slot into words. No error is taken for an empty bitmap:
+// ENOENT, for one, says that the slot has no dirty log.
 func (vm *VM) readDirtyLog(s *slot, words []uint64) error {
 	request := gokvm.DirtyLog{Slot: s.ID, BitMap: uint64(uintptr(unsafe.Pointer(&words[0])))}
 	_, err := ioctl(vm.fd, "KVM_GET_DIRTY_LOG", kvmGetDirtyLog, unsafe.Pointer(&request))

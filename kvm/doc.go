@@ -29,20 +29,19 @@
 //
 // # State
 //
-// [VM.Register] adds the interrupt controllers, the timer, the vCPUs and the
-// paravirtual clock to a vmstate.Registry, in the order in which they must be
-// restored. [VCPUState], [ChipState] and [ClockState] are the same without the
-// rest of the package, for a host that has only descriptors to offer. Restoring
-// into a VM that has run is an ordinary case: it is what a COLO secondary does
-// at every checkpoint. A vCPU of a VM that Create made, and that has not run since it was loaded
-// last, is given only the registers that differ. Of an adopted VM others have the descriptors,
-// so its vCPUs are given all.
+// [VM.Register] adds the interrupt controllers, the timer, the vCPUs and the paravirtual clock to
+// a vmstate.Registry, in the order in which they must be restored. [VCPUState], [ChipState] and
+// [ClockState] are the same without the rest of the package, for a host that has only descriptors
+// to offer. Restoring into a VM that has run is an ordinary case: it is what a COLO secondary
+// does at every checkpoint. In a VM that Create made, and whose vCPUs have not entered the guest
+// since its last load, a vCPU is given only the registers that differ from those it has. The
+// descriptors of an adopted VM are in other hands too, so its vCPUs are given all registers.
 //
-// A KVM that has no second level of address translation from the hardware (EPT, NPT)
-// keeps copies of the guest's page tables, which do not follow what the host writes there.
-// A VM that is loaded after it has run drops them before the first vCPU enters the guest;
-// that costs a fault for each page which the guest goes on to use. It is done with a slot
-// that comes and goes, of the highest number that KVM has: a host keeps that one free.
+// A KVM that has no second level of address translation from the hardware (EPT, NPT) keeps copies
+// of the guest's page tables, which do not follow what the host writes there. A VM that is loaded
+// after it has run drops them before the first vCPU enters the guest; that costs a fault for each
+// page which the guest goes on to use. The VM drops them by adding a slot and taking it away, of
+// the highest number that KVM takes: a host leaves that number free.
 //
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
 // registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
@@ -51,21 +50,21 @@
 // for them), pending events with a pending exception's payload, and the distance of
 // its TSC from the other vCPUs'.
 //
-// Not saved, and an error where a guest uses it: nested virtualization
-// ([NotSavedError], on saving and on loading), shadow stacks (the same), KVM's Xen interface
-// (on saving, as far as KVM can be asked of it), more vCPUs than an APIC ID of 8 bits can name.
+// Not saved, and an error where a guest uses it: nested virtualization ([NotSavedError], on
+// saving and on loading), shadow stacks (the same), KVM's Xen interface (on saving, as far as KVM
+// can be asked of it), more vCPUs than an APIC ID of 8 bits can name.
 //
-// System management has memory of its own (KVM's address space 1), and a slot of another address
-// space cannot be added. In a VM that Create made a guest that sends itself an SMI ends Run with an
-// error that says so: an [ExitError], or EIO of newer kernels. An adopted VM may have slots there;
-// what a guest writes through them is not in the dirty log of this package, so they must not show
-// its other memory.
+// System-management mode has memory of its own (KVM's address space 1), and a slot of another
+// address space cannot be added. In a VM that Create made a guest that sends itself an SMI ends
+// Run with an error that says so: an [ExitError], or EIO of newer kernels. An adopted VM may have
+// slots there; what a guest writes through them is not in the dirty log of this package, so they
+// must not show memory that the guest has outside of that mode.
 //
-// Not saved, and no error: the records of the last branches (LASTBRANCHFROMIP and its kin) where KVM
-// does not list them, since it does not let them be written there; a guest that has itself traced
-// finds others after a move. Coalesced accesses (KVM_REGISTER_COALESCED_MMIO) that the host has not
-// taken yet are part of its devices. Breakpoints that it has set (KVM_SET_GUEST_DEBUG) are not part
-// of the guest.
+// Not saved, and no error: the records of the last branches (LASTBRANCHFROMIP and its kin) where
+// KVM does not list them, because there it does not let them be written; a guest that traces its
+// own branches finds other records after a move. Coalesced accesses (KVM_REGISTER_COALESCED_MMIO)
+// that the host has not taken yet belong to the host's devices. Breakpoints that the host has set
+// (KVM_SET_GUEST_DEBUG) are not part of the guest.
 //
 // The section names, all version 1, are kvm/irqchip,
 // kvm/pit, kvm/vcpu (one instance for each) and kvm/clock; integers are big
@@ -94,10 +93,10 @@
 //
 // # Dirty memory
 //
-// Writes of vCPUs are logged by KVM, in a bitmap for each slot or in a ring for
-// each vCPU (AttachConfig, Config). The bitmaps of an adopted VM may have to be cleared by a
-// second call; the package finds that out. KVM does not log writes of the host to guest
-// memory: the host reports them with [VM.MarkDirty]. [VM.ReadDirty] returns and forgets
-// both. Each page that it returns costs the guest a fault at the next write, so it is not
-// called more often than needed.
+// Writes of vCPUs are logged by KVM, in a bitmap for each slot or in a ring for each vCPU
+// (AttachConfig, Config). The bitmaps of an adopted VM may have to be cleared by a second call;
+// the package finds that out. KVM does not log writes of the host to guest memory: the host
+// reports them with [VM.MarkDirty]. [VM.ReadDirty] returns and forgets both. Each page that it
+// returns costs the guest a fault at the next write to the page, so call it no more often than
+// needed.
 package kvm

@@ -49,8 +49,8 @@ type ExitError struct {
 	RIP         uint64
 	Instruction []byte
 
-	// Internal error: the guest was in system-management mode, to which a VM has to be given
-	// memory apart; this package gives it none.
+	// Internal error: the guest was in system-management mode, which needs memory of its own;
+	// this package gives a VM none.
 	SMM bool
 }
 
@@ -79,7 +79,7 @@ func (e *ExitError) Error() string {
 	return s
 }
 
-// withoutMemory is what an error says of a guest in system-management mode.
+// withoutMemory is what the text of an error adds for a guest in system-management mode.
 const withoutMemory = " in system-management mode, for which this package adds no memory"
 
 // MSRError says which MSR could not be restored.

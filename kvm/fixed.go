@@ -7,9 +7,10 @@ import (
 	"unsafe"
 )
 
-// byCPUID reports whether a vCPU has an MSR, or has it not, by the CPUID that it was given,
-// for the host as well as for the guest: the errata, and where a VMM wants it so those of KVM itself.
-// (AMD APM volume 2, OS-Visible Workarounds; KVM api, "KVM_CAP_ENFORCE_PV_FEATURE_CPUID".)
+// byCPUID reports whether the CPUID of a vCPU decides if the vCPU has an MSR, for the host's
+// calls as well as for the guest: that is so for the list of errata, and where a VMM has asked
+// for it also for KVM's own MSRs. (AMD APM volume 2, OS-Visible Workarounds; KVM api,
+// "KVM_CAP_ENFORCE_PV_FEATURE_CPUID".)
 func byCPUID(index uint32) bool {
 	const systemTime, systemTimeNew, asyncPFInt, migrationControl = 0x12, 0x4b564d01, 0x4b564d06, 0x4b564d08
 	switch {
@@ -19,7 +20,8 @@ func byCPUID(index uint32) bool {
 	return index >= systemTimeNew && index <= asyncPFInt
 }
 
-// regain has the next read of the MSRs look for those again that the vCPU may have by its new CPUID.
+// regain puts the MSRs that CPUID decides on back on the list, because the vCPU may have them by
+// its new table: the next read of the MSRs finds out.
 func (s *VCPUState) regain() {
 	for _, index := range s.sys.msrs {
 		if byCPUID(index) && !slices.Contains(s.msrs, index) {
@@ -28,32 +30,34 @@ func (s *VCPUState) regain() {
 	}
 }
 
-// knowsMSR reports whether an MSR can be restored here. One that a vCPU has by its CPUID can be
-// where KVM takes it together with the CPUID of the state, which is tried.
+// knowsMSR reports whether an MSR can be restored here. For an MSR that CPUID decides on it
+// returns true: whether KVM takes it together with the CPUID of the state is found out when the
+// state is tried.
 func (s *VCPUState) knowsMSR(index uint32) bool {
 	return byCPUID(index) || slices.Contains(s.known(), index)
 }
 
-// knowsMSR reports whether a vCPU here can have an MSR that a state may have.
+// knowsMSR reports whether the state of some vCPU here can have an MSR.
 func (s *System) knowsMSR(index uint32) bool { return byCPUID(index) || slices.Contains(s.msrs, index) }
 
-// fixed reports whether the vCPU has run, with a CPUID that is known and that KVM does not change any more.
+// fixed reports whether the CPUID table of a vCPU is known and final: it is the one that KVM was
+// given, and the vCPU has run, after which KVM takes no other.
 func (g *given) fixed() bool { return g != nil && g.ran.Load() && g.sure.Load() }
 
-// keepsCPUID reports whether the vCPU need not be given the CPUID of the state: it has run with the same, but
-// for what KVM itself keeps up to date. KVM refuses a table that differs in more than this KVM does, and what
-// that is depends on the CPU.
+// keepsCPUID reports whether a vCPU need not be given the CPUID table of the state: it has run
+// with a table that differs only in what KVM itself keeps up to date. KVM refuses a table with
+// differences that it has not made itself, and which it makes depends on the CPU.
 func (s *VCPUState) keepsCPUID() bool {
 	return s.given.fixed() && sameCPUID(s.cpuid.entries[:s.cpuid.n], s.hasCPUID)
 }
 
-// fixes notes the features of a vCPU that is about to enter the guest for the first time. Like its
-// CPUID KVM changes them no more once it has run. The vCPU is the caller's.
+// fixes records the MSRs that list features, of a vCPU that is about to enter the guest for the
+// first time: once it has run KVM changes neither them nor its CPUID. The caller has the vCPU.
 func (s *VCPUState) fixes(vcpu int) {
 	var list []MSR
 	for _, index := range s.sys.features {
 		if !slices.Contains(s.known(), index) {
-			continue // not of a state
+			continue // no state has it
 		}
 		if value, ok, err := s.readMSR(vcpu, index); err == nil && ok {
 			list = append(list, MSR{index, value})
@@ -62,7 +66,8 @@ func (s *VCPUState) fixes(vcpu int) {
 	s.given.features.Store(&list)
 }
 
-// changes reports whether an MSR has a feature of the vCPU in it, of which it has run with another value.
+// changes reports whether an MSR lists features of the vCPU, and the vCPU has run with another
+// value of it.
 func (g *given) changes(index uint32, value uint64) bool {
 	if g == nil {
 		return false

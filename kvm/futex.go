@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/internal/futex"
 )
 
-// signal wakes threads that wait, in the kernel or before.
+// signal wakes threads that wait for it, whether they wait in the kernel or still spin.
 type signal struct{ futex.Signal }
 
 // longestWait bounds a wait, after which the caller looks again: that costs next to nothing,
@@ -27,9 +27,11 @@ func (s *signal) watch(seen uint32, while time.Duration) bool {
 	return false
 }
 
-// lookout decides whether a thread watches before it waits. To watch in vain takes a CPU that
-// whoever is to raise the signal may need. So a thread that has done that inVain times in turn
-// watches only now and then, until it sees the signal raised.
+// lookout decides whether a thread watches a signal, which is to spin, before it waits in the
+// kernel. Watching in vain takes a CPU that the thread which is to raise the signal may need. So
+// a thread that has watched in vain inVain times in a row watches only now and then, until it
+// sees the signal raised. vain counts the failures in a row, rests the waits that are left
+// without watching.
 type lookout struct{ vain, rests int }
 
 const (
@@ -37,7 +39,7 @@ const (
 	rests  = 15 // waits without watching before the next attempt
 )
 
-// length returns how long to watch this time: while, or 0.
+// length returns how long to watch this time: while, or 0 for a wait without watching.
 func (l *lookout) length(while time.Duration) time.Duration {
 	if while > 0 && l.rests > 0 {
 		l.rests--
@@ -46,7 +48,8 @@ func (l *lookout) length(while time.Duration) time.Duration {
 	return while
 }
 
-// learn is told what came of it.
+// learn records an attempt: how long the thread was to watch, and whether it saw the signal
+// raised.
 func (l *lookout) learn(watched time.Duration, raised bool) {
 	switch {
 	case watched == 0:

@@ -10,12 +10,13 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// held has the registers that a vCPU which stands still was given last, and so need not be
-// given again: a call to KVM for a vCPU loads it onto the CPU first, which may cost ten times
-// what it does. A guest that stands still between its checkpoints gets few other registers with
-// the next. Only what neither time nor a device changes is here; see elapses.
+// held has the registers that a vCPU was given last and still has, because it stands still, and
+// that need not be given again: a call to KVM for a vCPU loads the vCPU onto a CPU first, which
+// may cost ten times what the call itself does. If the guest of a secondary stands still between
+// checkpoints, few of its registers differ in the next. Only what neither time nor a device
+// changes is here; see elapses.
 type held struct {
-	ok      bool // the rest is there
+	ok      bool // the other fields are valid
 	entries uint64
 	mp      gokvm.MPState
 	regs    gokvm.Regs
@@ -26,8 +27,8 @@ type held struct {
 	msrs    msrTable
 }
 
-// take notes what the vCPU has been given. entries is how often a vCPU of the VM has entered
-// the guest.
+// take notes what the vCPU has been given. entries is how often vCPUs of the VM have entered the
+// guest by now.
 func (h *held) take(s *VCPUState, entries uint64) {
 	h.ok, h.entries = true, entries
 	h.mp, h.regs = s.mp, s.regs
@@ -36,19 +37,20 @@ func (h *held) take(s *VCPUState, entries uint64) {
 	h.msrs.n = uint32(copy(h.msrs.entries[:], s.msr.entries[:s.msr.n]))
 }
 
-// stands returns how often a vCPU has entered the guest, and whether none of them is there.
-// Only where nobody but this package has the descriptors does that say that nothing has changed:
-// known is whether it is so.
+// stands returns how often vCPUs have entered the guest. known reports whether the same number,
+// seen again, means that no register has changed: no vCPU is in the guest, and nobody but this
+// package has the descriptors.
 func (vm *VM) stands() (entries uint64, known bool) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	return vm.entries, vm.ours && vm.active == 0
 }
 
-// settled reports whether a vCPU whose MP state was just read, and is mp, was sent an INIT or a start while
-// it stood still. KVM settles them when that is read: the vCPU begins anew, and little is left of what it was
-// given. An interrupt controller sends both for devices, and a state can have one that waits. If it is not
-// the MP state that tells, the general registers do, which have the values of a reset then.
+// settled reports whether a vCPU was sent an INIT or a start-up interrupt (SIPI) while it stood
+// still. mp is its MP state, which was just read: by that KVM settles both, the vCPU begins anew,
+// and little is left of what it was given. An interrupt controller sends both for devices, and a
+// state can have one that waits. If the MP state is the one that the vCPU was given, the general
+// registers tell: they have the values of a reset then.
 func (h *held) settled(vcpu int, mp gokvm.MPState) (bool, error) {
 	if mp != h.mp {
 		return true, nil
@@ -58,19 +60,21 @@ func (h *held) settled(vcpu int, mp gokvm.MPState) (bool, error) {
 	return regs != h.regs, err
 }
 
-// has reports whether the MSR at a place of s need not be set: the vCPU has it, and it is not
-// one that elapses, or is 0 and so off, or KVM did not take it before, and the vCPU had it anyway.
+// has reports whether the MSR at place i of s need not be set, because the vCPU was given the
+// same value. It must be set all the same if it elapses, but for two cases: it is 0, and so off;
+// or KVM did not take it before, and the vCPU had the value anyway.
 func (h *held) has(s *VCPUState, i int) bool {
 	m := s.msr.entries[i]
-	if i >= int(h.msrs.n) || h.msrs.entries[i] != m { // of another list of MSRs, none is had
+	if i >= int(h.msrs.n) || h.msrs.entries[i] != m { // in a list with other MSRs no place agrees
 		return false
 	}
 	return !elapses(m.Index) || m.Data == 0 && m.Index != msrTSCDeadline || slices.Contains(s.refused, m.Index)
 }
 
-// elapses reports whether an MSR is one whose value may be another by now, or whose writing
-// has KVM do something: the clocks' and timers', those by which a guest gives KVM a
-// page of its memory, and the counters of events.
+// elapses reports whether an MSR must be written even if it was given the same value before: time
+// or an event may have changed it since, or writing it has KVM do something. Such are the MSRs of
+// clocks and timers, those by which a guest gives KVM a page of its memory, and the counters of
+// events.
 func elapses(index uint32) bool {
 	const adjust, counters, fixed, global = 0x3b, 0xc1, 0x309, 0x38d
 	switch {
@@ -84,16 +88,17 @@ func elapses(index uint32) bool {
 	return false
 }
 
-// tells is held for the vCPU of a spare VM, on which states are tried: it never runs, and has
-// no more than it was given. What it has taken it takes again.
+// tells is to the vCPU of a spare VM, on which states are tried (see spares), what held is to the
+// guest's: that vCPU never runs, so it has what it was given, and what it took once it takes
+// again.
 type tells struct {
 	held
 	lapic  gokvm.LAPICState
 	events gokvm.VCPUEvents
 }
 
-// same reports whether the state's registers but the general ones, its local APIC and events are
-// what was tried last: on these depends what KVM takes of the rest.
+// same reports whether the MP state, special, extended and debug registers, local APIC and events
+// are those that were tried last. On these depends what KVM takes of the rest.
 func (h *tells) same(s *VCPUState, lapic *gokvm.LAPICState, events gokvm.VCPUEvents) bool {
 	return h.mp == s.mp && h.sregs == s.sregs && h.xcrs == s.xcrs && h.debug == s.debug &&
 		h.events == events && h.lapic == *lapic

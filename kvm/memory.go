@@ -17,10 +17,11 @@ const (
 	memReadOnly      = 1 << 1
 )
 
-// offsetUnit is a bitmap word's worth of memory.
+// offsetUnit is the memory for which one word of a dirty bitmap stands.
 const offsetUnit = 64 * PageSize
 
-// slot is a slot and what is known of its dirty pages, one bit for each.
+// slot is a slot of the VM, and what is known of its dirty pages, in bitmaps with a bit for each
+// page.
 type slot struct {
 	Slot
 	pages  uint64
@@ -97,7 +98,7 @@ func (vm *VM) StartDirtyLog() error {
 	slots := *vm.slots.Load()
 	for i, s := range slots {
 		if err := vm.setSlot(s, true); err != nil {
-			for _, s := range slots[:i] { // a log that nobody reads costs the guest its faults
+			for _, s := range slots[:i] { // a log that nobody reads would cost the guest faults
 				err = errors.Join(err, vm.setSlot(s, false))
 			}
 			return err
@@ -108,8 +109,8 @@ func (vm *VM) StartDirtyLog() error {
 	return nil
 }
 
-// StopDirtyLog turns the dirty log of every slot off; what it held is forgotten. If that of one
-// stays on it returns why, when the others are off.
+// StopDirtyLog turns the dirty log of every slot off; what it held is forgotten. If it fails for
+// a slot it goes on with the others and returns the error.
 func (vm *VM) StopDirtyLog() error {
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
@@ -208,7 +209,8 @@ func (vm *VM) ReadDirty(block string, bitmap []uint64) error {
 	return nil
 }
 
-// add adds the bits of log, which are few, to part, which is as long.
+// add sets in part the bits that are set in log. Both are of one length; few bits are set, so
+// eight words at a time are passed over if they have none.
 func add(part, log []uint64) {
 	i := 0
 	for ; i+8 <= len(log); i += 8 {

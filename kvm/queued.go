@@ -8,8 +8,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// Of the events, those that KVM leaves as they are where the flags of a state do not tell of
-// them (KVM_VCPUEVENT_VALID_* in linux/kvm.h).
+// Flags of events: where a state lacks one of these, KVM leaves what the flag stands for as it is
+// (KVM_VCPUEVENT_VALID_* in linux/kvm.h).
 const (
 	eventsNMI    = 1 << 0
 	eventsShadow = 1 << 2
@@ -18,9 +18,10 @@ const (
 	eventsKept = eventsNMI | eventsShadow | eventsSMM | eventsTripleFault
 )
 
-// told returns the events as KVM is given them: what the state does not tell of is off, and not
-// what the vCPU had before. Of a pending exception's payload, or a triple fault, KVM is told only
-// where the VM was made so; check has let the state through only if there is none.
+// told returns the events in the form in which KVM is given them. An event for which the state
+// lacks the flag is switched off, so that the vCPU does not go on with what it had before. The
+// payload of a pending exception, and a triple fault, are given only to a KVM that was asked to
+// report them for this VM; elsewhere check has refused a state that has one.
 func (s *VCPUState) told() gokvm.VCPUEvents {
 	e := s.events
 	if e.Flags&eventsNMI == 0 {
@@ -39,14 +40,14 @@ func (s *VCPUState) told() gokvm.VCPUEvents {
 	return e
 }
 
-// dequeue takes back an SMI that the vCPU was sent and has not looked at. KVM has such a one in a
-// queue, which it does not empty when the events are written. Reading the events makes it pending,
-// and what is pending is overwritten later. The same reading would give an NMI that is queued to a
-// CPU that keeps a pending one itself (AMD's virtual NMI), from which nothing takes it back; so what
-// the queue has of NMIs is emptied before, by writing the events.
+// dequeue takes back an SMI that the vCPU was sent and has not looked at. KVM keeps such an SMI
+// in a queue, which it does not empty when the events are written. Reading the events moves the
+// SMI from the queue to the pending events, which are overwritten later. But the reading would
+// also hand a queued NMI to a CPU that keeps a pending one itself (AMD's virtual NMI), from which
+// nothing takes it back; so the queue of NMIs is emptied first, by writing the events.
 //
-// Where KVM has no SMIs nothing is to be done: an NMI that is queued goes when the events are written
-// at the end. Older kernels make it pending first, newer ones overwrite the queue.
+// Where KVM has no SMIs nothing is to be done: a queued NMI goes when the events are written at
+// the end. Older kernels make it pending first, newer ones overwrite the queue.
 func (s *VCPUState) dequeue(vcpu int) error {
 	if !s.sys.smm {
 		return nil

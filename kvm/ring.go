@@ -74,7 +74,7 @@ func mapRing(fd, size int) (*ring, error) {
 	return &ring{mem: mem, entries: unsafe.Slice((*ringEntry)(unsafe.Pointer(&mem[0])), size/int(unsafe.Sizeof(ringEntry{})))}, nil
 }
 
-// unmap lets go of the ring; a nil ring has nothing.
+// unmap unmaps the ring; for a nil ring it does nothing.
 func (r *ring) unmap() error {
 	if r == nil || r.mem == nil {
 		return nil
@@ -124,10 +124,10 @@ func (vm *VM) harvest() error {
 	return errors.Join(err, vm.resetRings())
 }
 
-// resetRings makes KVM log anew the pages that were taken from the rings. Signals wait
-// meanwhile: newer kernels (seen with 6.18) break the call off when one is
-// pending, and even where the count of entries was made up by calling again, some
-// pages were then written unlogged. Go's runtime sends signals all the time.
+// resetRings makes KVM log anew the pages that were taken from the rings. It blocks signals
+// meanwhile, because newer kernels (seen with 6.18) break the call off when one is pending. To
+// repeat the call until the count of entries is right does not help: some pages were then written
+// unlogged. Go's runtime sends signals all the time.
 func (vm *VM) resetRings() error {
 	if vm.unreset == 0 {
 		return nil

@@ -88,7 +88,7 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 	}
 }
 
-// enterGuest is KVM_RUN.
+// enterGuest calls KVM_RUN. Meanwhile inKVM is set, so that kick sends a signal.
 func (v *VCPU) enterGuest() unix.Errno {
 	v.inKVM.Store(true)
 	errno := enterGuest(v.fd)
@@ -216,7 +216,8 @@ type translation struct {
 	_                          [5]uint8
 }
 
-// begin enters Run, parked.
+// begin notes that Run was called. The vCPU is parked then: park has to take it before it enters
+// the guest.
 func (v *VCPU) begin() error {
 	v.vm.mu.Lock()
 	defer v.vm.mu.Unlock()
@@ -231,7 +232,7 @@ func (v *VCPU) begin() error {
 	return nil
 }
 
-// end leaves Run.
+// end notes that Run returns, and lets others have the vCPU.
 func (v *VCPU) end() {
 	v.vm.mu.Lock()
 	defer v.vm.mu.Unlock()
@@ -245,7 +246,8 @@ func (v *VCPU) end() {
 	v.inRun = false
 }
 
-// release gives the vCPU up. vm.mu is held.
+// release lets others have the vCPU, if Run has it, and wakes Pause if no other vCPU runs. vm.mu
+// is held.
 func (v *VCPU) release() {
 	if v.active {
 		v.active, v.tid = false, 0
@@ -257,7 +259,8 @@ func (v *VCPU) release() {
 	}
 }
 
-// sleep gives the vCPU up until there may be something to do. vm.mu is held.
+// sleep releases the vCPU and waits until there may be something to do; it watches for that long
+// before it waits in the kernel. vm.mu is held.
 func (v *VCPU) sleep(watching time.Duration) {
 	seen := v.vm.parked.Seen()
 	v.release()
@@ -266,8 +269,8 @@ func (v *VCPU) sleep(watching time.Duration) {
 	v.vm.mu.Lock()
 }
 
-// park gives the vCPU up while the VM is paused or the vCPU rests. When it returns nil, the vCPU
-// is taken and may enter the guest.
+// park releases the vCPU while the VM is paused or the vCPU rests (see Throttle). When it returns
+// nil, Run has the vCPU, which may enter the guest.
 func (v *VCPU) park(ctx context.Context) error {
 	vm := v.vm
 	if v.stop.inside {

@@ -10,7 +10,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// shadows keeps what a VM knows of the copies that KVM keeps of the guest's page tables.
+// shadows records whether KVM keeps copies of the page tables of the guest, and whether they may
+// be stale.
 //
 // A KVM without the hardware's second level of address translation (EPT, NPT) runs a guest on
 // page tables of its own, which it derives from the guest's, keeps, and corrects when the
@@ -31,7 +32,8 @@ type shadows struct {
 // that its physical addresses are wide enough for.
 var slotPlaces = [...]uint64{1 << 51, 1 << 45, 1 << 38}
 
-// loaded says that a state has been loaded, and memory before it.
+// loaded notes that a state has been loaded, and memory before it: if a vCPU has run, the copies
+// are stale.
 func (vm *VM) loaded() {
 	s := &vm.shadows
 	if !s.known {
@@ -63,7 +65,7 @@ func (vm *VM) forget() error {
 	return nil
 }
 
-// dropShadows adds a slot and takes it away.
+// dropShadows makes KVM drop its copies, by adding a slot and taking it away.
 func (vm *VM) dropShadows() error {
 	s := &vm.shadows
 	slots := *vm.slots.Load()

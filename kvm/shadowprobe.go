@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepShadows does what keepsShadows does, for the KVM of the spares.
+// keepShadows asks keepsShadows about the KVM whose descriptor the spares keep.
 func (p *spares) keepShadows() (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -53,7 +53,7 @@ func seesStaleTables(kvm int) (stale bool, err error) {
 		table, page    = 0x27, 0x67     // present, writable, for CPL3, accessed; a page that is dirty too
 		nowhere        = 0xe0000000     // no memory: each write is an exit
 		old, young     = 0x1111, 0x2222 // the words
-		turns, changes = 3, 4           // the later ones run natively wherever anything does
+		turns, changes = 3, 4           // reads each time, the later of which run natively wherever anything does
 	)
 	var undo []func() error
 	defer func() {

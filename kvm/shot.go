@@ -11,9 +11,9 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// shot is a state of a vCPU that its own thread saves on its way into a pause: KVM has the
-// vCPU loaded there, and the threads of several vCPUs save at once. What may still
-// change while the vCPU stands still (its local APIC takes interrupts, of devices that
+// shot is a state of a vCPU that its own thread saves on its way into a pause. Saving is cheap
+// there: KVM has the vCPU loaded, and the threads of several vCPUs save at the same time. What
+// may still change while the vCPU stands still (its local APIC takes interrupts, of devices that
 // are stopped after it) is read when its state is asked for.
 type shot struct {
 	// wanted says that the state of the last pause was asked for, so that the state of this
@@ -21,13 +21,14 @@ type shot struct {
 	// and otherwise to the holder of own; so do the fields below.
 	wanted bool
 	state  *VCPUState // not the vCPU's own, which may still be being encoded
-	fresh  bool       // state is the vCPU's, but for what saveRest reads
+	fresh  bool       // state is the present one of the vCPU, but for what saveRest reads
 	resets uint64     // VM.resets when it was made: in a later pause the other vCPUs have run
 	used   bool       // since the vCPU stopped, its state was asked for
 	at     time.Time
 }
 
-// stale is how old a shot may be, by which the guest's TSC is behind its other clock.
+// stale is how old a shot may be. In an older one the guest's TSC would be behind its other
+// clock, which is read when the VM is saved.
 const stale = 10 * time.Millisecond
 
 // another returns a state for the same vCPU.
@@ -47,8 +48,8 @@ func (s *VCPUState) knows(from *VCPUState) {
 	}
 }
 
-// shoot saves the vCPU, unless others may still act on it: a vCPU in the guest can
-// have another one started over. It is called by Run's goroutine, which has the vCPU.
+// shoot saves the vCPU, unless others may still act on it: a vCPU that is in the guest can start
+// another one over (INIT, SIPI). It is called by Run's goroutine, which has the vCPU.
 func (v *VCPU) shoot(resets uint64) {
 	v.shot.wanted, v.shot.fresh, v.shot.resets = false, false, resets
 	for begun := time.Now(); v.vm.inside.Load() > 0; {
@@ -71,14 +72,15 @@ func (s *shot) ends() {
 	s.fresh, s.used = false, false
 }
 
-// save completes the shot, so that it is the present state of the stopped vCPU.
+// save makes v.state the present state of the stopped vCPU: it completes the shot if that is
+// still good, and otherwise reads all.
 func (v *VCPU) save() error {
 	err := v.hold()
 	if err != nil {
 		return err
 	}
 	defer v.own.Unlock()
-	v.held.ok = false // reading an exception puts its address where it belongs
+	v.held.ok = false // reading the events may change CR2 or DR6
 	if v.shot.fresh && v.shot.resets == v.vm.resetsNow() && time.Since(v.shot.at) < stale {
 		var same bool
 		if same, err = v.shot.state.update(v.fd); err == nil && same {
@@ -135,9 +137,10 @@ func (s *VCPUState) update(vcpu int) (same bool, err error) {
 	return regs == s.regs, err
 }
 
-// mayHaveBegunAnew reports whether the vCPU may have got an INIT from a device. Where it goes on
-// from that its MP state need not tell: that of the first vCPU is the same again. An INIT resets the local
-// APIC too, whose switch is off then. The general registers tell the rest. (Intel SDM volume 3, 11.4.7.)
+// mayHaveBegunAnew reports whether a device may have sent the vCPU an INIT. The MP state need not
+// tell: that of the first vCPU is the same after an INIT. But an INIT also resets the local APIC,
+// which is switched off then. Whoever finds it so compares the general registers. (Intel SDM
+// volume 3, 11.4.7.)
 func (s *VCPUState) mayHaveBegunAnew() bool {
 	const spurious, enabled = 0xf0, 1 << 0 // bit 8 of the spurious-interrupt vector register
 	return s.apic && s.lapic.Regs[spurious+1]&enabled == 0

@@ -14,7 +14,8 @@ type stops struct {
 	last    atomic.Int64
 }
 
-// stop is the part of one vCPU in that. It belongs to the goroutine in Run.
+// stop is what a vCPU keeps of its own stop; stops has all of them together. It belongs to the
+// goroutine in Run.
 type stop struct {
 	entered bool          // it has been in the guest in this Run
 	inside  bool          // it counts in VM.inside
@@ -41,8 +42,8 @@ func (v *VCPU) stopBegins() {
 	}
 }
 
-// stopEnds is called when the vCPU enters the guest, rests of its own accord, or leaves
-// Run.
+// stopEnds ends the stop of a vCPU, if there is one, and counts it. It is called when the vCPU
+// enters the guest, rests because of Throttle, or leaves Run.
 func (v *VCPU) stopEnds() {
 	v.stop.noticed = time.Time{}
 	if v.stop.since.IsZero() {

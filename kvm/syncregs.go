@@ -16,8 +16,9 @@ const (
 	syncAll = 1 | 2 | 4
 )
 
-// syncArea is the end of struct kvm_run: what of struct kvm_sync_regs KVM is to fill in
-// whenever KVM_RUN returns, what it is to take when it begins, and the registers.
+// syncArea is the end of struct kvm_run, from its kvm_sync_regs on: which registers KVM is to
+// leave here whenever KVM_RUN returns (valid), which it is to take from here when KVM_RUN begins
+// (dirty), and the registers.
 type syncArea struct {
 	valid, dirty uint64
 	regs         gokvm.Regs
@@ -114,10 +115,11 @@ func (a *syncArea) ask() {
 	a.valid = syncAll
 }
 
-// take takes what KVM_RUN has left when it returned errno. It reports false, and the
-// caller has to ask one by one, if KVM_RUN did not end because it was not to enter the
-// guest, if it has left nothing, or if there is an exception: its address is
-// put where it belongs, in CR2 or DR6, when the events are read, and they are the last.
+// take takes what KVM_RUN has left when it returned errno. In three cases it reports false, and
+// the caller has to read with a call for each: KVM_RUN ended for another reason than that it was
+// not to enter the guest; it has left nothing; or there is an exception. The address of an
+// exception is put where it belongs, in CR2 or DR6, when the events are read, and KVM reads those
+// last, after the registers.
 func (a *syncArea) take(s *VCPUState, errno unix.Errno) bool {
 	const always = 1 << 1 // of RFLAGS
 	e := &a.events

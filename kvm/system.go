@@ -33,7 +33,7 @@ const (
 // never changes, and may be shared.
 type System struct {
 	msrs       []uint32 // to save, in the order to restore
-	features   []uint32 // MSRs that a vCPU which has run keeps
+	features   []uint32 // MSRs that list features, which KVM does not change once a vCPU has run
 	xsaveSize  int      // bytes of KVM_GET_XSAVE(2)
 	xsave2     bool
 	xcrs       bool
@@ -56,10 +56,10 @@ type msrIndices struct {
 	indices [maxMSRs]uint32
 }
 
-// ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm,
-// vm one of the VM. It fails with a CapabilityError where KVM cannot pause or
-// save at all. Features for which a process has to ask (ARCH_REQ_XCOMP_GUEST_PERM) are asked for
-// before: they make a vCPU's XSAVE area larger, and KVM writes as much as it has.
+// ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm, vm one of the VM.
+// It fails with a CapabilityError where KVM cannot pause or save at all. A process that asks for
+// features by ARCH_REQ_XCOMP_GUEST_PERM does so before it calls ReadSystem: they make a vCPU's
+// XSAVE area larger, and KVM writes all of the area.
 func ReadSystem(kvm, vm int) (*System, error) {
 	for _, c := range []struct {
 		cap       uintptr
@@ -134,10 +134,10 @@ func ReadSystem(kvm, vm int) (*System, error) {
 	return s, nil
 }
 
-// unlisted returns MSRs that KVM may have and does not list, or lists only where a
-// guest may use them: the memory types of physical addresses (Intel SDM volume 3,
-// 12.11), the machine-check banks, of which there are so many, DEBUGCTL, TSC_AUX, AMD's VM_CR and
-// the errata that a guest is told of, and KVM's own without those that name memory.
+// unlisted returns MSRs that KVM may have and does not list, or lists only where a guest may use
+// them: the memory types of physical addresses (Intel SDM volume 3, 12.11), the machine-check
+// banks, of which there are as many as banks says, DEBUGCTL, TSC_AUX, AMD's VM_CR and the errata
+// that a guest is told of, and KVM's own without those that name memory.
 func unlisted(banks int) []uint32 {
 	const (
 		physBase, physMask16                              = 0x200, 0x20f

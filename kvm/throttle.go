@@ -16,14 +16,15 @@ const (
 	longestRest = 200 * time.Millisecond
 )
 
-// slice is a vCPU's part in a throttled VM.
+// slice is where a vCPU of a throttled VM is in its slice: it runs for a part of it and then
+// rests.
 type slice struct {
 	end   *time.Timer   // kicks the vCPU out of the guest; nil: never used
 	armed bool          // end is running, or has run and the vCPU has not rested for it
 	due   bool          // the vCPU is to rest; under VM.mu
 	since time.Time     // when it entered the guest; zero: it is not there, or not throttled
 	ran   time.Duration // how long the vCPU has run in this slice
-	until time.Time     // and rests until then; zero: it does not; under VM.mu
+	until time.Time     // the vCPU rests until then; zero: it does not rest; under VM.mu
 	wake  *time.Timer   // has it look whether the rest is over; nil: never used
 }
 
@@ -53,7 +54,7 @@ func (vm *VM) Throttle(percent int) error {
 	return nil
 }
 
-// rests reports whether the vCPU is to stay out of the guest by itself, and begins its
+// rests reports whether the vCPU is to stay out of the guest because of Throttle, and begins its
 // rest if that is due. vm.mu is held; vm.parked is raised when the rest is over.
 func (v *VCPU) rests() bool {
 	s := &v.slice
@@ -78,7 +79,8 @@ func (v *VCPU) rests() bool {
 	return false
 }
 
-// left counts the time that the vCPU has run. vm.mu is held.
+// left is called when the vCPU has left the guest, and adds the time that it has run. vm.mu is
+// held.
 func (s *slice) left() {
 	if !s.since.IsZero() {
 		s.ran += time.Since(s.since)
@@ -107,7 +109,8 @@ func (v *VCPU) begins() {
 	}
 }
 
-// sliceEnds is called by the timer.
+// sliceEnds is called by the timer when the vCPU has run for its part of the slice, and sends it
+// to rest.
 func (v *VCPU) sliceEnds() {
 	v.vm.mu.Lock()
 	defer v.vm.mu.Unlock()
@@ -119,7 +122,7 @@ func (v *VCPU) sliceEnds() {
 	v.kick()
 }
 
-// stop stops the timers. vm.mu is held.
+// stop stops the timers and forgets the slice. vm.mu is held.
 func (s *slice) stop() {
 	for _, t := range []*time.Timer{s.end, s.wake} {
 		if t != nil {

@@ -23,7 +23,7 @@ type spares struct {
 	chips bool // interrupt controllers in the kernel
 	vm    int  // 0: not made yet
 	list  []*spare
-	gives []CPUIDEntry // what a vCPU gets; see given
+	gives []CPUIDEntry // what KVM shows a guest by CPUID; see spare.given
 }
 
 // spare is the vCPU of a spare VM that stands for one of the guest's.
@@ -33,7 +33,7 @@ type spare struct {
 	fd    int // 0: not made yet
 	cpuid cpuidTable
 	under cpuidTable       // the table under which it was given MSRs; empty: it was given none
-	lapic gokvm.LAPICState // that is tried
+	lapic gokvm.LAPICState // the one that is tried
 	told  tells
 }
 
@@ -87,9 +87,11 @@ func (p *spares) drop() error {
 	return errors.Join(errs...)
 }
 
-// renew has the next state tried on another vCPU, if this one was given MSRs under another
-// table than that: it could have one of those that KVM does not take under the new one, and
-// the guest's vCPU would not have it. KVM frees a vCPU together with its VM only. all.mu is held.
+// renew drops the spare VM, so that the next state is tried on a new vCPU, if this vCPU was given
+// MSRs under another CPUID table than that. It could still have the value of an MSR that KVM does
+// not take under the new table: the state would pass here, and then fail on the guest's vCPU,
+// which does not have that value. The whole VM goes because KVM frees a vCPU only together with
+// its VM. all.mu is held.
 func (s *spare) renew(table *cpuidTable) error {
 	if u := &s.under; u.n == 0 || u.n == table.n && u.entries == table.entries {
 		s.under = *table
@@ -128,8 +130,9 @@ func (s *spare) open(apic bool, flags uint32) error {
 	return nil
 }
 
-// prepareSpare gives a VM what must be there before its vCPUs: interrupt controllers, or
-// local APICs alone if the others are the host's own (KVM_CAP_SPLIT_IRQCHIP).
+// prepareSpare gives a VM what must be there before its vCPUs: interrupt controllers, or local
+// APICs alone if the host emulates the other controllers (KVM_CAP_SPLIT_IRQCHIP), and the reports
+// of events that flags asks for.
 func prepareSpare(vm int, chips, apic bool, flags uint32) error {
 	switch {
 	case !chips && apic:
@@ -201,11 +204,11 @@ func merge(table, more []CPUIDEntry) {
 	}
 }
 
-// try finds out whether KVM takes a state, in the order of VCPUState.Restore but for the
-// XSAVE area, on which only the CPUID bears. What the spare has of it already is not tried again,
-// and general registers are never refused. What
-// names the guest's memory to KVM, or belongs to the VM as a whole, is left out: the
-// spare has no memory, and the MSRs of Hyper-V are of a VM that was made for them.
+// try finds out whether KVM takes a state, by writing it to the spare's vCPU. The order is that
+// of VCPUState.Restore, but for the XSAVE area, for which only the CPUID matters. What that vCPU
+// has already is not tried again, nor are general registers alone, which KVM never refuses. MSRs
+// that name the guest's memory to KVM are left out, as the spare VM has no memory, and so are
+// those of Hyper-V, which need a VM that was made for them.
 func (s *spare) try(state *VCPUState) error {
 	if s == nil {
 		return nil
@@ -298,7 +301,7 @@ func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 func tried(index uint32) bool {
 	const pollControl, asyncPFInt, migrationControl = 0x4b564d05, 0x4b564d06, 0x4b564d08
 	switch {
-	case index == msrTSC, index == msrTSCDeadline: // any value is taken, and set a timer
+	case index == msrTSC, index == msrTSCDeadline: // KVM takes any value, and the deadline would set a timer
 		return false
 	case index == pollControl, index == asyncPFInt, index == migrationControl:
 		return true

@@ -38,15 +38,16 @@ type deviceAttr struct {
 	attr, addr   uint64
 }
 
-// tsc has what is needed to restore the TSC of a vCPU.
+// tsc has what is needed to restore the TSC of a vCPU. Its leader is the one that Follow names.
 type tsc struct {
 	attr   bool       // KVM has KVM_VCPU_TSC_OFFSET
-	deaf   bool       // KVM does not listen: it was seen to take a TSC and not to set it
+	deaf   bool       // KVM does not listen: it was seen to take a TSC without setting it; no offset is written any more
 	shared bool       // the VM has more vCPUs
-	leader *VCPUState // the vCPU from whose TSC this one keeps its distance; nil: none
+	leader *VCPUState // the state of the vCPU to whose TSC this one keeps its distance; nil: none
 
-	// Of the state: how far the guest's TSC is ahead of the host's that saved it. It
-	// means something only beside the others of the same VM.
+	// Part of the state: how far the guest's TSC is ahead of the TSC of the host that saved it.
+	// On another host only its difference from the offsets of the VM's other vCPUs means
+	// something.
 	offset uint64
 	saved  bool // offset is there
 
@@ -58,9 +59,9 @@ type tsc struct {
 	word    uint64    // what the kernel reads and writes
 }
 
-// Follow makes s keep its TSC's distance from first's when it is restored: those of
-// one VM that shared an offset share one again. first is the state of another vCPU of
-// the VM and is restored before; a VM does this by itself.
+// Follow makes Restore keep the distance of the TSC of s from that of first, so that vCPUs of one
+// VM whose TSCs agreed agree again. first is the state of another vCPU of the VM, and is restored
+// before s. A VM of this package calls Follow by itself.
 func (s *VCPUState) Follow(first *VCPUState) {
 	s.tsc.leader, s.tsc.shared, first.tsc.shared = first, true, true
 }
@@ -69,8 +70,8 @@ func (s *VCPUState) Follow(first *VCPUState) {
 // time, for a guest that is to notice that time has passed.
 func (s *VCPUState) Advance(by time.Duration) { s.tsc.advance = max(by, 0) }
 
-// TSCError returns how the last Restore failed to set the TSC, nil if it is as it was
-// saved.
+// TSCError returns how the last Restore failed to set the TSC, nil if the TSC goes on from where
+// it was saved.
 func (s *VCPUState) TSCError() *TSCError { return s.tsc.err }
 
 // TSCError returns a TSCError for the first vCPU whose TSC KVM did not set as it was
@@ -128,7 +129,7 @@ func (s *VCPUState) tscOffset(vcpu int, name string, req uintptr) error {
 	return err
 }
 
-// saveTSC reads the offset where there are others to keep a distance from.
+// saveTSC reads the offset if the VM has other vCPUs, to whose TSCs a distance is to be kept.
 func (s *VCPUState) saveTSC(vcpu int) error {
 	s.tsc.saved = s.tsc.attr && s.tsc.shared
 	if !s.tsc.saved {
@@ -143,11 +144,11 @@ func (s *VCPUState) saveTSC(vcpu int) error {
 // set the same one.
 const farTSC = 1 << 44
 
-// restoreTSC sets the TSC to what it was when it was saved, and reads back what has
-// come of it. A plain write is taken for an attempt to synchronise vCPUs if it is
-// within a second of what the last write has become by now, and the guest's TSC is
-// then not rolled back; so the offset is set. Kernels before 5.16 have none: there
-// the first vCPU's TSC is moved far away before, and the others', written right
+// restoreTSC sets the TSC to what it was when it was saved, and reads it back to see whether KVM
+// has set it. It sets the offset, because KVM may take a plain write for an attempt to
+// synchronise vCPUs: it does if the value is within a second of what the last write has become by
+// now, and the guest's TSC is then not rolled back. On kernels before 5.16, which have no offset
+// to set, the first vCPU's TSC is moved far away before it is written; the others', written right
 // after, are indeed to be synchronised. (Linux, kvm_synchronize_tsc.)
 func (s *VCPUState) restoreTSC(vcpu int) error {
 	t := &s.tsc
@@ -190,7 +191,7 @@ func (s *VCPUState) restoreTSC(vcpu int) error {
 	if err != nil {
 		return err
 	}
-	// It has gone on since begun, at a frequency that may be known.
+	// The TSC has gone on since begun, at a frequency that may be known.
 	khz := uint64(s.tscKHz)
 	if khz == 0 {
 		khz = 10_000_000

@@ -42,7 +42,7 @@ type VCPU struct {
 	run    []byte // struct kvm_run and the data behind it
 	data   *RunData
 	state  *VCPUState // what was saved last; whoever encodes it may do so when the vCPU runs again
-	staged *VCPUState // what is loaded
+	staged *VCPUState // what is being loaded
 	given  *given     // the CPUID table of the vCPU, which its states share
 	ring   *ring      // nil: bitmaps
 
@@ -50,8 +50,8 @@ type VCPU struct {
 	// vCPU, which take it with TryLock.
 	own sync.Mutex
 
-	// pending says that an exit has been handled and KVM has not been told;
-	// only Run uses it.
+	// pending says that an exit has been handled and that KVM has still to complete its
+	// instruction; only Run uses it.
 	pending bool
 
 	inRun  bool        // under vm.mu
@@ -69,12 +69,12 @@ type VCPU struct {
 }
 
 // AddVCPU adopts a vCPU: its descriptor and the mapping of its struct kvm_run
-// (KVM_GET_VCPU_MMAP_SIZE bytes), which the caller goes on owning and which must
-// outlive the VM. The order of the calls numbers the vCPUs in the saved state. The number
-// that KVM_CREATE_VCPU was given is the APIC ID, and is 254 at most. CPUID,
-// if not set by SetCPUID, must have been set before the first save. A VMM that asks for
-// features of a guest whose state is large (ARCH_REQ_XCOMP_GUEST_PERM) does so before Attach:
-// it fails if the XSAVE area has grown since, for which there would be no room.
+// (KVM_GET_VCPU_MMAP_SIZE bytes), which the caller goes on owning and which must outlive the VM.
+// The order of the calls numbers the vCPUs in the saved state. The number that KVM_CREATE_VCPU
+// was given is the APIC ID, and is 254 at most. CPUID, if not set by SetCPUID, must have been set
+// before the first save. A VMM that asks for features of a guest whose state is large
+// (ARCH_REQ_XCOMP_GUEST_PERM) does so before Attach: AddVCPU fails if the XSAVE area has grown
+// since, because there would be no room for it.
 func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	if len(run) < PageSize {
 		return nil, fmt.Errorf("kvm: struct kvm_run mapped with %d bytes", len(run))
@@ -147,7 +147,8 @@ func (v *VCPU) stopped() error {
 	return nil
 }
 
-// hold takes the stopped vCPU; own is to be unlocked.
+// hold locks own, which the caller unlocks, if the vCPU is stopped. Otherwise it fails with
+// ErrRunning, or ErrClosed.
 func (v *VCPU) hold() error {
 	v.vm.mu.Lock()
 	err := v.stopped()
@@ -208,9 +209,9 @@ func (v *VCPU) SetSregs(r Sregs) error {
 	})
 }
 
-// setPriority says what the task priority is of a vCPU whose local APIC is the host's:
-// KVM takes it from struct kvm_run whenever it enters the guest, whatever the special
-// registers say. (KVM api, "cr8".)
+// setPriority puts the task priority into struct kvm_run, for a vCPU whose local APIC the host
+// emulates: KVM takes it from there whenever it enters the guest, whatever the special registers
+// say. (KVM api, "cr8".)
 func (v *VCPU) setPriority(cr8 uint64) {
 	if !v.state.apic {
 		v.data.CR8 = cr8
@@ -271,13 +272,13 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 	})
 }
 
-// kick makes an active vCPU leave the guest, or not enter it, and look for work.
-// The flag covers the time before KVM_RUN looks at it, the signal the time after; a vCPU that is
-// not in KVM_RUN needs none, and whatever its thread waits in would be disturbed. Between the
-// flag's store and the look at inKVM, as between inKVM's store and KVM's look at the flag, stands an
-// atomic store, which no load overtakes.
-// SIGURG is the signal with which Go's runtime preempts its own threads: its
-// handler is there, and does not mind one more. vm.mu is held.
+// kick makes an active vCPU leave the guest, or not enter it, and look for work. The flag
+// immediate_exit covers the time before KVM_RUN looks at it, the signal the time after. A vCPU
+// that is not in KVM_RUN is sent no signal, which would disturb whatever its thread waits in. The
+// two sides cannot miss each other: between what one writes and what it then reads (here the
+// flag, then inKVM; there inKVM, then the flag) stands an atomic store, which no later load
+// overtakes. SIGURG is the signal with which Go's runtime preempts its own threads: its handler
+// is there, and does not mind one more. vm.mu is held.
 func (v *VCPU) kick() {
 	v.data.ImmediateExit = 1
 	v.kicked.Store(true)

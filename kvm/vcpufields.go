@@ -141,7 +141,7 @@ const (
 	eventsFlags       = 0x3f                              // KVM_VCPUEVENT_VALID_*
 	eventsPayload     = 1 << 4                            // KVM_VCPUEVENT_VALID_PAYLOAD
 	eventsTripleFault = 1 << 5                            // KVM_VCPUEVENT_VALID_TRIPLE_FAULT
-	eventsEnabled     = eventsPayload | eventsTripleFault // what a VM is made to tell
+	eventsEnabled     = eventsPayload | eventsTripleFault // what KVM is asked to report of a VM
 	sregsFlags        = 1                                 // KVM_SREGS2_FLAGS_PDPTRS_VALID
 	xcr0FPU           = 1
 	xcr0CPUIDFn       = 0xd
@@ -175,8 +175,8 @@ func (s *VCPUState) check(apic bool) error {
 	case s.debug.DR6&upperHalf != 0, s.debug.DR7&upperHalf != 0:
 		return bad("DR6 %#x, DR7 %#x", s.debug.DR6, s.debug.DR7)
 	case e.Flags&^eventsFlags != 0, e.Flags&eventsPayload != 0 && e.E.Inject != 0 && e.E.Pending != 0:
-		// Without the payload KVM says injected of what is pending as well, and
-		// takes it back as injected.
+		// Without the payload flag KVM reports a pending exception as injected too, and takes it
+		// back as injected.
 		return bad("events with flags %#x, exception injected %d and pending %d", e.Flags, e.E.Inject, e.E.Pending)
 	case lacks&eventsPayload != 0 && e.E.Pending != 0, lacks&eventsTripleFault != 0 && e.TripleFault != 0:
 		return bad("events with flags %#x, of which KVM_CAP_EXCEPTION_PAYLOAD or KVM_CAP_X86_TRIPLE_FAULT_EVENT is not enabled here", e.Flags)

@@ -48,7 +48,7 @@ func (s *VCPUState) getMSRs(vcpu int) error {
 	return nil
 }
 
-// scratch returns a table of MSRs for a call.
+// scratch returns the table that the calls for MSRs use, one after the other.
 func (s *VCPUState) scratch() *msrTable {
 	if s.some == nil {
 		s.some = &msrTable{}
@@ -56,8 +56,9 @@ func (s *VCPUState) scratch() *msrTable {
 	return s.some
 }
 
-// setMSRs writes those MSRs whose places want wants, in order. KVM stops at the first that it
-// refuses; that is an error unless the vCPU has that value anyway.
+// setMSRs writes, in order, the MSRs of the state for whose places want returns true. KVM stops
+// at the first that it refuses; that is an error unless the vCPU has that value anyway, and then
+// the MSR is added to refused.
 func (s *VCPUState) setMSRs(vcpu int, want func(i int) bool, refused *[]uint32) error {
 	t := s.scratch()
 	t.n = 0

@@ -56,31 +56,32 @@ type VCPUState struct {
 	xsave     []byte // sys.xsaveSize bytes
 
 	tsc      tsc
-	spare    *spare                // tries a state while it is decoded; nil: states are not tried
-	flags    uint32                // of events, that KVM takes here
-	kept     uint32                // of events, what KVM does not change unless it is told of it
-	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
-	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
+	spare    *spare                // on which a state is tried while it is decoded; nil: states are not tried
+	flags    uint32                // flags of events that KVM takes here
+	kept     uint32                // those of eventsKept that KVM reports here
+	judged   []CPUIDEntry          // the last CPUID table that this host was found able to give a guest
+	given    *given                // what the vCPU was given, for any goroutine to read; nil: nobody asks
 	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
 	refused  []uint32              // MSRs that KVM did not take in the last Restore, and that the vCPU had anyway
 	held     *held                 // what the vCPU has and was given by the last Restore; nil: that is not known
 	one      msrOne
-	some     *msrTable // those of msr that are written
+	some     *msrTable // see scratch
 }
 
-// given has the CPUID table with which a vCPU was made.
+// given has what a vCPU was given: its CPUID table, the frequency of its TSC, and its features.
+// The states of the vCPU share it.
 type given struct {
 	cpuid    atomic.Pointer[[]CPUIDEntry] // nil: not known
 	khz      atomic.Uint32
 	told     atomic.Bool           // cpuid was set by SetCPUID
 	sure     atomic.Bool           // cpuid is what KVM was given, and not what it shows
 	ran      atomic.Bool           // the vCPU has entered the guest, after which KVM gives it no other CPUID
-	features atomic.Pointer[[]MSR] // the features that it had then
+	features atomic.Pointer[[]MSR] // the MSRs that list features, as they were then
 }
 
-// NewVCPUState returns a state for a vCPU, which must not run during the call
-// and whose TSC frequency must have been chosen. CPUID may follow until the first
-// Save. Of a VM with several vCPUs the states of all but the first Follow that one's.
+// NewVCPUState returns a state for a vCPU, which must not run during the call and whose TSC
+// frequency must have been chosen. CPUID may follow until the first Save. In a VM with several
+// vCPUs the state of each but the first is to Follow the first one's.
 func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 	s := &VCPUState{sys: sys, msrs: slices.Clone(sys.msrs), xsave: make([]byte, sys.xsaveSize), given: &given{}}
 	_, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic))
@@ -190,9 +191,9 @@ func (s *VCPUState) saveRest(vcpu int) error {
 // It fails with an MSRError for a value that KVM refuses. The vCPU is then
 // neither in its old state nor in the new one.
 //
-// What a VM does beside it is then the caller's to do: a KVM that keeps copies of page
-// tables (see the package's comment) has to drop them, and the CR8 of a vCPU without a
-// local APIC in the kernel goes into struct kvm_run too.
+// A VM of this package does two things more, which a caller without one does itself: a KVM that
+// keeps copies of page tables (see the package's comment) has to drop them, and the CR8 of a vCPU
+// without a local APIC in the kernel goes into struct kvm_run too.
 func (s *VCPUState) Restore(vcpu int) error {
 	if s.tscKHz != 0 && s.hasTSCKHz != 0 && s.tscKHz != s.hasTSCKHz {
 		// Refused where frequencies cannot be scaled; the small difference
@@ -247,7 +248,8 @@ func (s *VCPUState) Restore(vcpu int) error {
 			return err
 		}
 	}
-	// PDPTRs that the call does not have, or the state, are read from memory, which is other memory.
+	// If the call or the state has no PDPTRs, KVM reads them from guest memory, which may be
+	// another now.
 	pdptrs := s.sys.sregs2 && s.sregs.Flags&sregsFlags != 0
 	sregs := h.ok && h.sregs == s.sregs && (pdptrs || !s.paePaging())
 	if !sregs {
@@ -370,11 +372,10 @@ func (s *VCPUState) takeSregs(old *gokvm.Sregs) {
 	}
 }
 
-// setSregs writes the special registers, and has KVM forget the translations of
-// addresses that the vCPU has used. It keeps them where no register changes on which
-// they depend, but a vCPU that has run is loaded together with other memory, and so
-// with other page tables under the same CR3. So CR3 is something else in between; its
-// bit 3 has no meaning to KVM.
+// setSregs writes the special registers, and makes KVM forget the translations of addresses that
+// the vCPU has used. KVM keeps them where no register changes on which they depend, but a vCPU
+// that has run is loaded together with other memory, and so with other page tables under the same
+// CR3. So setSregs first writes another CR3: its bit 3 has no meaning to KVM.
 func (s *VCPUState) setSregs(vcpu int) error {
 	const writeThrough = 1 << 3
 	s.sregs.CR3 ^= writeThrough
@@ -386,8 +387,8 @@ func (s *VCPUState) setSregs(vcpu int) error {
 	return s.putSregs(vcpu)
 }
 
-// putSregs leaves the interrupt bitmap of the older call empty: the events hold
-// an interrupt that is being delivered.
+// putSregs writes the special registers. It leaves the interrupt bitmap of the older call empty:
+// the events have an interrupt that is being delivered.
 func (s *VCPUState) putSregs(vcpu int) error {
 	if s.sys.sregs2 {
 		_, err := ioctl(vcpu, "KVM_SET_SREGS2", kvmSetSregs2, unsafe.Pointer(&s.sregs))
@@ -403,8 +404,8 @@ func (s *VCPUState) putSregs(vcpu int) error {
 	return err
 }
 
-// getXSave reads the FPU and vector state. (KVM_GET_FPU and KVM_SET_FPU would
-// lose it: the header of the area is not theirs.)
+// getXSave reads the FPU and vector state. (KVM_GET_FPU and KVM_SET_FPU would lose it, because
+// they leave out the header of the area.)
 func (s *VCPUState) getXSave(vcpu int) error {
 	s.xsaveSize = uint32(len(s.xsave))
 	if s.sys.xsave2 {
@@ -433,8 +434,8 @@ func (s *VCPUState) shadowStacks() bool {
 	})
 }
 
-// checkTSCKHz reports whether this host can give a guest a TSC of that
-// frequency.
+// checkTSCKHz fails with a CapabilityError if this host cannot give a guest a TSC of the
+// frequency in the state.
 func (s *VCPUState) checkTSCKHz() error {
 	if s.tscKHz == 0 || s.hasTSCKHz == 0 || s.sys.tscControl || nearby(s.tscKHz, s.hasTSCKHz) {
 		return nil

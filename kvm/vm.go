@@ -38,14 +38,14 @@ type VM struct {
 	mu       sync.Mutex
 	parked   signal  // for vCPUs: pauses, a rest or a context has ended
 	still    signal  // for Pause: active has become 0, or pauses or a context ended
-	pausing  lookout // of Pause, which waits for still
+	pausing  lookout // whether Pause watches still before it waits
 	pauses   int     // Pause calls that no Resume has undone; the VM is paused while there are any
 	resets   uint64  // how often pauses has become 0
 	closed   bool
-	watching time.Duration // watching, or 0 if there are too few CPUs; vCPUs are added before it is read
+	watching time.Duration // how long to watch, 0 if there are too few CPUs; vCPUs are added before it is read
 	active   int           // vCPUs in Run and not parked
-	inside   atomic.Int32  // of them, those that are not about to park either
-	entries  uint64        // of vCPUs into the guest, after a pause or at the beginning
+	inside   atomic.Int32  // those of the active that are not about to park
+	entries  uint64        // how often a vCPU went into the guest, after a pause or at the beginning of Run
 	vcpus    []*VCPU
 
 	shadows  shadows
@@ -56,7 +56,7 @@ type VM struct {
 	logMu sync.Mutex // dirty logs and rings; never held while waiting
 	logOn bool
 
-	manual  manual // of slots whose log begins, as far as known
+	manual  manual // the value with which the log of a slot begins
 	unreset int    // entries taken from the rings and not yet reset; under logMu
 }
 
@@ -106,8 +106,8 @@ func (vm *VM) VCPUs() []*VCPU {
 	return append([]*VCPU(nil), vm.vcpus...)
 }
 
-// IdleCPUs returns how many CPUs of the host the VM leaves idle while it is paused: one
-// for each vCPU. It makes a VM a ram.Idler: they copy its dirty pages.
+// IdleCPUs returns how many CPUs of the host the VM leaves idle while it is paused: one for each
+// vCPU. It makes a VM a ram.Idler, whose dirty pages are copied by as many CPUs.
 func (vm *VM) IdleCPUs() int {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -156,9 +156,8 @@ func (vm *VM) Pause(ctx context.Context) error {
 	return nil
 }
 
-// watching is how long one thread looks out for another that is about to stop before it
-// lets itself be woken: vCPUs take about as long to leave the guest. There must be a CPU
-// for each.
+// watching is how long one thread spins for another that is about to stop before it waits in the
+// kernel: vCPUs take about as long to leave the guest. There must be a CPU for each.
 const watching = 50 * time.Microsecond
 
 // Resume undoes one Pause; the vCPUs run on if it was the last. Resuming a running VM
@@ -342,8 +341,8 @@ func (d clockDevice) PostLoad(uint32) error {
 	return d.vm.clock.Restore(d.vm.fd)
 }
 
-// VMState implements vmstate.Device. What is loaded is staged where no pause that comes
-// meanwhile has the vCPU's thread save anything.
+// VMState implements vmstate.Device. What is loaded goes to staged, which the vCPU's thread
+// leaves alone when it saves on its way into a pause.
 func (d vcpuDevice) VMState(f *vmstate.Fields) {
 	if f.Loading() {
 		d.v.staged.VMState(f)
@@ -352,8 +351,8 @@ func (d vcpuDevice) VMState(f *vmstate.Fields) {
 	d.v.state.VMState(f)
 }
 
-// Snapshots says that a save may be encoded when the vCPU runs again, and is saved again:
-// that goes elsewhere (see shot).
+// Snapshots says that a save may be encoded when the vCPU runs again. If its thread saves the
+// next one meanwhile, that goes elsewhere (see shot).
 func (vcpuDevice) Snapshots() bool { return true }
 
 func (d vcpuDevice) PreSave() error { return d.v.save() }

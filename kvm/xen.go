@@ -26,9 +26,9 @@ const (
 // numbers that there is none.
 const xenFrames = 1 << 40
 
-// noXen fails with a NotSavedError if the guest uses KVM's Xen interface: a page that it shares with
-// KVM, and how KVM tells it of events, are of the VM and not among its registers. A VM that Create made
-// has no such interface.
+// noXen fails with a NotSavedError if the guest uses KVM's Xen interface: the page that it shares
+// with KVM, and the way in which KVM tells it of events, are state of the VM that is not saved. A
+// VM that Create made has no such interface.
 func (vm *VM) noXen() error {
 	if vm.ours || !vm.sys.xen {
 		return nil
@@ -46,8 +46,9 @@ func (vm *VM) xenAttr(kind uint16) (value uint64, ok bool) {
 	return attr.value, err == nil
 }
 
-// usesXen reports whether a guest has told KVM anything by its Xen interface: that it runs in long mode,
-// by having its page of hypercalls written, the page that it shares, or an interrupt for events.
+// usesXen reports whether a guest has told KVM anything by its Xen interface: that it runs in
+// long mode, which KVM notes when the guest has its page of hypercalls written; the page that it
+// shares; or an interrupt for events.
 func usesXen(ask func(kind uint16) (value uint64, ok bool)) bool {
 	const one = 0xff // of the bytes of value
 	if mode, ok := ask(xenLongMode); ok && mode&one != 0 {

@@ -10,8 +10,9 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// A toldArbiter is a job's arbiter, of which the job tells when it begins to be out of reach,
-// and when it answers again. Questions of a session are told of by that.
+// A toldArbiter is the arbiter of a job, which tells, in an event and in Info.LastError, when the
+// arbiter is out of reach and when it answers again. What a session asks for the session tells of
+// itself.
 type toldArbiter struct {
 	failover.Arbiter
 	j    *Job
@@ -32,7 +33,8 @@ func (a *toldArbiter) Renew(ctx context.Context, g failover.Grant, note string) 
 	return next, err
 }
 
-// heard notes what a question has come to.
+// heard takes the outcome of a question, and tells of it if the arbiter was within reach before
+// and is not now, or the other way round.
 func (a *toldArbiter) heard(ctx context.Context, mode event.Mode, err error) {
 	e := event.Arbitration{Mode: mode, Answer: event.ArbiterGranted}
 	if s := a.j.session(); s != nil {

@@ -13,9 +13,9 @@ func (c *Config) kindOfArbiter() string {
 	return cmp.Or(c.ArbiterKind, "an arbiter")
 }
 
-// deciding warns, once a session, that the other host has another arbiter than this one. It is said in
-// advance, while nothing is lost, and keeps the pair from nothing: a pair whose hosts are given an
-// arbiter one after the other is protected meanwhile. A host that says nothing is of an earlier
+// deciding warns, once a session, that the other host has another arbiter than this one. It is
+// said in advance, while nothing is lost, and the pair is protected all the same: so is one whose
+// hosts are given an arbiter one after the other. A host that says nothing is of an earlier
 // version; two arbiters of one kind may still be two, for which see asksTheSame.
 func (j *Job) deciding(p *peer) {
 	here := j.cfg.kindOfArbiter()

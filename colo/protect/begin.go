@@ -10,7 +10,8 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// begin decides who this host is.
+// begin starts the guest, or leaves this host to wait for a primary, as the disks, the Config and
+// the arbiter say.
 func (j *Job) begin(ctx context.Context) error {
 	after, own, err := held(j.cfg.Disks)
 	h := j.cfg.Held
@@ -71,9 +72,9 @@ func (j *Job) begin(ctx context.Context) error {
 	return j.start(ctx, generation, "started")
 }
 
-// outwait waits until no host acts for the guest in a generation by a promise that this one
-// has made before it ended: for a term, or until the arbiter says that the generation was
-// given back, or is over, so that it refuses what comes after it.
+// outwait waits until no primary of a generation acts for the guest by a promise that this host
+// has made, as a secondary, before its process ended: for a term, or until the arbiter says that
+// the generation was given back, or is over, so that it refuses what comes after it.
 func (j *Job) outwait(ctx context.Context, generation uint64) error {
 	term, cancel := context.WithTimeout(ctx, j.cfg.Term)
 	defer cancel()
@@ -103,9 +104,9 @@ func (j *Job) start(ctx context.Context, generation uint64, why string) error {
 	return j.do(granted, why)
 }
 
-// awaitOrRestart waits for a primary as await does, and meanwhile, if the disks
-// here are the guest's own, claims the guest: as the first to come back after both
-// hosts were down, this one starts it. No peer and no error say that it has.
+// awaitOrRestart waits for a primary as await does, and meanwhile, if the disks here are the
+// guest's own, claims the guest: as the first to come back after both hosts were down, this one
+// starts it. It returns no peer and no error when it has started the guest.
 //
 // The claim comes after a host whose guest is alive has had its chance: one that
 // follows, and has lost this host, claims it without waiting, and is preferred.
@@ -139,7 +140,7 @@ func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
 		case err == nil:
 			j.refuseAll()
 			err := j.start(ctx, generation, fmt.Sprintf("started from disks of generation %d", after))
-			j.refuseAll() // who has come meanwhile
+			j.refuseAll() // those that have come meanwhile
 			return nil, err
 		case errors.Is(err, failover.ErrRefused):
 			j.startsNothing(err)
@@ -158,8 +159,8 @@ func (j *Job) startsNothing(why error) {
 	j.ownLog().Info("the disks here start no guest", "side", event.ModeNone.String(), "checkpoint", uint64(0), "error", why)
 }
 
-// await waits for a primary with all its connections, for a time; without a limit
-// if that is 0. No peer and no error say that none came.
+// await waits until a primary has made all its connections, for that time, or without a limit if
+// it is 0. It returns no peer and no error if none has come.
 func (j *Job) await(ctx context.Context, limit time.Duration) (*peer, error) {
 	act, end := j.while(ctx, Waiting)
 	defer end()

@@ -7,9 +7,9 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// told is the changes of state that nobody has been told of yet, in their order. A job's state
-// is changed by several goroutines, and one that has changed it may be slow to say so: whoever
-// finds somebody telling leaves its own to him, so that nobody hears of a state before the one
+// told has the changes of state of which nobody has been told yet, in their order. Several
+// goroutines change a job's state, and one of them may be slow to tell of it. So one that finds
+// another one telling leaves its change to that one, and nobody hears of a state before the one
 // that it followed. It is guarded by the job's mu.
 type told struct {
 	queue []change

@@ -56,8 +56,8 @@ func (c *Channels) check() error {
 	return nil
 }
 
-// agree returns how many channels of memory a pair has of which the other host has offered
-// o, which may be anything that a hello can say.
+// agree returns how many channels of memory this host has with another that has offered o, in
+// which anything may stand that a hello can say.
 func (c *Channels) agree(o *offer) int {
 	if o == nil {
 		return 0
@@ -84,8 +84,8 @@ func (j *Job) leadingChannels(p *peer) colo.Channels {
 	return j.channelsOf(p)
 }
 
-// channelsOf returns the channels of a session. Their connections have come with the pair,
-// whose token both hosts have, and nobody else.
+// channelsOf returns the channels of a session. Their connections have come with the pair: nobody
+// else has its token.
 func (j *Job) channelsOf(p *peer) colo.Channels {
 	c := &j.cfg.Channels
 	id := sha256.Sum256([]byte(p.token))

@@ -42,8 +42,8 @@ type Guest interface {
 }
 
 // A Network is a NIC of the guest for its life, whichever side its host is. [Proxy], which
-// compares, and [NIC], which does not, are two; a host may have its own. The methods of colo's
-// interfaces are called as those of a session are.
+// compares, and [NIC], which does not, are two; a host may have its own. A session calls it as a
+// colo.PrimaryNetwork or a colo.SecondaryNetwork, as its side is.
 type Network interface {
 	colo.PrimaryNetwork
 	Commit(epoch uint64) error
@@ -95,10 +95,10 @@ type Peer struct {
 	Dialer func(ctx context.Context) (net.Conn, error)
 
 	// Name is the name for which the other host's certificate must be. Required with TLS.
-	// A host that dials with a certificate for another name is told nothing, as nobody is who
-	// could be a stranger: its connection ends before the answer (ErrHello, with io.EOF). The
-	// other host says in its log (Warn) and in Info.LastError that it has turned it away, once up
-	// to the next connection of the host that is meant.
+	// A host that dials with a certificate for another name may be a stranger, and is told
+	// nothing: its connection ends before the answer (ErrHello, with io.EOF). The other host
+	// says in its log (Warn) and in Info.LastError that it has turned it away, once, until the
+	// host that is meant connects again.
 	Name string
 	PortConfig
 }
@@ -164,19 +164,19 @@ type Config struct {
 	// nobody. Run closes it; where New fails the caller does, or calls New with it again.
 	Saved *Saved
 
-	// Events gets what happens. It is published by what carries it out, so a subscriber that
-	// calls a verb which waits for the end of a session (Pause, Cancel, Complete, Switchover,
-	// Migrate, Save) does so on another goroutine; so does a method of Guest or Network. Nil:
-	// nobody listens.
+	// Events gets what happens. An event is published on the goroutine that carries out what it
+	// tells of, so a subscriber that calls a verb which waits for the end of a session (Pause,
+	// Cancel, Complete, Switchover, Migrate, Save) does so on another goroutine; so does a method
+	// of Guest or Network. Nil: nobody listens.
 	Events *event.Bus
-	// Logger is told of each change of state (Info) and of the events of the
-	// sessions and, with Events, of the disks, at their event.Level, and of heartbeats and
-	// connections of disks that are lost (Warn) or come and go (Debug), unless the session has
-	// been ended on purpose, on either host, which no record calls a loss, and of what keeps
-	// the guest unprotected or the arbiter from answering, once (Warn; Info where it is only
-	// that the other host is not reached): Error and Warn are what an operator must see to,
-	// Info is what he wants to know, Debug is each step. All records have guest, side,
-	// generation and checkpoint where there are any. Nil: nothing is logged.
+	// Logger is told of each change of state (Info); of the events of the sessions and, with
+	// Events, of the disks, at their event.Level; of heartbeats and connections of disks that are
+	// lost (Warn) or come and go (Debug); and, once each, of what keeps the guest unprotected or
+	// the arbiter from answering (Warn; Info where it is only that the other host is not
+	// reached). No record calls it a loss when a session has been ended on purpose, on either
+	// host. Error and Warn are what an operator must see to, Info is what he wants to know, Debug
+	// is each step. All records have guest, side, generation and checkpoint where there are any.
+	// Nil: nothing is logged.
 	Logger *slog.Logger
 
 	// Machine is the machine type, which must be the same on both sides.

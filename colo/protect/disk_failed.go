@@ -67,14 +67,14 @@ func (j *Job) betterThere(s *session, c colo.Claim) error {
 // claim it as if its disk were good: a guest whose flushes fail is better than none. Any
 // other matches failover.ErrRefused, or is that of the end of ctx.
 //
-// What this host has released the other acquires at once, if it is told, and otherwise
-// when it has lost this host and its promise is over. So two terms after the release it
-// has the guest, or is not there. A claim of this host that comes later, after the same
-// generation, is refused if the other was faster after all.
+// The other host acquires what this host has released at once, if it is told, and otherwise when
+// it has lost this host and its promise is over. So two terms after the release it has the guest,
+// or is not there. A claim of this host that comes later, after the same generation, is refused
+// if the other was faster after all.
 func (j *Job) giveForDisk(ctx context.Context, s *session, why error) error {
 	why = fmt.Errorf("%w: %w", failover.ErrRefused, why)
 	if j.manual != nil {
-		return why // nobody can be asked whether the other host goes on: who says so is there
+		return why // only an operator knows whether the other host goes on, and says so there
 	}
 	p := s.peer
 	if p.endedWhy() == nil {

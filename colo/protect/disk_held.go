@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// A remembered image is one that has no place for its metadata: it is known for as
+// A remembered image has no place of its own for its metadata, which is kept in memory for as
 // long as the Disk is used.
 type remembered struct {
 	replication.Disk

@@ -27,8 +27,8 @@ func (d *Disk) channels() [channelsOfDisk]string {
 	return [...]string{chDiskData + n, chDiskIdentity + n, chDiskSums + n}
 }
 
-// adopt gives the disk to a job, whose journal is recovered. full is called, and must
-// not wait, when an overlay fills, which a checkpoint empties.
+// adopt gives the disk, whose journal has been recovered, to a job. full is called when an
+// overlay fills, which a checkpoint empties, and must not wait.
 func (d *Disk) adopt(gate Gate, events *event.Bus, full func()) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -46,7 +46,7 @@ func (d *Disk) adopt(gate Gate, events *event.Bus, full func()) error {
 	return d.lead(d.image)
 }
 
-// isFree returns an error if the disk is a job's.
+// isFree returns an error if a job has the disk.
 func (d *Disk) isFree() error {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -73,8 +73,8 @@ func recoverDisks(disks []*Disk) error {
 	return nil
 }
 
-// lead makes a disk of this host's the guest's: its image, or a secondary that
-// went on. d.mu is held, and no request is under way.
+// lead has the guest use over as its disk: the image of this host, or a secondary that went on.
+// d.mu is held, and no request is under way.
 func (d *Disk) lead(over replication.Disk) error {
 	p, err := replication.NewPrimary(over, replication.PrimaryConfig{
 		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Evacuate: true, Gate: d.gate,
@@ -91,10 +91,10 @@ func (d *Disk) lead(over replication.Disk) error {
 	return nil
 }
 
-// A below is the gate of a secondary's disk. When the secondary goes on, and a primary
-// leads over it, the primary asks the gate, and the disk below does not: it would with
-// parts of the primary's disk locked, so that neither the end of a session nor the
-// primary's Fence got past a gate that is shut.
+// A below is the gate of a secondary's disk. When the secondary goes on, and a primary leads over
+// it, the primary asks the job's gate, and this one is open for good. If the disk below asked as
+// well, it would do so while parts of the primary's disk are locked, and a gate that is shut
+// would then hold up the end of a session and the primary's Fence.
 type below struct {
 	Gate
 	led atomic.Bool // set while no request is under way, for good
@@ -136,8 +136,8 @@ func (j *Job) reachDisks(ctx context.Context, conns map[string]net.Conn) ([]remo
 	return all, nil
 }
 
-// attach makes the other host's copy one of this host's, while the guest runs. It owns the
-// way there.
+// attach makes the other host's disk a copy of the one here, while the guest runs. It owns the
+// connections there.
 func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 	data, identity, sums := there[0], there[1], there[2]
 	defer sums.Close()
@@ -188,7 +188,7 @@ func (d *Disk) leading() *replication.Primary {
 	return d.primary
 }
 
-// release ends the way to the other host, if there is one that no session has.
+// release ends the connections to the other host's copy, if the session has not done so.
 func (d *Disk) release() {
 	if p := d.leading(); p != nil {
 		p.Cut()
@@ -196,8 +196,8 @@ func (d *Disk) release() {
 	}
 }
 
-// fence answers what the guest waits for, when its host has lost it: with errors,
-// which are no part of any history.
+// fence answers the requests for which the guest waits when its host has lost it. The answers are
+// errors, which count for nothing, because the guest here never runs on.
 func (d *Disk) fence() {
 	if p := d.leading(); p != nil {
 		p.Cut()
@@ -205,9 +205,9 @@ func (d *Disk) fence() {
 	}
 }
 
-// fenceDisks answers what the guest here waits for, when it is certain that this host
-// does not go on with it. A write that waits for the gate would keep its vCPU, and that
-// the end of the session.
+// fenceDisks answers the requests for which the guest here waits, when it is certain that this
+// host does not go on with it. A write that waits for the gate would keep its vCPU from being
+// paused, and so the session from ending.
 func (j *Job) fenceDisks() {
 	for _, d := range j.cfg.Disks {
 		d.fence()
@@ -247,7 +247,7 @@ func (d *Disk) step(ctx context.Context) error {
 	}
 	if s := d.promoted; s != nil {
 		if err := s.Commit(ctx); err != nil {
-			return err // this copy is in two places, and stays there
+			return err // a part of this copy is still in the overlays, and stays there
 		}
 	}
 	gate := &below{Gate: d.gate}
@@ -315,10 +315,10 @@ func (f *followed) Start(ctx context.Context) error {
 	return err
 }
 
-// rest has the disk take nothing more of the guest here, which does not go on. A secondary that
-// has stopped is the disk itself, and that of the last checkpoint: a request that was made before
-// and comes late must not change it, nor wait at the gate, since this host could not follow again
-// before that opens.
+// rest makes the disk take no more requests of the guest here, which does not go on. When a
+// secondary has stopped, a request would reach the disk of the last checkpoint itself: one that
+// was made before and comes late must not change that, nor wait at the gate, since this host
+// could not follow again before that opens.
 func (d *Disk) rest(s *replication.Secondary) {
 	d.mu.RLock()
 	follows := d.secondary == s
@@ -326,7 +326,7 @@ func (d *Disk) rest(s *replication.Secondary) {
 	if !follows {
 		return
 	}
-	s.Drain() // what is under way waits for no room
+	s.Drain() // a write that is under way does not wait for room
 	d.mu.Lock()
 	d.idle.Store(true)
 	d.mu.Unlock()

@@ -98,17 +98,17 @@
 // [Job.SaveMapped] and [OpenSaved] by way of a file, from which it runs before its memory
 // has been read.
 //
-// Without an arbiter an operator is asked: a pair that has lost each other stands
-// still until Failover or Fenced is called on one of the hosts. The other follows that
-// one as soon as it is reached by it: a host that seeks a secondary says in which session it has
-// taken the guest over. A primary asks its secondary, as soon as that is reached, and goes on by
-// itself if the secondary says that it does not: its copy was not whole, or it has left the session.
+// Without an arbiter an operator is asked: a pair that has lost each other stands still until
+// Failover or Fenced is called on one of the hosts. The other follows that one as soon as it is
+// reached by it: a host that seeks a secondary says in which session it has taken the guest over.
+// A primary also asks its secondary, as soon as that is reached, and goes on by itself if the
+// secondary says that it will not: its copy was not whole, or it has left the session.
 //
 // # A switchover
 //
-// Before the guest stands still nothing is lost by an end: the control connection is there, the
-// arbiter has heard of the generation, and what the guest has written is sent while it runs, in
-// rounds. Then, with nobody running it:
+// What can be done while the guest still runs comes first, and if the switchover ends there
+// nothing is lost: the control connection is there, the arbiter has heard of the generation, and
+// what the guest has written is sent, in rounds. Then, with nobody running the guest:
 //
 //	primary      pauses it, and sends the rest of its memory and its devices   half a turn of the link
 //	secondary    has all of that, and says so; from here on it can but commit  half a turn
@@ -116,10 +116,10 @@
 //	primary      says go; the secondary has committed meanwhile                half a turn
 //	secondary    claims it, and lets it run                                    the arbiter is asked
 //
-// That it runs is said afterwards. So a switchover takes a pause, a round trip of the link, and
-// two questions to the arbiter. The round trip cannot be saved: two hosts may not speak for the
-// guest at a time, so the primary's last output leaves before the secondary's first, and it may
-// only leave when the secondary has the state that it belongs to.
+// The secondary says afterwards that the guest runs. So a switchover takes a pause, a round trip
+// of the link, and two questions to the arbiter. The round trip cannot be saved: two hosts may
+// not speak for the guest at a time, so the primary's last output leaves before the secondary's
+// first, and it may only leave when the secondary has the state that it belongs to.
 //
 // Where it breaks before the release, the guest runs on where it ran. After it whoever claims
 // the guest first has it: the secondary if it was told, or notices that the primary is gone,
@@ -132,8 +132,8 @@
 // generation, what the connection is for. The first is the control connection; it
 // compares what both sides have (memory, disks, networks, devices with their versions,
 // and what Config.Offer says), so that what cannot work is refused in words before
-// anything moves, and its answer carries a token without which the others
-// are refused, and which are made side by side. The session of package colo, the heartbeats and each [Proxy] have one
+// anything moves, and its answer carries a token. The others are made side by
+// side, and are refused without it. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
 // The memory of checkpoints has as many as both hosts can have (Config.Channels).
 // A control connection that ends, or is silent, while the others are well is made again beside
@@ -155,9 +155,8 @@
 //
 // # Cold starts
 //
-// Images that are files know, beside whose copy they are, the last generation that
-// their host has held, or followed and been in step with. After both hosts were down,
-// each looks at its own:
+// An image that is a file knows, beside whose copy it is, the last generation that its host has
+// held, or has followed and been in step with. After both hosts were down, each looks at its own:
 //
 //   - Disks that the guest here has written itself lack nothing that it was told is
 //     on them. Their host claims the generation after theirs, once Term and Lost have
@@ -166,7 +165,7 @@
 //   - Disks of a secondary's last checkpoint, kept by DiskConfig.Journal, are older
 //     than what the world may have seen. Their host waits for a primary. If that never
 //     comes back, Start is a person's word that they will do.
-//   - Disks of no moment, or of several generations, start nothing, with Start or
+//   - Disks that are of no one moment, or of several generations, start nothing, with Start or
 //     without, and are good to follow with.
 //
 // Disks that the guest here has written itself are not given to a primary of the same

@@ -9,16 +9,17 @@ import (
 	"time"
 )
 
-// How a session ends that somebody ends on purpose. Whoever does so says it before it closes a
-// connection, and waits until that was heard, so that the other side does not take it for a loss.
+// A session that somebody ends on purpose. Whoever does so says it before it closes a connection,
+// and waits until that was heard, so that the other side does not take it for a loss.
 
 // hearTime is how long the other side has to hear that a session is about to end. One that
 // does not is told of it by the end itself.
 const hearTime = 250 * time.Millisecond
 
 var (
-	// errInOrder is all that follows, and what a session of this package expects from the moment on
-	// in which somebody has ended it on purpose, whoever is heard of first.
+	// errInOrder is matched by endedError, leavesError and ownEnd, in which the ends below reach
+	// a session. The session expects it from the moment on in which somebody has ended it on
+	// purpose, whichever side is heard of first.
 	errInOrder = errors.New("the session was ended on purpose")
 
 	// errEnded is how a session ends when the other side says that it ends it on purpose, and that
@@ -32,7 +33,8 @@ var (
 	errEnding error = &ownEnd{errors.New("the protection was ended")}
 )
 
-// An ownEnd is errInOrder by the end of Run's context.
+// An ownEnd is an error that matches errInOrder: this host ends the session, by an order or
+// because Run's context has ended.
 type ownEnd struct{ error }
 
 func (e *ownEnd) Is(target error) bool { return target == errInOrder }
@@ -69,7 +71,8 @@ func (p *peer) endedWhy() (err error) {
 	return err
 }
 
-// orderlyEnd is endedWhy where the other side has said so, before anything was lost.
+// orderlyEnd returns what endedWhy does if the other side has said so itself, in a note, and
+// otherwise nil.
 func (p *peer) orderlyEnd() error {
 	said := false
 	p.get(func() { said = p.leaves })
@@ -96,8 +99,8 @@ func (p *peer) endWords() string {
 	return p.reason
 }
 
-// endsInOrder ends the session as the other side has said that it ends, and is to be taken for
-// no loss.
+// endsInOrder ends the session because the other side has said that it ends it. That is not taken
+// for a loss.
 func (s *session) endsInOrder(why error) {
 	if s.getPurpose() == noPurpose && !s.wasHanded() {
 		s.colo.Expect(errInOrder)
@@ -144,9 +147,9 @@ func (s *session) whoEnded() (words string) {
 	return words
 }
 
-// leave ends the session of a host whose Run is to end. That is what somebody here has asked for,
-// and no loss of the other side, unless the guest is being handed over: then the end of the
-// session is that of the switchover.
+// leave ends the session because Run is about to end here. Somebody here has asked for that, so
+// it is no loss of the other side, unless the guest is being handed over: then the session ends
+// as the switchover does.
 func (s *session) leave(why error) {
 	if s.getPurpose() == noPurpose && !s.wasHanded() {
 		s.colo.Expect(errInOrder)
@@ -156,8 +159,8 @@ func (s *session) leave(why error) {
 	s.colo.Lost(why)
 }
 
-// sayLeaves says that this host leaves, and waits until that was heard. It waits for nobody who
-// writes already.
+// sayLeaves says that this host leaves, and waits until that was heard. If somebody else is
+// writing to the connection it says nothing.
 func (p *peer) sayLeaves() {
 	select {
 	case p.write <- struct{}{}:
@@ -177,10 +180,11 @@ func (p *peer) sayLeaves() {
 	p.await(ctx, func() bool { return p.farewell || p.ended || p.lost || p.gone })
 }
 
-// ordered returns the loss of the other side's connections as what it is when this host has
-// ordered what makes that side close them: it ends its session as it takes the guest over, or
-// as it hears that there is nothing to follow any more, and this may be heard before its
-// word, or before this side's session has ended. So does the other side of a host that leaves.
+// ordered returns err, by which the other side's connections have ended, as the end that this
+// host has ordered, if it has. On an order of this host the other side closes them as it ends its
+// session: it takes the guest over, or it has heard that there is nothing to follow any more.
+// That may be noticed here before its word is heard, and before the session here has ended. The
+// same goes for a host that leaves.
 func (s *session) ordered(err error) error {
 	switch s.getPurpose() {
 	case noPurpose:
@@ -201,13 +205,14 @@ func (s *session) inOrder() (ordered bool) {
 	return ordered || s.getPurpose() != noPurpose || s.wasHanded() || s.over.Err() != nil
 }
 
-// beatLog returns the logger of a session's heartbeat. That the other side closes it is no loss
-// where the session ends on purpose.
+// beatLog returns the logger of a session's heartbeat. If the session ends on purpose it is no
+// loss that the other side closes the heartbeat.
 func (j *Job) beatLog(s *session) *slog.Logger {
 	return slog.New(calm{stamped{j.cfg.Logger.Handler(), j}, s.inOrder})
 }
 
-// calm passes warnings on as what is for those who debug while ordered says so.
+// calm lowers records of Info and above to Debug, the level of single steps, while ordered
+// returns true.
 type calm struct {
 	slog.Handler
 	ordered func() bool

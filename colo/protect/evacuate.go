@@ -8,8 +8,8 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// comesIntoStep is called at the first checkpoint of a session, on the primary. The
-// guest does not stay over a disk that has failed.
+// comesIntoStep is called at the first checkpoint of a session, on the primary. If a disk has
+// failed here it has the guest brought to the secondary.
 func (j *Job) comesIntoStep(s *session) {
 	why := j.diskFailed()
 	if why == nil {

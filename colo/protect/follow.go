@@ -196,8 +196,9 @@ func (j *Job) answered(token string, err error) {
 	p.peer.close()
 }
 
-// admit takes a connection into the pair that it belongs to, whose token it returns,
-// and for the first what the memory here is, or returns why the connection is refused.
+// admit takes a connection into the pair that it belongs to, and returns the token of the pair
+// and, for its first connection, what the memory here is; or it returns why the connection is
+// refused.
 func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -252,8 +253,8 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 	return h.Token, nil, nil
 }
 
-// misfits tells the operator of a host that waits why the primary that has come is refused: that
-// what the two hosts are does not fit, each reason once. nil: it fits.
+// misfits tells the operator of this host, which waits, why it refuses the primary that has come,
+// each reason once: what the two hosts are does not fit. nil: it fits.
 func (j *Job) misfits(host string, why error) {
 	words := ""
 	if why != nil {
@@ -272,8 +273,8 @@ func (j *Job) misfits(host string, why error) {
 	}
 }
 
-// turnsAway has each primary refused that comes, or has come, from now on, and told why; nil has
-// none refused.
+// turnsAway makes this host refuse each primary that comes, or has come, and tell it why; nil
+// makes it refuse none.
 func (j *Job) turnsAway(why error) {
 	j.mu.Lock()
 	j.unfit = why
@@ -288,8 +289,8 @@ func (j *Job) followsNobody(why error) string {
 	return fmt.Sprintf("%s follows nobody: %v", j.cfg.Host, why)
 }
 
-// isStranger implements welcomer. Who has such a certificate is told nothing, and the operator of
-// this host once, up to the next connection of the host that is meant.
+// isStranger implements welcomer. A host with such a certificate is told nothing. The operator of
+// this host is told once, until the host that is meant connects again.
 func (j *Job) isStranger(err error) {
 	words := plain.Text(err.Error(), maxNote/8) // a certificate may be for many names
 	why := fmt.Errorf("protect: a host is turned away whose certificate is not for Peer.Name: %s", words)

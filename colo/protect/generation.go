@@ -9,10 +9,10 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// acquire asks for the generation after one. With word it is an operator's wish,
-// which is all that is needed where an operator is the arbiter. The arbiter refuses what
-// comes after a generation that it has never heard of: where this host holds that by
-// Fenced, it is told of it first.
+// acquire asks for the generation after one. word says that an operator wishes it, which is all
+// that is needed where an operator is the arbiter. The arbiter refuses what comes after a
+// generation that it has never heard of: if this host holds such a generation, by Fenced, the
+// arbiter is told of it first.
 func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
 	if err := j.tellUpTo(ctx, after); err != nil {
 		if errors.Is(err, failover.ErrRefused) {
@@ -23,7 +23,7 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 	return j.ask(ctx, after, word)
 }
 
-// ask is acquire for a generation that the arbiter has heard of.
+// ask does what acquire does, after a generation of which the arbiter has heard.
 func (j *Job) ask(ctx context.Context, after uint64, word bool) (uint64, error) {
 	if j.manual != nil && word {
 		ctx, cancel := context.WithCancel(ctx)
@@ -101,8 +101,9 @@ func (j *Job) deposed(generation uint64, why error) {
 	}
 }
 
-// deposedThen waits until a takeover that is under way is over, which nothing breaks off, and
-// gives up what this host has gone on with; unless it holds a later generation by then.
+// deposedThen waits for the end of a takeover that is under way, which nothing breaks off, and
+// then has this host give up the guest with which it has gone on, unless it holds a later
+// generation by then.
 func (j *Job) deposedThen(generation uint64, why error) {
 	taking, end := j.while(context.Background(), TakingOver)
 	defer end()

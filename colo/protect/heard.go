@@ -59,8 +59,9 @@ func (j *Job) heard(s *session, n note) {
 // maxPledge bounds what a primary can ask for.
 const maxPledge = time.Minute
 
-// pledges has a host that follows not claim the guest for a term from now, and reports whether it
-// follows. Both are one step: a host that does not follow any more looks once whether it has promised.
+// pledges promises for a host that follows not to claim the guest for a term from now, and
+// reports whether it follows. Both are one step, because a host that follows no more looks only
+// once whether it has promised.
 func (j *Job) pledges(s *session, term time.Duration) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -75,9 +76,9 @@ func (j *Job) pledges(s *session, term time.Duration) bool {
 	return true
 }
 
-// leaveStanding leaves the guest here, a secondary's, standing when it is that of the epoch in which
-// this host is to go on: it would only be paused again. A session that has ended resumes what it
-// left standing.
+// leaveStanding keeps the guest of this secondary paused when it is in the state of the epoch in
+// which this host is to go on: if it ran, it would only be paused again. A session that has ended
+// resumes what it has left standing.
 func (j *Job) leaveStanding() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -86,10 +87,10 @@ func (j *Job) leaveStanding() {
 	}
 }
 
-// takeHand is the secondary's part of a switchover: the primary's guest stands
-// still in that epoch, and the arbiter has been told that it is released. Told so as soon as
-// it had received all of that epoch, this host may still be making it its guest's, which
-// nothing but its own failure keeps it from: it goes on when it has.
+// takeHand does the secondary's part of a switchover: the primary's guest stands still in the
+// epoch of the note, and the arbiter has been told that it is released. The note may come as soon
+// as this host has received all of that epoch, while it is still committing it. It then goes on
+// when it has committed it, which nothing but a failure of its own can prevent.
 func (j *Job) takeHand(s *session, n note) {
 	if s.primary != nil {
 		return

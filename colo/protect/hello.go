@@ -291,13 +291,13 @@ const (
 	sayDisks    = "disks"    // primary: the disks are synchronised, the session begins
 	sayFull     = "full"     // secondary: an overlay fills, make a checkpoint
 	sayEnd      = "end"      // the session ends on purpose: do not claim the guest
-	sayHeard    = "heard"    // of sayEnd and sayRuns: it has been, and the connection may close
+	sayHeard    = "heard"    // answers sayEnd and sayRuns: that was heard, and the connection may close
 	sayLeaves   = "leaves"   // the sender's Run is about to end, and with it the session; the guest may be claimed
-	sayFarewell = "farewell" // of sayLeaves: it has been heard
+	sayFarewell = "farewell" // answers sayLeaves: that was heard
 	sayGo       = "go"       // primary: the guest is released, claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
-	sayWhy      = "why"      // the sender ends the session, without the other, and why; who goes on is settled as if it had not said so
-	sayCannot   = "cannot"   // secondary: it does not; or, before the first checkpoint, it cannot follow
+	sayWhy      = "why"      // the sender ends the session by itself, and why; who goes on is settled as if it had not said so
+	sayCannot   = "cannot"   // secondary: the guest does not run here; or, before the first checkpoint, it cannot follow
 )
 
 const maxNote = 4 << 10

@@ -23,7 +23,7 @@ var (
 	errMoved    = errors.New("the job has moved on")
 )
 
-// A Job protects one guest on one host. Run does; the verbs, State and Query may
+// A Job protects one guest on one host, in Run. The verbs, State and Query may
 // be called from any goroutine at any time.
 type Job struct {
 	cfg      Config
@@ -59,7 +59,7 @@ type Job struct {
 	claims     bool            // the guest is asked for, to start it, or will be; guarded by mu
 	vain       int             // sessions in a row that have left the guest over a disk that has failed; Run's alone
 	misfit     string          // why the last primary that came does not fit, as misfits has told; "": it does; guarded by mu
-	strange    bool            // that a host with a certificate for another name has come has been told; guarded by mu
+	strange    bool            // it has been told that a host with a certificate for another name has come; guarded by mu
 	unfit      error           // why this host follows nobody, while it waits; nil: it may; guarded by mu
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
@@ -67,7 +67,7 @@ type Job struct {
 
 	base     *base      // of this host as a primary; Run's alone
 	copy     *ram.Cache // of this host as a secondary, between two sessions; Run's alone
-	hindered string     // why this host could not make its side of a session last, as unable has told; "": it could; Run's alone
+	hindered string     // what has last kept this host from its side of a session, as unable has told; "": nothing; Run's alone
 
 	took  string    // token of the session in which this host has taken the guest over last; "": none; Run's alone
 	holds *position // what copy is; nil: there is none; guarded by mu
@@ -305,8 +305,9 @@ func (j *Job) live(ctx context.Context) error {
 	return err
 }
 
-// depart leaves the guest paused, and to whoever can have it. Each of what it does has its own time, so
-// that the guest is given back, and stands still, however long what comes before has taken.
+// depart leaves the guest paused, and gives it back, to whoever can have it. Each step has a time
+// of its own, so that a step which takes long does not keep the guest from being given back, nor
+// from standing still.
 func (j *Job) depart(ctx context.Context) error {
 	j.vm.face(false)
 	ctx = context.WithoutCancel(ctx)
@@ -381,14 +382,16 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 	}
 }
 
-// do moves the machine and tells who needs to know: at once, or whoever is telling does.
+// do gives the machine an input and tells of the new state, or leaves that to whoever is telling
+// already (see told).
 func (j *Job) do(in input, reason string) error {
 	_, err := j.enter(in, reason, nil)
 	return err
 }
 
-// enter is do, and returns the state that the input led to, which may have changed since. Where
-// it is about a session, of, that is the job's still, or nothing is done: the error is errAnother.
+// enter does what do does, and returns the state that the input led to, which may have changed
+// since. If of is not nil, the input is about that session: if it is not the job's any more
+// nothing is done, and the error is errAnother.
 func (j *Job) enter(in input, reason string, of *session) (State, error) {
 	j.mu.Lock()
 	from := j.m.state

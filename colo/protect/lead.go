@@ -73,7 +73,7 @@ func (j *Job) lead(ctx context.Context) error {
 		return err
 	}
 	j.take(nil)    // a verb that comes in the pause below has no session to end
-	j.vm.keep(nil) // by a verb that came too late
+	j.vm.keep(nil) // a verb that came too late may have set it
 	j.again(ctx, s)
 	return nil
 }
@@ -95,7 +95,7 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		case toPause:
 			var reason string
 			s.peer.get(func() { reason = s.peer.reason })
-			j.do(doPause, reason) // here and below: or it was deposed or stopped at once
+			j.do(doPause, reason) // here and below: this fails only if it was deposed or stopped at once
 		case toCancel:
 			j.do(doCancel, "cancelled")
 		case toComplete:
@@ -214,8 +214,8 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	return p, j.dialOthers(ctx, p, h)
 }
 
-// dialOthers makes the connections of a pair beside control, side by side, since each takes
-// some round trips. h is what they have in common.
+// dialOthers makes the connections of a pair beside control, side by side, since each takes some
+// round trips. h is what their hellos have in common.
 func (j *Job) dialOthers(ctx context.Context, p *peer, h hello) error {
 	names := slices.Concat([]string{chHeartbeat, chSession}, j.channels, ofMemory(p.channels))
 	conns := make([]net.Conn, len(names))

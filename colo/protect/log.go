@@ -7,10 +7,10 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// sessionLog returns the logger of a session: each record says of which guest
-// and of which generation it is, and the session adds its side and its
-// checkpoint. The generation is another from the moment on in which the host goes on.
-// COLO_EXIT says in words who has ended a session that was ended on purpose.
+// sessionLog returns the logger for a session: each record says of which guest and of which
+// generation it is, and the session adds its side and its checkpoint. When the host goes on the
+// generation becomes another. COLO_EXIT says in words who has ended a session that was ended on
+// purpose.
 func (j *Job) sessionLog() *slog.Logger { return slog.New(generational{j.cfg.Logger.Handler(), j}) }
 
 // generational adds to each record of which guest and generation it is.

@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/failover/heartbeat"
 )
 
-// A lossError says in words how the other host was lost. What was noticed of it first, of which
-// the words say what it means, is behind it.
+// A lossError says in words how the other host was lost. cause is the error that was noticed
+// first, whose meaning the words give.
 type lossError struct {
 	words string
 	cause error
@@ -23,8 +23,8 @@ type lossError struct {
 func (e *lossError) Error() string { return e.words }
 func (e *lossError) Unwrap() error { return e.cause }
 
-// lossOf returns the end of a session as an operator is told of it: in words where it is that
-// nothing more comes from the other host, and else as it is.
+// lossOf returns the end of a session as an operator is told of it: in words if nothing more
+// comes from the other host, and otherwise unchanged.
 func (s *session) lossOf(cause error, lost time.Duration) error {
 	p := s.peer
 	var silent, ended bool

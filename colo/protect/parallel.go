@@ -11,9 +11,9 @@ const (
 	// some round trips, and hundreds at once would be too many for the port that they come
 	// to.
 	maxAbreast = 16
-	// maxMore is how many the jobs of a port make at a time beside one of each: with those
-	// of many guests, which begin together when a link comes back, no connection is among
-	// the maxGreeting that has been there for longest.
+	// maxMore is how many connections the jobs of a port make at a time, all together, beside one
+	// for each job. The jobs of many guests begin together when a link comes back, and with more
+	// at a time the other port would end some of the connections, as the oldest of maxGreeting.
 	maxMore = 64
 )
 

@@ -26,7 +26,7 @@ type peer struct {
 	// primary knew. 0: the primary was granted generation.
 	heard uint64
 
-	arbiter string // with what it decides who goes on; "": it has not said so
+	arbiter string // what decides there who goes on; "": the peer has not said so
 
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
@@ -38,25 +38,25 @@ type peer struct {
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when something below changes
-	ends     []*until      // what may end when something below changes
+	ends     []*until      // contexts that may end when something below changes
 	control  net.Conn      // to write to it, write is held as well
 	again    bool          // it is not the one with which the session began
-	closed   bool          // there is no other any more
+	closed   bool          // there will be no other control connection
 	ended    bool          // it has said that the session ends on purpose
-	leaves   bool          // in so many words, by a note: a primary then keeps nothing to go on from
-	verb     string        // by which, as the peer says; it may be any string
+	leaves   bool          // ended was said in a note, sayEnd: a primary then keeps nothing to go on from
+	verb     string        // the verb that has ended it, as the peer says; it may be any string
 	departs  bool          // it has said that its Run is about to end
 	farewell bool          // it has heard that the Run here is about to end
 	reason   string        // why the session ends, in the peer's words
-	complete bool          // and that the guest has ended
+	complete bool          // the peer says that the guest has ended
 	why      string        // why it has ended the session on its own, in its words; "": it has not said so
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
 	decided  time.Time     // when that was heard
 	begins   bool          // on a secondary: the disks are synchronised
 	lost     bool          // the heartbeat says so
-	silent   bool          // and that the connection had not ended
+	silent   bool          // lost, though the connection of the heartbeat had not ended
 	parting  bool          // this side has said its last word: that the session ends on purpose, or that it runs the guest
-	parted   bool          // and the other has heard it
+	parted   bool          // the other side has heard that last word
 	gone     bool          // nothing more will be heard from there
 	mute     bool          // nothing was heard from there for longer than it takes to ask for a promise and be answered
 	promised bool          // on a primary: the secondary has promised not to claim the guest for a while
@@ -172,9 +172,9 @@ func (p *peer) say(n note) error {
 	return writeNote(control, n)
 }
 
-// part returns, before the connections are closed, when the other side has heard this
-// side's last word, if it has said one, or when that cannot be awaited:
-// a connection that is closed may take along what is still on its way.
+// part waits, before the connections are closed, until the other side has heard this side's last
+// word, if there was one: a connection that is closed may take along what is still on its way. It
+// waits no longer than patience, and not for a side from which nothing more can be heard.
 func (p *peer) part(patience time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -183,9 +183,10 @@ func (p *peer) part(patience time.Duration) {
 
 const sayTime = 2 * time.Second
 
-// hear reads the control connection until it ends, and returns which it was. on is called for what is not
-// about the peer's own state. In each session questions for a promise are asked or answered all
-// the time: after the first note, silent is called when there was none for a while.
+// hear reads the control connection until it ends, and returns which it was. on is called with
+// each note, after what it says of the peer has been noted here. In each session questions for a
+// promise are asked or answered all the time: after the first note, silent is called when there
+// was none for a while.
 func (p *peer) hear(on func(note), while time.Duration, silent func()) (control net.Conn) {
 	p.get(func() {
 		if control = p.control; p.again {
@@ -243,8 +244,8 @@ func (p *peer) hear(on func(note), while time.Duration, silent func()) (control 
 	}
 }
 
-// hushed notes that nothing was heard for a while, and has the next note awaited without an
-// end, unless the peer is lost: then what it has said before is all that is heard.
+// hushed notes that nothing was heard for a while, and lets the next note take any time. It
+// returns false, and nothing more is read, if the peer is lost or has another control connection.
 func (p *peer) hushed(control net.Conn) (ok bool) {
 	p.set(func() {
 		if ok = !p.lost && p.control == control; ok {
@@ -265,9 +266,8 @@ func (p *peer) beatUntil(ctx context.Context, cfg heartbeat.Config) error {
 	return err
 }
 
-// promises asks the secondary again and again for its promise, and says for how
-// long it holds: kept is called with when the question was sent, and for how
-// long it holds from when it was answered.
+// promises asks the secondary again and again for its promise. An answer says for how long the
+// promise holds, counted from when it was answered; its question is found by its number.
 type promises struct {
 	mu   sync.Mutex
 	seq  uint64             // of the last question; 0: none was sent

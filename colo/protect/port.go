@@ -21,9 +21,8 @@ import (
 // handshake included.
 const greetTime = 5 * time.Second
 
-// maxGreeting is how many connections may be at that at one time. One more ends
-// the one that has taken longest, so that strangers who say nothing keep nobody
-// out.
+// maxGreeting is how many connections may not yet have said what they are for, at one time. One
+// more ends the one that has taken longest, so that strangers who say nothing keep nobody out.
 const maxGreeting = 256
 
 // PortConfig says on what terms a Port lets others in.
@@ -31,9 +30,9 @@ type PortConfig struct {
 	// TLS is this host's certificate and the authorities that it trusts
 	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3, and the name
 	// in it is checked against Peer.Name of the job that is asked for; a configuration that
-	// GetConfigForClient returns is asked for no less, with these RootCAs if it has none. A
-	// certificate that says what it is for is for servers and for clients. Required, unless
-	// Insecure.
+	// GetConfigForClient returns is made to ask for the same, with these RootCAs if it has none.
+	// A certificate that says what it is for must say that it is for servers and for clients.
+	// Required, unless Insecure.
 	//
 	// A host whose certificate changes has GetCertificate, which is asked for each new
 	// connection: for those that this host makes as well, unless there is a
@@ -83,8 +82,8 @@ func (c PortConfig) server() *tls.Config {
 	return t
 }
 
-// demanding returns a configuration by which who connects must show a certificate that
-// the authorities have signed.
+// demanding returns a configuration by which whoever connects must show a certificate that the
+// authorities have signed.
 func demanding(t *tls.Config, authorities *x509.CertPool) *tls.Config {
 	t = t.Clone()
 	t.MinVersion = tls.VersionTLS13

@@ -60,9 +60,9 @@ type ProxyConfig struct {
 // When this host takes over, the network is told by Announce where the guest is now,
 // by the addresses that its own frames, on either host, have shown.
 //
-// Before a survivor leads for the first time after a takeover, what it still
-// translates is handed over. For that moment the guest's packets get filter.ErrFull,
-// and those of the network wait; none is lost.
+// Before a survivor leads for the first time after a takeover, its new side is handed the
+// connections that the old one still translates. For that moment the guest's packets get
+// filter.ErrFull, and those of the network wait; none is lost.
 type Proxy struct {
 	cfg       ProxyConfig
 	edge      filter.Edge
@@ -81,7 +81,7 @@ type Proxy struct {
 	mu      sync.RWMutex  // of what is below; not held while a side is called that may call the host
 	changed chan struct{} // closed and replaced when something below changes
 	runs    bool          // the guest runs
-	faces   bool          // the guest here is the one that the world talks to, but for pauses
+	faces   bool          // the world talks to the guest here, which may be paused for a moment
 	swaps   bool          // the guest's packets are refused, and the network's wait
 	first   *proxy.Primary
 	second  *proxy.Secondary // not nil: this side follows, or has taken over and not led since
@@ -91,7 +91,7 @@ type Proxy struct {
 	spawn   func(func())  // on a goroutine that Run waits for; nil: Run does not run
 	fail    context.CancelCauseFunc
 	ctx     context.Context
-	past    event.Latency // of the sides before the present one
+	past    event.Latency // how long the sides before the present one have kept packets
 }
 
 var (
@@ -252,7 +252,8 @@ func (n *Proxy) side() (*proxy.Primary, *proxy.Secondary) {
 	return n.first, nil
 }
 
-// onSide calls one of the two.
+// onSide calls lead with the present side if that is a primary's, and follow if it is a
+// secondary's.
 func (n *Proxy) onSide(lead func(*proxy.Primary) error, follow func(*proxy.Secondary) error) error {
 	if p, s := n.side(); s == nil {
 		return lead(p)

@@ -58,11 +58,11 @@ func (n *Proxy) Lead(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	n.sending.Lock() // nobody gives or sends who has not seen it
+	n.sending.Lock() // whoever gives or sends a packet after this has seen swaps
 	n.set(func() { n.swaps = true })
 	n.sending.Unlock()
 	<-n.giving
-	if !n.lane.over.Load() { // or it was quiet when the last call ended it
+	if !n.lane.over.Load() { // otherwise an earlier call has ended the lane, when it was quiet
 		if err := n.quiet(ctx, s); err != nil {
 			n.set(func() { n.swaps = false })
 			n.tellRoom()
@@ -70,9 +70,9 @@ func (n *Proxy) Lead(ctx context.Context) error {
 		}
 	}
 	if err := n.end(ctx); err != nil {
-		return err // with swaps set, since nobody would send what is taken now
+		return err // swaps stays set, since nobody would send a packet that is taken now
 	}
-	s.HandOver(&n.edge) // what there is no room for breaks in a takeover, as it would have
+	s.HandOver(&n.edge) // a connection for which there is no room breaks in the next takeover, as it would have anyway
 	n.set(func() {
 		n.keepLatency()
 		n.first, n.second, n.swaps = n.newPrimary(), nil, false

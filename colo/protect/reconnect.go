@@ -12,7 +12,7 @@ import (
 // no promise is heard, and no order to switch over. The primary makes another one for the same
 // session, whose token says that it belongs to it, and both hosts leave the old one.
 
-// chAgain is the channel of a control connection that takes the place of one.
+// chAgain is the channel of a control connection that takes the place of another.
 const chAgain = "control-again"
 
 // reconnect makes the control connection of a primary's session again, as often as it is needed,

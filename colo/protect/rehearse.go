@@ -10,13 +10,13 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// What a host needs for its side of a session it may lack for a while: memory for a copy of the
+// A host may lack for a while what it needs for its side of a session: memory for a copy of the
 // guest's, a disk that is not there, a network that is not ready. A host that waits for a primary
-// goes on waiting then, as one that has the guest runs on alone, and tries again whether it has it.
-// Meanwhile primaries are refused, and told why, instead of being let into a session that ends
-// as it begins.
+// then goes on waiting, and one that has the guest runs on alone; both try again whether they
+// have it. Meanwhile primaries are refused, and told why, instead of being let into a session
+// that ends as it begins.
 
-// unready is unable for a host that waits: primaries are told as well.
+// unready does what unable does, for a host that waits, and has primaries told as well.
 func (j *Job) unready(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil // it was not the reason

@@ -34,7 +34,7 @@ type position struct {
 	Lacks bool `json:"lacks,omitempty"`
 }
 
-// A base records which checkpoint's memory the secondary of a primary holds.
+// A base records, on a primary, which checkpoint's memory its secondary holds.
 type base struct {
 	saver  *ram.Saver
 	blocks []ram.Block // the blocks that saver saves
@@ -216,9 +216,9 @@ func (b *written) Write(p []byte) (int, error) { *b = append(*b, p...); return l
 // unheardMost is how often a secondary may say that a list comes, and send none.
 const unheardMost = 3
 
-// hearWritten reads what tellWritten has written, while this host seeks a secondary. A
-// list that is none makes the next session one that sends all. A link that is lost
-// meanwhile does not, but for one that always is.
+// hearWritten reads what tellWritten has written, while this host seeks a secondary. After a list
+// that is malformed the next session sends all of the memory. After a link that was lost
+// meanwhile it does not, unless the link is lost each time.
 func (j *Job) hearWritten(ctx context.Context, s *session) error {
 	if s.peer.resumes == nil || !s.peer.resumes.Lacks {
 		return nil
@@ -240,7 +240,7 @@ func (j *Job) hearWritten(ctx context.Context, s *session) error {
 	return err
 }
 
-// readWritten has the pages of a list sent, of which the length comes first.
+// readWritten reads a list of pages, in front of which is its length, and has those pages sent.
 func (b *base) readWritten(from io.Reader) error {
 	var head [4]byte
 	if _, err := io.ReadFull(from, head[:]); err != nil {

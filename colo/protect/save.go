@@ -182,7 +182,7 @@ func (j *Job) syncDisks(ctx, act context.Context) error {
 	return context.Cause(ctx)
 }
 
-// An ending is contexts of which the first that ends does.
+// An ending is several contexts. It comes when the first of them ends.
 type ending []context.Context
 
 func (e ending) err() error {
@@ -194,7 +194,7 @@ func (e ending) err() error {
 	return nil
 }
 
-// An endingWriter writes until its ending, and not once more.
+// An endingWriter passes writes on until its ending, and refuses those that come later.
 type endingWriter struct {
 	until ending
 	w     io.Writer
@@ -207,7 +207,7 @@ func (w endingWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// An endingFile is written until its ending, and not once more.
+// An endingFile passes writes on until its ending, and refuses those that come later.
 type endingFile struct {
 	until ending
 	ram.MappedFile
@@ -220,7 +220,7 @@ func (f endingFile) WriteAt(p []byte, at int64) (int, error) {
 	return f.MappedFile.WriteAt(p, at)
 }
 
-// A provenance is of which generation a saved guest is. It is a vmstate.Device.
+// A provenance says of which generation a saved guest is. It is a vmstate.Device.
 type provenance struct{ generation uint64 }
 
 func (p *provenance) VMState(f *vmstate.Fields) { f.Uint64("generation", &p.generation) }

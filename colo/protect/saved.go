@@ -205,8 +205,8 @@ func (j *Job) memoryIsThere(ctx context.Context) error {
 	}
 }
 
-// hasMemory waits for that while the job is in a state: with no error and not there, it has
-// moved on.
+// hasMemory waits as memoryIsThere does, while the job is in a state. If it returns false and no
+// error, the job has left that state.
 func (j *Job) hasMemory(ctx context.Context, in State) (there bool, err error) {
 	act, end := j.while(ctx, in)
 	defer end()

@@ -45,12 +45,13 @@ func knows(r failover.Record, primary *peer) bool {
 	return r.Generation > primary.generation || r.Generation == primary.generation && (r.Holder == primary.host || r.Holder == "")
 }
 
-// asksTheSame reports whether it is known that the primary asks the arbiter that this host asks,
-// or that it does not. Two hosts with an arbiter each, such as a directory that is not the
-// same one on both, would both go on when they are parted, as each is granted the guest. It
-// is no proof: a primary to which a person has given the guest while it did not reach the arbiter
-// acts in a generation of which that has not heard yet. So the pair goes on. An arbiter that cannot
-// say, as one of a host's own, returns an error, and nothing is told.
+// asksTheSame warns if the primary does not seem to ask the arbiter that this host asks, and
+// reports whether that is known now, one way or the other. Two hosts with an arbiter each, such
+// as a directory that is not the same one on both, would both go on when they are parted, as each
+// is granted the guest. It is no proof: a primary to which a person has given the guest while it
+// did not reach the arbiter acts in a generation of which that has not heard yet. So the pair
+// goes on. An arbiter that cannot say, as one of a host's own, returns an error, and nothing is
+// told.
 func (j *Job) asksTheSame(ctx context.Context, s *session) (known bool) {
 	ask, cancel := context.WithTimeout(ctx, j.cfg.Term)
 	defer cancel()

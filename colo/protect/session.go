@@ -33,12 +33,12 @@ type session struct {
 
 	mu       sync.Mutex
 	purpose  purpose
-	migrates bool      // whoever gives the guest away is done with it, and who takes it protects it when told to
+	migrates bool      // the switchover is a Migrate: the host that gives the guest away ends, the one that takes it protects it when told to
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
 	whole    bool      // a checkpoint was committed, so that epoch counts
 	rounds   bool      // on a primary: the last checkpoint before its guest is handed over was asked for
-	last     uint64    // on a primary: the one whose pause its guest is left standing by; 0: none
+	last     uint64    // on a primary: the checkpoint whose pause its guest does not leave any more; 0: none
 	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
 	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
@@ -148,7 +148,7 @@ func (j *Job) overtaken(s *session) {
 	}
 }
 
-// wake wakes who waits for a change that is none of state.
+// wake wakes whoever waits for a change, of something else than the state.
 func (j *Job) wake() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -262,10 +262,11 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	return err
 }
 
-// deaf says that the other side is not heard any more where that is not the end of the
-// session, which it is if the other connections end as well. The guest is as safe as before,
-// and what goes over this connection alone is missing until there is another in place of the
-// one that was. It returns whether there is none when the session ends.
+// deaf is called when a control connection, was, has ended. The session ends only if its other
+// connections end as well. Until there is another control connection in place of was the guest is
+// as safe as before, but this host is deaf to what goes over that connection alone: promises, and
+// orders to switch over. deaf says so, and returns whether there was no other up to the end of
+// the session.
 func (j *Job) deaf(ctx context.Context, s *session, was net.Conn) bool {
 	soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
 	defer cancel()

@@ -39,9 +39,9 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 	}
 }
 
-// unasked reports whether an operator has said by Fenced that this host goes on, so
-// that what the arbiter says is of no account. If not, and if that is no, Fenced comes
-// too late from now on.
+// unasked reports whether an operator has said by Fenced that this host goes on, so that what the
+// arbiter says does not count. If no operator has, and err is the arbiter's no, Fenced comes too
+// late from now on.
 func (j *Job) unasked(err error) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -57,7 +57,7 @@ func (j *Job) unasked(err error) bool {
 func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	s.endedBy(c.Cause)
 	switch s.getPurpose() {
-	case toPause, toCancel, toComplete: // it was asked before
+	case toPause, toCancel, toComplete: // the arbiter was asked before
 		j.vm.face(true)
 		return nil
 	}
@@ -91,9 +91,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		said = why.Error() + ": " + said
 	}
 	if j.do(broke, said) != nil && s.primary == nil && j.State() == Asking {
-		c.Ordered = true // by Failover, when the session had ended already
+		c.Ordered = true // Failover has led to Asking, when the session had ended already
 	}
-	j.vm.keep(nil) // by a switchover that began at the same time; none can any more
+	j.vm.keep(nil) // a switchover that began at the same time may have set it; none can any more
 	switch st := j.State(); st {
 	case Asking:
 	default: // deposed, or stopped

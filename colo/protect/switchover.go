@@ -109,11 +109,12 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 		j.keep(s.stands) // otherwise the switchover is over already, as is said below
 	})
 	var epoch uint64
-	// The one under way, if there is one, and that one end the session if they take too long.
+	// The checkpoint under way, if there is one, and the last one end the session if they take
+	// too long.
 	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.switching(ctx, func() bool {
-			// What the other side has all of it makes its guest's, while this one does the
-			// rest of its part.
+			// The other side commits the checkpoint as soon as it has all of it, while this one
+			// does the rest of its part.
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			epoch = max(s.epoch, s.received)
@@ -136,10 +137,11 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
 }
 
-// commitsFirst waits for a checkpoint right before the last one. The other side makes its guest's
-// what the guest here has written up to then, while this one runs: in the last checkpoint, in which
-// it stands still, it would do so with all that was written since the one before. A guest that
-// stands still in each checkpoint until the other side has it gains nothing by one more.
+// commitsFirst waits for a checkpoint right before the last one. With that the other side commits
+// what the guest here has written up to then, while this one runs. Otherwise it would commit all
+// that was written since the checkpoint before in the last one, in which the guest stands still.
+// A guest that stands still in each checkpoint until the other side has it gains nothing by one
+// more.
 func (j *Job) commitsFirst(ctx context.Context, s *session) error {
 	if j.cfg.LateResume {
 		return nil

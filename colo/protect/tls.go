@@ -61,8 +61,9 @@ func isFor(c *x509.Certificate, use x509.ExtKeyUsage) bool {
 		slices.Contains(c.ExtKeyUsage, use) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
-// inItsTime returns an error as it is, unless it is that the other host's certificate is not of this
-// time: the words for that have no clock in them that runs, so that they are told once.
+// inItsTime returns err, or a timeError in its place if err says that the other host's
+// certificate has expired or is not valid yet: its words do not have the present time in them, so
+// that they are told once.
 func inItsTime(t *tls.Config, err error) error {
 	var invalid x509.CertificateInvalidError
 	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired || invalid.Cert == nil {

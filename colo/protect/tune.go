@@ -12,10 +12,10 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// SessionConfig says how the sessions of a job work, of which it has one after the
-// other. The zero value is right for most hosts. Each field but the last four is this
-// host's as a primary, and means what that of the same name in colo.PrimaryConfig, or
-// ram.SaverConfig, does.
+// SessionConfig says how the sessions of a job work, of which it has one after the other. The
+// zero value is right for most hosts. Each field but the last four applies while this host is a
+// primary, and means what the field of the same name in colo.PrimaryConfig, or ram.SaverConfig,
+// means.
 type SessionConfig struct {
 	MaxDowntime   time.Duration // 0: 300 ms; shorter than CheckpointTimeout
 	MaxPasses     int           // 0: 30
@@ -26,9 +26,9 @@ type SessionConfig struct {
 	// the guest has written since the last; 0: none. A host with NoMemoryCopy takes nothing
 	// early from a primary with XBZRLE.
 	EarlyShare float64
-	// KeepAfter, of either side, is before how many checkpoints a page has to be written to
-	// stay writable (ram.SaverConfig.KeepAfter, ram.CacheConfig.KeepAfter), where the Guest is
-	// a ram.DirtyKeeper; 0: 4; at most 7; below 0: none does.
+	// KeepAfter, of either side, is before how many checkpoints a page must have been written for
+	// it to stay writable (ram.SaverConfig.KeepAfter, ram.CacheConfig.KeepAfter), where the Guest
+	// is a ram.DirtyKeeper; 0: 4; at most 7; below 0: none does.
 	KeepAfter int
 
 	// Step is called before each step of a session, on its goroutine, with this host's

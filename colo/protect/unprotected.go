@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// say tells of something that belongs to no session, which would tell of it.
+// say publishes and logs an event that belongs to no session. A session does so with its own.
 func (j *Job) say(e event.Event) {
 	j.cfg.publish(e)
 	event.Log(j.ownLog(), event.Record{Event: e})
@@ -42,10 +42,9 @@ func (j *Job) tellAlone(err error, told string) string {
 	return told
 }
 
-// unable is called where a method of the guest's, or of a network's, that has worked before keeps
-// this host from its side of a session. What is there of the guest stays as it is, running where it
-// runs: the job tells why, each reason once, and waits for as long as it is in a state before it
-// tries again.
+// unable is called when a method of the Guest or of a Network, which has worked before, keeps
+// this host from its side of a session. The guest stays as it is, running where it runs. The job
+// tells why, each reason once, and waits, while it is in that state, before it tries again.
 func (j *Job) unable(ctx context.Context, in State, err error) error {
 	j.note(err)
 	if why := err.Error(); why != j.hindered {

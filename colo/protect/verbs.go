@@ -58,7 +58,7 @@ func (j *Job) obey(verb input, useful func(*session) (reason string, err error))
 	}
 }
 
-// errAnother says that the session is over that a verb is about.
+// errAnother says that the session that a verb is about is over.
 var errAnother = errors.New("another session, or none")
 
 // turn waits for the end of another verb that takes time.
@@ -96,11 +96,11 @@ func (j *Job) Resume() error {
 	return j.do(doResume, "")
 }
 
-// Cancel ends the protection for good: the guest runs on here, unprotected, and what
-// it says leaves. Run goes on until its context ends, or Complete: the job carries
-// the networks and disks of the guest, and keeps the grant, so that no other host
-// starts the guest. The other host waits for a primary, which does not come. It returns when
-// that is so, with errors like those of Pause.
+// Cancel ends the protection for good: the guest runs on here, unprotected, and what it says
+// leaves. Run goes on until its context ends, or Complete: the job carries the networks and disks
+// of the guest, and keeps the grant, so that no other host starts the guest. The other host waits
+// for a primary, which does not come. Cancel returns when that is so, with errors like those of
+// Pause.
 func (j *Job) Cancel(ctx context.Context) error {
 	done, err := j.turn(ctx)
 	if err != nil {
@@ -186,7 +186,7 @@ func (j *Job) leaveSession(ctx, over context.Context, s *session, verb input, wh
 	s.colo.Expect(errInOrder) // the other side may close its connections before this session ends
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
-		j.vm.keep(func() {}) // it has nothing more to do
+		j.vm.keep(func() {}) // the guest has ended, and is left standing
 		if j.session() != s {
 			j.vm.keep(nil) // too late: the guest runs after that session
 		}
@@ -249,8 +249,8 @@ func (j *Job) Failover() error {
 // errAsked says that the arbiter is being asked already.
 var errAsked = errors.New("the arbiter is being asked")
 
-// yes is the operator's answer, where he is the arbiter. The state may be a moment
-// ahead of the question.
+// yes gives the operator's answer, where an operator is the arbiter. The question may come a
+// moment later than the state that says so; yes waits for it.
 func (j *Job) yes() {
 	if j.manual == nil || j.manual.Grant() == nil {
 		return

@@ -9,8 +9,9 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// counted counts what is written to a connection, and notes what has ended that, if not this host
-// or a deadline has: the first error of a read, and that of a write, which may be another.
+// counted counts what is written to a connection, and keeps the errors by which the connection
+// has ended, unless this host or a deadline has ended it: the first error of a read, and the
+// first of a write, which may be another.
 type counted struct {
 	net.Conn
 	n             atomic.Uint64

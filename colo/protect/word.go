@@ -16,8 +16,9 @@ type word struct {
 	last  uint64 // the last, which it holds; 0: none
 }
 
-// after returns the word by which a host has the guest after a generation, of which the arbiter
-// has heard up to another; 0: it has heard of that generation. w is what the host had before.
+// after returns the word by which a host has the guest after a generation. heard is the last
+// generation of which the arbiter has heard; 0: it has heard of that one. w is what the host had
+// before.
 func (w word) after(generation, heard uint64) word {
 	switch {
 	case w.last == generation && generation > 0:
@@ -54,9 +55,9 @@ func (j *Job) untold(generation uint64) (heard uint64, untold bool) {
 	return 0, false
 }
 
-// tellUpTo tells the arbiter of the generations up to one that it has not heard of, one after the
-// other. One that was another host's may have been told by that, which the arbiter
-// refuses; one of its own that it refuses shows that the word was wrong.
+// tellUpTo tells the arbiter, one after the other, of the generations up to one of which it has
+// not heard. One that another host held may have been told of by that host, and the arbiter then
+// refuses it. If it refuses one of this host's own, the operator's word was wrong.
 func (j *Job) tellUpTo(ctx context.Context, upto uint64) error {
 	if _, untold := j.untold(upto); !untold {
 		return nil
@@ -119,10 +120,11 @@ func (j *Job) tellArbiter(ctx context.Context, generation uint64) error {
 	return j.order(ctx, doFenced, generation-1)
 }
 
-// acquireAfter asks for the guest after a generation that a primary had by an operator's word, and
-// died before its arbiter had heard of it, and before that for those that the arbiter has not heard
-// of. The primary had this host's promise before it sent anything, so it does nothing for the guest
-// any more, whatever the arbiter knows. What it has been told meanwhile it refuses.
+// acquireAfter asks for the guest after a generation that a primary had by an operator's word, if
+// the primary died before the arbiter had heard of it. It first tells the arbiter of the
+// generations of which that has not heard. The primary had this host's promise before it sent
+// anything, so it does nothing for the guest any more, whatever the arbiter knows. The arbiter
+// refuses what it has been told of meanwhile.
 func (j *Job) acquireAfter(ctx context.Context, heard, generation uint64, word bool) (uint64, error) {
 	for ; heard < generation; heard++ {
 		if _, err := j.acquire(ctx, heard, word); err != nil && !errors.Is(err, failover.ErrRefused) {

@@ -22,10 +22,10 @@ import (
 //	Protected: an operator has promoted it ──────────► StoodDown
 //	any state: SHUTDOWN, or the process is gone ─────► Ended
 //
-// The guest is told to go on alone only with the arbiter's yes, and it is stopped
-// where the arbiter says no and while this host's hold has run out, so that of two
-// hosts that have lost each other one has a guest that runs. A standby that is
-// promoted while the arbiter is asked hears the arbiter's answer.
+// The guest is told to go on alone only with the arbiter's yes. It is stopped where the arbiter
+// says no, and for as long as this host may not run it (HoldOver), so that of two hosts that have
+// lost each other one has a guest that runs. A standby that is promoted while the arbiter is
+// asked hears the arbiter's answer.
 //
 // Neither the guest nor the standby is blamed for a time in which the process of the
 // Guard itself was stopped: see [Guard.Step].
@@ -203,7 +203,7 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		g.moved, g.seen = now, now
 	case OperatorStop:
 		if g.held && g.ours {
-			break // seen before the guest was told to go on, or did
+			break // this is the stop of HoldOver, seen late: the guest has not gone on since
 		}
 		g.moved = now
 		if !g.paused && g.held {

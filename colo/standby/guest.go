@@ -63,8 +63,7 @@ type Guest struct {
 	peak     uint64 // largest arena, bytes
 }
 
-// bare says what the streams of the primary's machine do not have, as those of
-// very old types.
+// bare says which parts the streams of the primary's machine lack, as those of very old types do.
 type bare struct{ configuration, footers bool }
 
 // state is device state as it came: FULL sections and EOF, and where each is.
@@ -432,9 +431,9 @@ func runState(body []byte) string {
 	return string(body[4 : 4+n-1])
 }
 
-// setRunning makes the run state "running". A guest in COLO runs, but the section
-// says to the end what was so when the migration began: a guest that was paused
-// for it would be brought back paused. (A QEMU secondary ignores the section.)
+// setRunning makes the run state "running". A guest in COLO runs, but the section keeps the state
+// that it had when the migration began: a guest that was paused for it would be brought back
+// paused. (A QEMU secondary ignores the section.)
 func setRunning(body []byte) {
 	const state = "running\x00"
 	if len(body) == 4+100 {

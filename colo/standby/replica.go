@@ -72,9 +72,9 @@ func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica
 // memory is. The memory is sent from the Guest as the QEMU touches it, and all of it in the
 // end.
 //
-// Paused, which it stays when the guest has been handed over, the Replica holds the
-// Guest. From then on the guest lives in both: if this process or the QEMU ends before
-// all of the memory is there, it is gone.
+// While it is paused the Replica holds the Guest, and it stays paused when the guest has been
+// handed over. From then on the guest lives in both: if this process or the QEMU ends before all
+// of the memory is there, it is gone.
 //
 // A guest of a machine so old that its streams have no configuration or no footers
 // is [errors.ErrUnsupported].

@@ -25,7 +25,8 @@ type View struct {
 	err         error   // why it cannot be read any more
 }
 
-// aside is the pages of a block that are not in the image as the view has them.
+// aside has the pages of a block that the view has copied, because the image no longer has them
+// as they were.
 type aside struct {
 	has  ram.Bitmap
 	slot []uint32 // where; valid if has says so

@@ -11,9 +11,9 @@ import (
 	"github.com/gocolo/lockstep/kvm/internal/device"
 )
 
-// bus finds the device of a port: one of the machine's, then one of the host's. Ports
-// that nobody has read as all ones and ignore what is written, and so does memory that
-// nobody has.
+// bus finds the device of a port: one of the machine's, then one of the host's. A port that no
+// device has reads as all ones and ignores what is written, and so does an address without
+// memory.
 type bus struct {
 	windows []window
 	pci     *device.PCI
@@ -68,7 +68,8 @@ func (b *bus) find(port uint16) (device.Ports, uint16) {
 	return b.pci.Find(port)
 }
 
-// foreign has the host look for a port, one vCPU at a time.
+// foreign has the host answer an access to a port that no device of the machine has, one vCPU at
+// a time.
 func (b *bus) foreign(port uint16, in bool, p []byte) error {
 	if in {
 		for i := range p {

@@ -79,9 +79,9 @@ type NIC struct {
 
 // Random is a virtio entropy device of the guest.
 type Random struct {
-	// Source is read from a goroutine of Run, such as crypto/rand.Reader. Two machines
-	// that compute the same for a while read different numbers unless their sources are
-	// the same. While it blocks, so does a Pause; if it fails, the guest's request waits.
+	// Source is read from a goroutine of Run, such as crypto/rand.Reader. The two machines of a
+	// pair read different numbers while both run, unless their sources are the same. While it
+	// blocks, so does a Pause; if it fails, the guest's request waits.
 	Source io.Reader
 	Place  Place
 }
@@ -124,18 +124,16 @@ type Uplink interface {
 	Room() <-chan struct{}
 }
 
-// Composer is an Uplink that lets the card make a frame in the memory in which the frame
-// will wait: the card calls ComposePacket in place of WritePacket, and a large frame is
-// copied once less. The types of package proxy, protect.Proxy and
-// protect.NIC are Composers.
+// Composer is an Uplink that lets the card make a frame in the memory in which the frame will
+// wait: the card calls ComposePacket in place of WritePacket, which saves a copy of a large
+// frame. The types of package proxy, protect.Proxy and protect.NIC are Composers.
 //
-// ComposePacket takes a frame of n bytes, header included. It passes memory of
-// that length, of any content, to compose, once at most, from the same goroutine, and
-// before it returns. compose reads the guest's memory, for which it may have to wait. If it
-// returns false there is no frame, and the memory may hold a part of one: the Composer
-// takes nothing then, and returns any error. A type that embeds a Composer, and has a
-// WritePacket of its own, has a ComposePacket of its own too, or that WritePacket is not
-// called.
+// ComposePacket takes a frame of n bytes, header included. It passes memory of that length, of
+// any content, to compose, once at most, from the same goroutine, and before it returns. compose
+// reads the guest's memory, for which it may have to wait. If it returns false there is no frame,
+// and the memory may hold a part of one: the Composer takes nothing then, and returns any error.
+// A type that embeds a Composer, and has a WritePacket of its own, needs a ComposePacket of its
+// own too: the card would call that of the embedded Composer, and never the type's WritePacket.
 type Composer interface {
 	Uplink
 	ComposePacket(n int, compose func(frame []byte) bool) error

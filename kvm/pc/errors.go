@@ -17,7 +17,7 @@ var (
 	ErrRunning = errors.New("pc: the guest is running")
 	// ErrClosed: the Machine is closed.
 	ErrClosed = errors.New("pc: closed")
-	// ErrFull: there is no room; nothing was taken, or as much as was said.
+	// ErrFull: there is no room. A call that returns how much it took took that, any other nothing.
 	ErrFull = errors.New("pc: full")
 	// ErrFrame: an Ethernet frame must have 14 to 65,535 bytes, and a header in front of it
 	// must fit it.

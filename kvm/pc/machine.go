@@ -58,7 +58,8 @@ type Stats struct {
 	DroppedFrames uint64 // frames dropped by the network cards, either way
 }
 
-// lowMost is where the memory of a PC has its hole, up to 4 GiB. Package kvm's machines have it there.
+// lowMost is where the hole in the memory of a PC begins, which ends at 4 GiB. Package kvm's
+// machines have it there.
 const lowMost = 3 << 30
 
 // Create makes a Machine. It is paused: Resume lets the guest run, once Run has been
@@ -186,12 +187,12 @@ func (m *Machine) build(d Devices) {
 
 const (
 	virtioVendor = 0x1af4
-	// fewestSlots has a machine without a disk, or without a card, the same bus in the
-	// stream as one with both.
+	// fewestSlots gives a machine without a disk, or without a card, the same bus in the stream
+	// as one with both.
 	fewestSlots = 3
 )
 
-// offset is a window into a device's ports.
+// offset is the ports of a device from the number by on.
 type offset struct {
 	device.Ports
 	by uint16
@@ -292,7 +293,7 @@ func (m *Machine) Close() error {
 	}
 	m.turn <- struct{}{} // a Pause or Resume that has begun is over, and none begins
 	defer m.give()
-	m.gate.Close(context.Background()) // nobody is in for long: Run has returned
+	m.gate.Close(context.Background()) // it waits for nobody long: Run has returned
 	if m.own {
 		return m.vm.Close()
 	}

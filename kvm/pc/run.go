@@ -46,7 +46,7 @@ func (m *Machine) Run(ctx context.Context) error {
 	defer rest()
 	devices.Go(func() { m.console.Work(working, m.gate, m.serial) })
 	for _, d := range m.disks {
-		d.Kick() // for what a Run before this one did not begin with
+		d.Kick() // for requests that an earlier Run has not begun
 		devices.Go(func() { d.Work(working, m.gate) })
 	}
 	if m.rng != nil {
@@ -191,8 +191,8 @@ func (m *Machine) open() {
 	}
 }
 
-// take waits for the turn to pause or resume. A turn that is free is taken whatever has
-// become of ctx: whoever undoes a pause with a context that has ended has undone it.
+// take waits for the turn to pause or resume. A turn that is free is taken even if ctx has ended,
+// so that a Resume with such a context still undoes its Pause.
 func (m *Machine) take(ctx context.Context) error {
 	select {
 	case m.turn <- struct{}{}:
