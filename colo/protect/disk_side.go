@@ -152,14 +152,16 @@ func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 	if err == nil {
 		err = p.Attach(remote)
 	}
-	stop()
+	if stop(); err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // and not what was closed for it
+	}
 	if err != nil {
 		return errors.Join(err, remote.Close())
 	}
 	stop = atEnd(ctx, func() { sums.Close(); p.Cut() })
 	err = p.Synchronise(ctx, replication.SyncConfig{Sums: sums})
 	if stop(); err != nil && ctx.Err() != nil {
-		return context.Cause(ctx) // and not what was closed for it
+		return context.Cause(ctx) // as above
 	}
 	return err
 }

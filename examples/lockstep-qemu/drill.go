@@ -47,7 +47,7 @@ func drillCommand(ctx context.Context, args []string, t terminal) int {
 	defer cancel()
 	p := &printer{terminal: t}
 	if err := (&drill{p: p, qemu: *qemu, mb: *mb, delay: *delay}).run(ctx); err != nil {
-		p.warn("drill: %s", oneLine(err))
+		p.warn("drill: %s", err)
 		return exitFailed
 	}
 	return exitOK

@@ -75,8 +75,9 @@ func (g *guardian) heardOf(ctx context.Context) bool {
 	}
 }
 
-// leave ends a guardian whose guest goes on, here unless it was given to the standby. From now on nothing can tell a crash of the
-// guest from a planned end, so it acquires the guest once more, without a deadline.
+// leave ends a guardian whose guest goes on: at the standby, where it was given to it, and here
+// otherwise. From then on nothing can tell a crash of the guest here from a planned end, so the
+// guardian acquires it once more, without a deadline.
 func (g *guardian) leave() error {
 	g.mu.Lock()
 	held, after, given := g.keeper != nil, g.generation-1, g.status.State == standby.StoodDown.String()

@@ -5,9 +5,8 @@ import (
 	"errors"
 	"time"
 
-	"github.com/gocolo/lockstep/failover"
-
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/failover"
 )
 
 // stopThenTell stops the guest, however long that takes, and then says so.

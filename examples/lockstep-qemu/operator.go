@@ -225,7 +225,7 @@ func statusCommand(ctx context.Context, args []string, t terminal) int {
 		sayStatus(p, role, a.Status)
 	}
 	if !found {
-		p.warn("status: %s", oneLine(absent(*dir, errors.Join(errs...))))
+		p.warn("status: %s", absent(*dir, errors.Join(errs...)))
 		return exitFailed
 	}
 	return exitOK

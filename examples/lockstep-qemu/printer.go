@@ -161,4 +161,5 @@ func size(n uint64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+// oneLine returns the text of an error as one line, for what is not printed here.
+func oneLine(err error) string { return plain.Line(err.Error()) }

@@ -152,7 +152,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 		status, err := o.stayed(ctx, p)
 		if err = interrupted(ctx, err); err != nil {
 			p.object(map[string]any{"guardian": map[string]any{"error": err.Error()}})
-			p.warn("%s", oneLine(err))
+			p.warn("%s", err)
 		}
 		return status
 	}

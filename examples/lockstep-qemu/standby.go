@@ -68,7 +68,7 @@ func (s *standbyRun) main(ctx context.Context) int {
 	err = interrupted(ctx, err)
 	s.giveBack("the guest does not run here any more")
 	if err != nil {
-		s.p.warn("%s", oneLine(err))
+		s.p.warn("%s", err)
 	}
 	s.report(status, err)
 	return status
@@ -308,7 +308,7 @@ type standbyStatus struct {
 // refused prints why a connection was refused.
 func (s *standbyRun) refused(err error) {
 	s.tally.refused.Add(1)
-	s.p.warn("not protected: %s", oneLine(err))
+	s.p.warn("not protected: %s", err)
 	s.p.object(map[string]string{"refused": err.Error()})
 }
 
@@ -448,7 +448,7 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 	if cause == nil && s.handOver != nil {
 		done, err := s.handOver(ctx)
 		if err != nil {
-			s.p.warn("%s", oneLine(err))
+			s.p.warn("%s", err)
 		}
 		if done {
 			if err != nil {

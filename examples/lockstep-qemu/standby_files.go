@@ -61,7 +61,7 @@ func (s *standbyRun) placed() (dir string, qemu []string) {
 func (s *standbyRun) hold(ctx context.Context, why error) {
 	for {
 		dir, _ := s.placed()
-		s.p.warn("%s", oneLine(why))
+		s.p.warn("%s", why)
 		s.p.say("holding     the guest of checkpoint %d is in this process's memory and nowhere else; it needs %s in %s, or a QEMU that takes it", s.last.Epoch, size(s.last.RAM+s.last.State), dir)
 		s.p.say("            then SIGUSR1, or: lockstep-qemu promote -standby %s -state DIR2 [-- qemu-system-x86_64 ...]", s.state)
 		s.p.object(map[string]any{"holding": map[string]any{"epoch": s.last.Epoch, "bytes": s.last.RAM + s.last.State, "error": why.Error()}})

@@ -1,6 +1,7 @@
 package diff
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -193,7 +194,7 @@ func (x *reading) record(rec *vmstate.Record) error {
 		for i := range rec.Package {
 			if rec.Package[i].Type == vmstate.SectionFull {
 				nested := rec.Package[i]
-				nested.Body = append([]byte{}, nested.Body...) // it would keep all of the package
+				nested.Body = bytes.Clone(nested.Body) // as it is it would keep all of the package
 				if err := x.device(&nested); err != nil {
 					return err
 				}

@@ -53,12 +53,8 @@ func (l *Lazy) OpenMapped(f io.ReaderAt, at int64) (end int64, err error) {
 		}
 	}
 	err = k.Walk(r, func(rec *Record) error {
-		switch rec.Kind {
-		case KindMappedBlock:
-		case KindBlockList, KindMultiFDFlush, KindEOS:
-			return nil
-		default:
-			return &Error{Op: "map", Block: rec.Block, Offset: rec.Offset, Stream: rec.Stream, Err: fmt.Errorf("%w: %v beside the pages of a file", ErrFlags, rec.Kind)}
+		if is, err := mappedEntry(rec); !is {
+			return err
 		}
 		info := rec.Blocks[0] // its bitmap is read next
 		i, ok := l.index[info.Name]

@@ -86,6 +86,18 @@ func (k *Walker) readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, e
 	return m, nil
 }
 
+// mappedEntry reports whether a record of a mapped-ram file is the entry of a block. A record
+// that brings a page is an error, since each page of such a file has its place.
+func mappedEntry(rec *Record) (bool, error) {
+	switch rec.Kind {
+	case KindMappedBlock:
+		return true, nil
+	case KindBlockList, KindMultiFDFlush, KindEOS:
+		return false, nil
+	}
+	return false, &Error{Op: "map", Block: rec.Block, Offset: rec.Offset, Stream: rec.Stream, Err: fmt.Errorf("%w: %v beside the pages of a file", ErrFlags, rec.Kind)}
+}
+
 // bitmapLength returns the length of a block's bitmap, in bytes.
 func (m *MappedBlock) bitmapLength(length uint64) uint64 {
 	return (length/m.PageSize + 63) / 64 * 8

@@ -133,12 +133,8 @@ func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
 		m.blocks = append(m.blocks, b)
 	}
 	err := k.Walk(r, func(rec *Record) error {
-		switch rec.Kind {
-		case KindMappedBlock:
-		case KindBlockList, KindMultiFDFlush, KindEOS:
-			return nil
-		default:
-			return &Error{Op: "map", Block: rec.Block, Offset: rec.Offset, Stream: rec.Stream, Err: fmt.Errorf("%w: %v beside the pages of a file", ErrFlags, rec.Kind)}
+		if is, err := mappedEntry(rec); !is {
+			return err
 		}
 		_, twice := m.index[rec.Block] // there may be several lists
 		switch {
