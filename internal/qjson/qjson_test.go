@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -31,6 +32,8 @@ func read(p *Parser, in []byte) (out []string) {
 func TestValuesAndErrors(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{`{"b":1,"a":[true,false,null]}`, `{"a": [true, false, null], "b": 1}`},
+		// Two names of one bucket, as a QEMU 7.2 answers each: the later first.
+		{`{"id":1,"execOOOOOute":2}{"execOOOOOute":2,"id":1}`, `{"execOOOOOute": 2, "id": 1}|{"id": 1, "execOOOOOute": 2}`},
 		{`{'it':'"'}`, `{"it": "\""}`},
 		{"5", ""},
 		{"5 ", "5"},
@@ -103,6 +106,7 @@ func FuzzParser(f *testing.F) {
 	f.Add([]byte{30, 6, 5, 31, 8, 1, 0, 6, 4, 9, 1}, true)
 	f.Add([]byte("B#%000000000000000"), true)
 	f.Add([]byte{29, 17, 2, 2, 25, 3, 20, 21, 23, 17}, true)
+	f.Add([]byte(`{"id": 1, "execOOOOOute": {"execOOOOOute": 2, "id": 1}}`), false)
 	f.Fuzz(func(t *testing.T, in []byte, structured bool) {
 		if structured {
 			var b bytes.Buffer
@@ -141,7 +145,9 @@ func FuzzParser(f *testing.F) {
 	})
 }
 
-// check prints a value, reads it back and prints it again.
+// check prints a value, reads it back and prints it again, twice. Members whose names
+// share a bucket change places each time (the later is printed first), so that the
+// second text is the first but for its order and the third is the first.
 func check(t *testing.T, v any) {
 	once := Append(nil, v)
 	for _, c := range once {
@@ -152,9 +158,34 @@ func check(t *testing.T, v any) {
 	if bytes.Contains(once, []byte("inf")) || bytes.Contains(once, []byte("-0")) {
 		return // no JSON, as QEMU's; and a minus zero is printed as what reads as zero
 	}
-	var p Parser
-	again := read(&p, append(bytes.Clone(once), ' '))
-	if len(again) != 1 || again[0] != string(once) {
-		t.Fatalf("%q, then %q", once, again)
+	text := string(once)
+	for range 2 {
+		var p Parser
+		again := read(&p, []byte(text+" "))
+		if len(again) != 1 || len(again[0]) != len(once) || again[0] != string(once) && !crowded(v) {
+			t.Fatalf("%q, then %q", text, again)
+		}
+		text = again[0]
 	}
+	if text != string(once) {
+		t.Fatalf("%q, printed three times %q", once, text)
+	}
+}
+
+// crowded says whether an object of v has two names in one bucket.
+func crowded(v any) bool {
+	switch v := v.(type) {
+	case []any:
+		return slices.ContainsFunc(v, crowded)
+	case Object:
+		seen := map[uint32]bool{}
+		for _, m := range v {
+			b := bucket(m.Name)
+			if seen[b] || crowded(m.Value) {
+				return true
+			}
+			seen[b] = true
+		}
+	}
+	return false
 }
