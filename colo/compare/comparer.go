@@ -422,6 +422,24 @@ func (c *Comparer) Unwritten(fn func(Frame)) {
 	c.eng.Covered(fn)
 }
 
+// AppendScales appends a record of [ScaleRecord] bytes to b for each TCP connection of which
+// the scale of the guest's window is known, of at most [MaxScales]. After a mark, while the
+// guest stands still, they are what the checkpoint has of the guest; see [LoadScales].
+func (c *Comparer) AppendScales(b []byte) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.eng.appendScales(b)
+}
+
+// AdoptScales takes over the scales of s, before Mark(0) and before the guest has sent
+// anything by way of the Comparer. With them the windows of connections that were not seen
+// to begin leave as far as both guests have room; see LowerAcks.
+func (c *Comparer) AdoptScales(s *Scales) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.eng.adoptScales(s)
+}
+
 // OutputLatency returns how long the packets that Run has written were kept, from
 // when the guest sent them until they were written, whatever let them leave.
 func (c *Comparer) OutputLatency() Latency {

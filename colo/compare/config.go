@@ -91,8 +91,8 @@ type Config struct {
 	// blocks that hold for both guests. The rest follows when the secondary's guest has
 	// caught up. Segments are changed before they leave then, and acknowledgments without
 	// data are merged. Where the scale of the window is unknown, because the engine has
-	// not seen the connection begin, segments wait as with PatientAcks, and have the window
-	// that the primary's guest has given them.
+	// not seen the connection begin and was not told ([Comparer.AdoptScales]), segments wait
+	// as with PatientAcks, and have the window that the primary's guest has given them.
 	//
 	// It also lets the covered part of a segment leave by itself when the secondary's
 	// guest repeats it, or has said no more of the segment for 5 ms. Both make packets, so

@@ -59,7 +59,7 @@ type conn struct {
 // kindOf returns how p is compared, and sets the part of k that does not follow from p's
 // addresses.
 func (e *Engine) kindOf(p *pkt, k *connKey) kind {
-	deep := int(p.Link.Tags) > len(p.Link.VLAN) // it is not known which network that is
+	deep := p.deep()
 	switch p.Kind {
 	case packet.IP4, packet.IP6:
 	case packet.ARP:
@@ -93,6 +93,10 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	return kindDatagram
 }
 
+// deep reports whether p has more VLAN tags than are told apart, so that it is not known which
+// network that is.
+func (p *pkt) deep() bool { return int(p.Link.Tags) > len(p.Link.VLAN) }
+
 // conn returns the connection of p: a new one if there is none yet, nil if there are too
 // many. kindOf has set that part of k which is not p's flow.
 func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
@@ -112,17 +116,8 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 			e.crowded = true
 			return nil
 		}
-		if c = e.spare; c != nil {
-			e.spare = c.older
-			*c = conn{p: c.p, s: c.s, awaits: c.awaits}
-		} else {
-			c = new(conn)
-		}
-		c.key, c.hash, c.plain = *k, h, k.plain()
-		e.conns.add(c)
-		c.used = now
+		c = e.newConn(k, h, now)
 		c.blind, c.tcp.said.past = e.crowded, e.crowded
-		e.front(c)
 		if k.kind == kindSegment || k.kind == kindDatagram {
 			e.newcomer(c)
 			e.enlist(c)
@@ -130,6 +125,22 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 	}
 	c.used = now
 	e.lastConn = c
+	return c
+}
+
+// newConn adds a connection, for which there is room. The hash of its key is h.
+func (e *Engine) newConn(k *connKey, h uint64, now instant) *conn {
+	c := e.spare
+	if c != nil {
+		e.spare = c.older
+		*c = conn{p: c.p, s: c.s, awaits: c.awaits}
+	} else {
+		c = new(conn)
+	}
+	c.key, c.hash, c.plain = *k, h, k.plain()
+	e.conns.add(c)
+	c.used = now
+	e.front(c)
 	return c
 }
 

@@ -291,7 +291,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 // since the connection may last until a session begins. How far the guest has come with it
 // is not kept, since the guest will have come further by then.
 func (e *Engine) pass(p *pkt) {
-	if p.segment.is && p.flags&packet.SYN != 0 {
+	if p.opens() && !p.deep() {
 		e.key.kind = kindSegment
 		if c := e.conn(p, &e.key, e.now); c != nil {
 			var t told

@@ -316,11 +316,7 @@ func (e *Engine) restore(f Frame) (changed bool) {
 			scales = true
 		}
 	}
-	if t := &c.tcp.told; h.Flags()&packet.SYN != 0 && t.open && !t.scaled && h.Ack() == t.isn+1 {
-		if t.scaled = true; !scales {
-			t.scale = 0
-		}
-	}
+	c.tcp.told.answered(p, packet.VNetOf(f.Data, f.VNetHdr), scales)
 	if at == 0 || after(h.Ack(), c.tcp.told.end) {
 		return false // no guest looks at the echo of who acknowledges what was not sent
 	}

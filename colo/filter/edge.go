@@ -184,7 +184,7 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 		return true
 	case inward:
 		ends := h.Flags()&packet.RST != 0 || s.ends(h)
-		lost := ends && damaged(p, packet.VNetOf(frame, vnetHdr)) // the guest drops it
+		lost := ends && p.Damaged(packet.VNetOf(frame, vnetHdr)) // the guest drops it
 		s.inward(h)
 		if s.begun {
 			s.past(h)

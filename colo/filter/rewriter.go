@@ -117,7 +117,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	flags := h.Flags()
 	v := packet.VNetOf(frame, vnetHdr)
 	// The guest drops one that is damaged, which teaches nothing then.
-	lost := (c.teaches(h) || len(r.opens) > 0 && r.opens[k] != nil) && damaged(&r.pkt, v)
+	lost := (c.teaches(h) || len(r.opens) > 0 && r.opens[k] != nil) && r.pkt.Damaged(v)
 	switch {
 	case lost && (c == nil || !c.known()):
 		return true

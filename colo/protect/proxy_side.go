@@ -76,6 +76,7 @@ func (n *Proxy) Lead(ctx context.Context) error {
 	n.set(func() {
 		n.keepLatency()
 		n.first, n.second, n.swaps = n.newPrimary(), nil, false
+		s.HandOverScales(n.first)
 		n.begin()
 	})
 	n.tellRoom()

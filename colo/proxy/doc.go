@@ -96,7 +96,9 @@
 // A primary that has gone on can be protected again: the same Primary serves the
 // next session, with a new Secondary on the other side. A secondary that has gone
 // on becomes a Primary then, by [Secondary.Promote], and the connections that are
-// still translated outlive a second failover.
+// still translated outlive a second failover. By how much the windows of its guest's
+// connections are scaled, which the comparison has to know, is known from the checkpoint
+// that it has taken over from, and from the handshakes since.
 //
 // A secondary that takes over tells the network where the guest is now: it knows the
 // guest's addresses from the frames of both guests. [Announce] and [Neighbors] are for

@@ -39,6 +39,7 @@ func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
 	p = NewPrimary(cfg)
 	p.known, p.edge, p.announce = s.known, s.edge, s.announce
 	p.gate.open = !s.gate.closed()
+	s.HandOverScales(p)
 	return p, s.HandOver(s.edge)
 }
 
@@ -53,6 +54,7 @@ func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
 //     ([filter.Edge.Network]), and registers e as a device of the guest, behind the
 //     Primary. The new Secondary has an Edge of its own, in the same places and in
 //     the Rewriter of its configuration.
+//   - It calls HandOverScales.
 //
 // If this side has an Edge already, because it was a Secondary of such a pair, give
 // that one: it keeps its connections. HandOver returns how many connections e had no
@@ -62,6 +64,18 @@ func (s *Secondary) HandOver(e *filter.Edge) (left int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return e.Adopt(s.rewriter)
+}
+
+// HandOverScales gives p what this side knows of the windows of its guest's connections, which
+// the comparison of p cannot learn any more: by how much each is scaled. It is called after
+// HandOver, and before a session with p begins or the guest sends anything by way of p.
+func (s *Secondary) HandOverScales(p *Primary) {
+	if p.comparer == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.comparer.AdoptScales(s.scales)
 }
 
 // drainPoll is the time between two looks at whether everything has left.

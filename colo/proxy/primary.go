@@ -100,6 +100,7 @@ type Primary struct {
 	buffer   *filter.Buffer    // nil: compared
 	mirror   *filter.Outbox
 	backlog  filter.Backlog
+	scales   scaleImage // what PreSave has gathered
 
 	drafts sync.Mutex // of draft; taken before any other
 	draft  []byte     // continuous: where a packet is composed

@@ -138,7 +138,8 @@ func (p *Primary) Failover() error {
 func (p *Primary) Entry(instance uint32) vmstate.Entry { return entry(instance) }
 
 // PreSave gathers the packets that the guest sent before the mark and that have not left,
-// the guest's addresses, and the connections that are translated. (A vmstate.PreSaver.)
+// the guest's addresses, the connections that are translated, and the scales of the guest's
+// windows. (A vmstate.PreSaver.)
 func (p *Primary) PreSave() error {
 	if p.buffer != nil {
 		if err := p.buffer.PreSave(); err != nil {
@@ -147,6 +148,7 @@ func (p *Primary) PreSave() error {
 	} else {
 		p.backlog.Reset()
 		p.comparer.Unwritten(func(f compare.Frame) { p.backlog.Add(f.Data) })
+		p.scales.gather(p.comparer.AppendScales)
 	}
 	return preSave(p.known, p.edge)
 }
@@ -163,7 +165,7 @@ func (p *Primary) VMState(f *vmstate.Fields) {
 	default:
 		p.backlog.Save(f)
 	}
-	stand(f, p.known, p.edge)
+	stand(f, p.known, p.edge, &p.scales)
 }
 
 // HeldOutput returns the sum of the guest's output that waits for its twin or for its

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/vmstate"
@@ -76,9 +77,13 @@ type Secondary struct {
 	drafts sync.Mutex // of draft; taken before any other
 	draft  []byte     // where a packet is composed
 
+	staged scaleImage // the scales that PreSave has gathered, or that were loaded and not yet committed
+
 	mu        sync.Mutex
 	rewriter  *filter.Rewriter
-	started   bool // there was a commit
+	scales    *compare.Scales // of the guest's windows
+	inherited bool            // they were loaded since the last commit
+	started   bool            // there was a commit
 	alone     bool
 	silent    bool // the guest has sent nothing since its commit
 	connected bool
@@ -120,6 +125,7 @@ func NewSecondary(cfg SecondaryConfig) *Secondary {
 		keep:     filter.NewBuffer(filter.BufferConfig{Limit: cfg.Limit}),
 		out:      filter.NewOutbox(cfg.Outbox),
 		rewriter: filter.NewRewriter(cfg.Rewriter),
+		scales:   new(compare.Scales),
 	}
 	_ = s.out.Failover() // closed until a mark
 	return s
@@ -141,6 +147,7 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	}
 	s.known.FromGuest(packet, s.cfg.VNetHdr)
 	s.mu.Lock()
+	s.scales.FromGuest(packet, s.cfg.VNetHdr)
 	out, early := s.rewriter.OutboundCopy(packet, s.cfg.VNetHdr)
 	early = bytes.Clone(early)
 	err := s.send(out)
@@ -173,6 +180,7 @@ func (s *Secondary) compose(n int, compose func(packet []byte) bool) (early []by
 	s.known.FromGuest(s.draft, s.cfg.VNetHdr)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.scales.FromGuest(s.draft, s.cfg.VNetHdr)
 	early = bytes.Clone(s.rewriter.Outbound(s.draft, s.cfg.VNetHdr))
 	return early, s.send(s.draft)
 }
@@ -196,6 +204,9 @@ func (s *Secondary) give(early []byte) {
 	s.gate.mu.Lock()
 	defer s.gate.mu.Unlock()
 	if s.gate.open {
+		s.mu.Lock()
+		s.scales.ToGuest(early, s.cfg.VNetHdr)
+		s.mu.Unlock()
 		s.note(s.cfg.Deliver(early))
 	}
 }
@@ -350,6 +361,9 @@ func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) erro
 				s.known.ToGuest(packet, s.cfg.VNetHdr)
 				s.mu.Lock()
 				deliver := s.rewriter.Inbound(packet, s.cfg.VNetHdr)
+				if deliver {
+					s.scales.ToGuest(packet, s.cfg.VNetHdr)
+				}
 				s.mu.Unlock()
 				if !deliver {
 					return
@@ -391,6 +405,10 @@ func (s *Secondary) Commit(epoch uint64) error {
 		s.mu.Unlock()
 		return err
 	}
+	if !s.inherited { // what is known is of a guest that is no more
+		s.scales = new(compare.Scales)
+	}
+	s.inherited = false
 	s.started, s.alone, s.silent, s.epoch = true, false, true, epoch
 	if s.connected && !s.cfg.Continuous { // nobody reads it there, and each wakes both hosts
 		_ = s.out.Mark(epoch) // never fails
@@ -423,12 +441,15 @@ func (s *Secondary) Failover() error {
 // side.
 func (s *Secondary) Entry(instance uint32) vmstate.Entry { return entry(instance) }
 
-// PreSave gathers the packets that have not left, the guest's addresses, and the
-// connections that are translated. (A vmstate.PreSaver.)
+// PreSave gathers the packets that have not left, the guest's addresses, the connections that
+// are translated, and the scales of the guest's windows. (A vmstate.PreSaver.)
 func (s *Secondary) PreSave() error {
 	if err := s.keep.PreSave(); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.staged.gather(s.scales.Append)
+	s.mu.Unlock()
 	return preSave(s.known, s.edge)
 }
 
@@ -436,7 +457,7 @@ func (s *Secondary) PreSave() error {
 // the next commit. (A vmstate.Device.)
 func (s *Secondary) VMState(f *vmstate.Fields) {
 	s.keep.VMState(f)
-	stand(f, s.known, s.edge)
+	stand(f, s.known, s.edge, &s.staged)
 }
 
 // PostLoad gives the guest the packets and addresses that were loaded. (A vmstate.PostLoader.)
@@ -444,6 +465,9 @@ func (s *Secondary) PostLoad(version uint32) error {
 	if err := s.keep.PostLoad(version); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.scales, s.inherited = s.staged.take(version), true
+	s.mu.Unlock()
 	return postLoad(version, s.known, s.edge)
 }
 

@@ -1,16 +1,18 @@
 package proxy
 
 import (
+	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
 // The section of a NIC is that of a filter.Buffer. From version 2 on it is followed by the
 // guest's addresses, which the side that goes on announces, and by the connections that
-// are translated, which it has to go on translating.
+// are translated, which it has to go on translating; from version 3 on by the scales of the
+// guest's windows, which that side's comparison has to know once its guest is protected again.
 
-// sectionVersion is the version that is saved. A section of version 1 loads too.
-const sectionVersion = 2
+// sectionVersion is the version that is saved. A section of version 1 or 2 loads too.
+const sectionVersion = 3
 
 func entry(instance uint32) vmstate.Entry {
 	e := filter.BacklogEntry(instance)
@@ -28,12 +30,57 @@ func preSave(known *Neighbors, edge *filter.Edge) error {
 }
 
 // stand saves or loads the part of the section after the packets.
-func stand(f *vmstate.Fields, known *Neighbors, edge *filter.Edge) {
+func stand(f *vmstate.Fields, known *Neighbors, edge *filter.Edge, scales *scaleImage) {
 	if f.Loading() && f.Version() < 2 {
 		return
 	}
 	f.Struct("neighbors", known.Entry(0).Name, known.Entry(0).Version, known.VMState)
 	f.Struct("connections", edge.Entry(0).Name, edge.Entry(0).Version, edge.VMState)
+	if f.Loading() && f.Version() < 3 {
+		return
+	}
+	f.Struct("windows", "lockstep-net-windows", 1, scales.VMState)
+}
+
+// scaleImage has the scales of the guest's windows as a section has them: the records of a
+// compare.Scales.
+type scaleImage struct {
+	count  uint32
+	data   []byte
+	loaded *compare.Scales // what data has, where it was loaded; nil: nothing was
+}
+
+// gather makes what add appends that which is saved.
+func (m *scaleImage) gather(add func([]byte) []byte) {
+	m.data = add(m.data[:0])
+	m.count = uint32(len(m.data) / compare.ScaleRecord)
+}
+
+// VMState names the records. What is loaded is checked and touches nothing else. (A
+// vmstate.Device.)
+func (m *scaleImage) VMState(f *vmstate.Fields) {
+	if f.Loading() {
+		m.loaded = nil
+	}
+	f.Uint32("count", &m.count)
+	f.Bytes("scales", vmstate.Resize(f, &m.data, uint64(m.count)*compare.ScaleRecord, compare.MaxScales*compare.ScaleRecord))
+	if f.Loading() && f.Err() == nil {
+		var err error
+		if m.loaded, err = compare.LoadScales(m.data); err != nil {
+			f.Fail(&filter.Error{Op: "load", Offset: -1, Err: err})
+		}
+	}
+}
+
+// take returns what a section of version has loaded, which becomes what is known: nothing,
+// where the section has none.
+func (m *scaleImage) take(version uint32) *compare.Scales {
+	s := m.loaded
+	*m = scaleImage{}
+	if s == nil || version < 3 {
+		s = new(compare.Scales)
+	}
+	return s
 }
 
 // postLoad puts into force what stand has loaded.

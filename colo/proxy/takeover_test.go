@@ -95,7 +95,7 @@ func secondaryAlone(t *testing.T, out proxy.Network, change func(*proxy.Secondar
 	return s, done
 }
 
-func sectionOf(t *testing.T, e vmstate.Entry, d vmstate.Device) []byte {
+func sectionOf(t testing.TB, e vmstate.Entry, d vmstate.Device) []byte {
 	t.Helper()
 	var reg vmstate.Registry
 	if err := reg.Register(e, d); err != nil {
@@ -113,7 +113,7 @@ func sectionOf(t *testing.T, e vmstate.Entry, d vmstate.Device) []byte {
 	return b.Bytes()
 }
 
-func commitState(t *testing.T, s *proxy.Secondary, state []byte) {
+func commitState(t testing.TB, s *proxy.Secondary, state []byte) {
 	t.Helper()
 	var reg vmstate.Registry
 	for _, err := range []error{reg.Register(s.Entry(0), s), reg.LoadDevices(state, nil), reg.Commit()} {
