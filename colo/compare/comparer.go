@@ -424,7 +424,7 @@ func (c *Comparer) Unwritten(fn func(Frame)) {
 
 // AppendScales appends a record of [ScaleRecord] bytes to b for each TCP connection of which
 // the scale of the guest's window is known, of at most [MaxScales]. After a mark, while the
-// guest stands still, they are what the checkpoint has of the guest; see [LoadScales].
+// guest stands still, they are what the checkpoint has of the guest; see [Scales.Load].
 func (c *Comparer) AppendScales(b []byte) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

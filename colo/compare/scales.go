@@ -11,7 +11,7 @@ import (
 )
 
 // ErrScales says that what was loaded is no table of scales: a connection in it is of an
-// unknown kind, or is there twice, or has a scale that no window has, or its end is missing.
+// unknown kind, or has a scale that no window has, or its end is missing.
 var ErrScales = errors.New("compare: malformed table of window scales")
 
 // MaxScales is the greatest number of connections of which the scale of the window is kept
@@ -24,16 +24,42 @@ const MaxScales = 1 << 14
 // ([Comparer.AdoptScales]). A connection that it has not seen begin is not in it.
 //
 // It is right if it is given all that the guest sends and is sent, as the guest has it, and
-// if it is loaded anew when the guest becomes another.
+// if it is loaded anew ([Scales.Load]) when the guest becomes another.
 //
 // The zero value has none. It is used by one goroutine at a time.
 type Scales struct {
-	conns map[packet.Key]told // by the guest's direction, as toldOf returns it
+	table []byte              // what was loaded: records that were checked; of connections in conns they do not count
+	conns map[packet.Key]told // what began since, by the guest's direction, as toldOf returns it
 	pkt   pkt
 }
 
 // Len returns the number of connections, those included whose handshake is not complete.
-func (s *Scales) Len() int { return len(s.conns) }
+func (s *Scales) Len() int {
+	n := 0
+	s.all(func(*packet.Key, told) bool { n++; return true })
+	return n
+}
+
+// all calls f for each connection, those first that began since the table was loaded, until
+// f returns false.
+func (s *Scales) all(f func(k *packet.Key, t told) bool) {
+	for k, t := range s.conns {
+		if !f(&k, t) {
+			return
+		}
+	}
+	seen := make(map[packet.Key]bool, len(s.table)/ScaleRecord)
+	for b := s.table; len(b) > 0; b = b[ScaleRecord:] {
+		k := scaleKeyOf(b)
+		if _, ok := s.conns[k]; ok || seen[k] {
+			continue
+		}
+		seen[k] = true
+		if !f(&k, told{scale: b[scaleKey], scaled: true}) {
+			return
+		}
+	}
+}
 
 // FromGuest looks at a frame that the guest sends. It begins with a virtio-net header of
 // vnetHdr bytes.
@@ -45,6 +71,7 @@ func (s *Scales) FromGuest(frame []byte, vnetHdr int) {
 	var k packet.Key
 	p.Key(&k)
 	if _, ok := s.conns[k]; !ok && len(s.conns) >= MaxScales {
+		s.table = s.table[:0] // it may have another scale for the connection that is forgotten
 		for any := range s.conns {
 			delete(s.conns, any)
 			break
@@ -132,17 +159,18 @@ func (e *Engine) adoptScales(s *Scales) {
 	if !e.passing || e.strict != nil {
 		return
 	}
-	for k, t := range s.conns {
-		key := connKey{Key: k, kind: kindSegment}
+	s.all(func(k *packet.Key, t told) bool {
+		key := connKey{Key: *k, kind: kindSegment}
 		h := e.conns.hash(&key)
-		switch {
-		case e.conns.find(h, &key) != nil:
-		case e.conns.n >= e.cfg.MaxConns:
-			return
-		default:
-			e.newConn(&key, h, e.now).tcp.told = t
+		if e.conns.find(h, &key) != nil {
+			return true
 		}
-	}
+		if e.conns.n >= e.cfg.MaxConns {
+			return false
+		}
+		e.newConn(&key, h, e.now).tcp.told = t
+		return true
+	})
 }
 
 // A record of a table has the connection, by the guest's direction, and the scale:
@@ -172,14 +200,15 @@ func appendScale(b []byte, k *packet.Key, scale uint8) []byte {
 }
 
 // Append appends a record of [ScaleRecord] bytes to b for each connection whose scale is
-// known, in ascending order.
+// known, of at most [MaxScales], in ascending order.
 func (s *Scales) Append(b []byte) []byte {
-	records := make([][]byte, 0, len(s.conns))
-	for k, t := range s.conns {
+	records := make([][]byte, 0, len(s.conns)+len(s.table)/ScaleRecord)
+	s.all(func(k *packet.Key, t told) bool {
 		if t.scaled {
-			records = append(records, appendScale(make([]byte, 0, ScaleRecord), &k, t.scale))
+			records = append(records, appendScale(make([]byte, 0, ScaleRecord), k, t.scale))
 		}
-	}
+		return len(records) < MaxScales
+	})
 	slices.SortFunc(records, bytes.Compare)
 	for _, r := range records {
 		b = append(b, r...)
@@ -200,30 +229,51 @@ func (e *Engine) appendScales(b []byte) []byte {
 	return b
 }
 
-// LoadScales returns the table that b has, as Append of a Scales or AppendScales of a
-// Comparer makes it, in any order. What is none is [ErrScales].
-func LoadScales(b []byte) (*Scales, error) {
+// Load makes of s the table that b has, as Append and [Comparer.AppendScales] make it, in any
+// order; of a connection that is there twice the first record counts. What is no table is
+// [ErrScales], and changes nothing. It takes a copy, which later calls use again, and looks into it
+// no further before it has to: each checkpoint brings a table, and hardly one is needed.
+func (s *Scales) Load(b []byte) error {
 	if len(b)%ScaleRecord != 0 || len(b) > MaxScales*ScaleRecord {
-		return nil, fmt.Errorf("%w: %d bytes", ErrScales, len(b))
+		return fmt.Errorf("%w: %d bytes", ErrScales, len(b))
 	}
-	s := &Scales{conns: make(map[packet.Key]told, len(b)/ScaleRecord)}
-	for n := 0; len(b) > 0; n, b = n+1, b[ScaleRecord:] {
-		k := packet.Key{
-			Src: [16]byte(b[12:]), Dst: [16]byte(b[28:]), Ports: binary.BigEndian.Uint32(b[8:]),
-			Proto: packet.ProtoTCP, Kind: packet.IP4,
-			Layers: b[1], VLAN: binary.BigEndian.Uint16(b[2:]), Outer: binary.BigEndian.Uint32(b[4:]),
+	for n := 0; n < len(b); n += ScaleRecord {
+		if !isScale((*[ScaleRecord]byte)(b[n:])) {
+			return fmt.Errorf("%w: connection %d", ErrScales, n/ScaleRecord)
 		}
-		if b[0] == 6 {
-			k.Kind = packet.IP6
-		}
-		scale := b[scaleKey]
-		_, twice := s.conns[k]
-		var zero [12]byte
-		if b[0] != 4 && b[0] != 6 || twice || scale > maxScale ||
-			b[0] == 4 && ([12]byte(k.Src[4:]) != zero || [12]byte(k.Dst[4:]) != zero) {
-			return nil, fmt.Errorf("%w: connection %d", ErrScales, n)
-		}
-		s.conns[k] = told{scale: scale, scaled: true}
 	}
-	return s, nil
+	s.table = append(s.table[:0], b...)
+	clear(s.conns)
+	return nil
+}
+
+// Reset makes s have none. It keeps its memory.
+func (s *Scales) Reset() {
+	s.table = s.table[:0]
+	clear(s.conns)
+}
+
+// isScale reports whether r is a record of a table.
+func isScale(r *[ScaleRecord]byte) bool {
+	switch {
+	case r[scaleKey] > maxScale:
+		return false
+	case r[0] == 6:
+		return true
+	}
+	var zero [12]byte
+	return r[0] == 4 && [12]byte(r[16:]) == zero && [12]byte(r[32:]) == zero
+}
+
+// scaleKeyOf returns the connection of the record that b begins with.
+func scaleKeyOf(b []byte) packet.Key {
+	k := packet.Key{
+		Src: [16]byte(b[12:]), Dst: [16]byte(b[28:]), Ports: binary.BigEndian.Uint32(b[8:]),
+		Proto: packet.ProtoTCP, Kind: packet.IP4,
+		Layers: b[1], VLAN: binary.BigEndian.Uint16(b[2:]), Outer: binary.BigEndian.Uint32(b[4:]),
+	}
+	if b[0] == 6 {
+		k.Kind = packet.IP6
+	}
+	return k
 }

@@ -23,7 +23,7 @@ func synAck(port uint16, shift byte, vnet int) []byte {
 func scalesOf(t *testing.T, s *compare.Scales) map[uint16]byte {
 	t.Helper()
 	table := s.Append(nil)
-	if _, err := compare.LoadScales(table); err != nil {
+	if err := new(compare.Scales).Load(table); err != nil {
 		t.Error(err)
 	}
 	m := map[uint16]byte{}
@@ -116,11 +116,11 @@ func TestATableOfScalesIsTakenAsFarAsThereIsRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.AdoptScales(&s)
-	got, err := compare.LoadScales(c.AppendScales(nil))
-	if err != nil {
+	var got compare.Scales
+	if err := got.Load(c.AppendScales(nil)); err != nil {
 		t.Fatal(err)
 	}
-	if m := scalesOf(t, got); len(m) != 10 || m[3] != 9 || m[4] != 3 {
+	if m := scalesOf(t, &got); len(m) != 10 || m[3] != 9 || m[4] != 3 {
 		t.Errorf("%v: what it has seen itself counts", m)
 	}
 }
@@ -143,16 +143,62 @@ func TestATableOfScalesIsNotLoadedInPart(t *testing.T) {
 	s.FromGuest(synAck(2, 3, 0), 0)
 	table := s.Append(nil)
 	for n := range len(table) {
-		got, err := compare.LoadScales(table[:n])
+		var got compare.Scales
+		got.FromGuest(synAck(3, 3, 0), 0)
+		err := got.Load(table[:n])
 		switch {
 		case n%compare.ScaleRecord == 0 && (err != nil || got.Len() != n/compare.ScaleRecord):
 			t.Errorf("%d bytes: %v", n, err)
-		case n%compare.ScaleRecord != 0 && (!errors.Is(err, compare.ErrScales) || got != nil):
+		case n%compare.ScaleRecord != 0 && (!errors.Is(err, compare.ErrScales) || got.Len() != 1 || scalesOf(t, &got)[3] != 3):
 			t.Errorf("%d bytes: %v", n, err)
 		}
 	}
-	if _, err := compare.LoadScales(make([]byte, (compare.MaxScales+1)*compare.ScaleRecord)); !errors.Is(err, compare.ErrScales) {
+	if err := s.Load(make([]byte, (compare.MaxScales+1)*compare.ScaleRecord)); !errors.Is(err, compare.ErrScales) {
 		t.Error(err)
+	}
+}
+
+func TestWhatBeginsAfterATableWasLoadedCountsInItsPlace(t *testing.T) {
+	var saved, s compare.Scales
+	for port := range uint16(4) {
+		saved.FromGuest(synAck(port, 3, 0), 0)
+	}
+	table := saved.Append(nil)
+	again := bytes.Clone(table[:compare.ScaleRecord])
+	again[compare.ScaleRecord-1] = 9 // of a connection that is there twice the first counts
+	if err := s.Load(append(table, again...)); err != nil {
+		t.Fatal(err)
+	}
+	s.FromGuest(synAck(1, 8, 0), 0)
+	call := synAck(2, 7, 0)
+	call[47] = packet.SYN // there is no answer yet
+	s.FromGuest(call, 0)
+	if m := scalesOf(t, &s); s.Len() != 4 || len(m) != 3 || m[0] != 3 || m[1] != 8 || m[3] != 3 {
+		t.Errorf("%d: %v", s.Len(), m)
+	}
+	c := compare.NewComparer(compare.Config{})
+	c.AdoptScales(&s)
+	var got compare.Scales
+	if err := got.Load(c.AppendScales(nil)); err != nil {
+		t.Fatal(err)
+	}
+	if m := scalesOf(t, &got); len(m) != 3 || m[0] != 3 || m[1] != 8 || m[3] != 3 {
+		t.Errorf("adopted: %v", m)
+	}
+	// So many that one has to be forgotten: it may be one of the table's.
+	for port := range uint16(compare.MaxScales) {
+		s.FromGuest(synAck(port, 5, 0), 0)
+	}
+	for n := range uint16(100) {
+		s.FromGuest(synAck(compare.MaxScales+n, 5, 0), 0)
+	}
+	for port, scale := range scalesOf(t, &s) {
+		if scale != 5 {
+			t.Errorf("%d: %d", port, scale)
+		}
+	}
+	if s.Reset(); s.Len() != 0 {
+		t.Error("it has something after Reset")
 	}
 }
 
@@ -190,8 +236,9 @@ func BenchmarkScales(b *testing.B) {
 		}
 	})
 	b.Run("load", func(b *testing.B) {
+		var s compare.Scales
 		for b.Loop() {
-			if _, err := compare.LoadScales(table); err != nil {
+			if err := s.Load(table); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -406,7 +406,7 @@ func (s *Secondary) Commit(epoch uint64) error {
 		return err
 	}
 	if !s.inherited { // what is known is of a guest that is no more
-		s.scales = new(compare.Scales)
+		s.scales.Reset()
 	}
 	s.inherited = false
 	s.started, s.alone, s.silent, s.epoch = true, false, true, epoch
@@ -466,7 +466,7 @@ func (s *Secondary) PostLoad(version uint32) error {
 		return err
 	}
 	s.mu.Lock()
-	s.scales, s.inherited = s.staged.take(version), true
+	s.scales, s.inherited = s.staged.take(version, s.scales), true
 	s.mu.Unlock()
 	return postLoad(version, s.known, s.edge)
 }

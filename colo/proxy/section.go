@@ -47,7 +47,7 @@ func stand(f *vmstate.Fields, known *Neighbors, edge *filter.Edge, scales *scale
 type scaleImage struct {
 	count  uint32
 	data   []byte
-	loaded *compare.Scales // what data has, where it was loaded; nil: nothing was
+	loaded *compare.Scales // what data has, where it was loaded; nil: it never was
 }
 
 // gather makes what add appends that which is saved.
@@ -59,27 +59,28 @@ func (m *scaleImage) gather(add func([]byte) []byte) {
 // VMState names the records. What is loaded is checked and touches nothing else. (A
 // vmstate.Device.)
 func (m *scaleImage) VMState(f *vmstate.Fields) {
-	if f.Loading() {
-		m.loaded = nil
-	}
 	f.Uint32("count", &m.count)
 	f.Bytes("scales", vmstate.Resize(f, &m.data, uint64(m.count)*compare.ScaleRecord, compare.MaxScales*compare.ScaleRecord))
 	if f.Loading() && f.Err() == nil {
-		var err error
-		if m.loaded, err = compare.LoadScales(m.data); err != nil {
+		if m.loaded == nil {
+			m.loaded = new(compare.Scales)
+		}
+		if err := m.loaded.Load(m.data); err != nil {
 			f.Fail(&filter.Error{Op: "load", Offset: -1, Err: err})
 		}
 	}
 }
 
-// take returns what a section of version has loaded, which becomes what is known: nothing,
-// where the section has none.
-func (m *scaleImage) take(version uint32) *compare.Scales {
-	s := m.loaded
-	*m = scaleImage{}
-	if s == nil || version < 3 {
-		s = new(compare.Scales)
+// take returns what a section of version has loaded, which becomes what is known, in place of
+// what was known before, whose memory serves the next section. Where the section has none,
+// nothing is known.
+func (m *scaleImage) take(version uint32, before *compare.Scales) *compare.Scales {
+	if version < 3 {
+		before.Reset()
+		return before
 	}
+	s := m.loaded
+	m.loaded = before
 	return s
 }
 
