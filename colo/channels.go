@@ -121,7 +121,8 @@ func (b *beside) cut() {
 	}
 }
 
-// settle stops the staging of pages from the channels. It sends nothing to the other side.
+// settle ends the staging of pages from the channels: when it returns, no page of theirs
+// is being staged. It sends nothing to the other side.
 func (b *beside) settle() {
 	if b != nil && b.halt != nil {
 		b.halt()
@@ -161,7 +162,8 @@ func (b *beside) end() {
 	}
 }
 
-// limit bounds a wait for the channels as one for the session's connection is bounded.
+// limit makes a wait for the channels end when a wait for the session's connection
+// would: at the same deadline, with the same error.
 type limit struct{ t *timedConn }
 
 // Deadline implements lanes.Limit.
@@ -228,7 +230,7 @@ func (s *Secondary) openChannels() error {
 	return nil
 }
 
-// use tells the link of the channels.
+// use tells the link which channels run beside the session's connection.
 func (s *session) use(b *beside) {
 	s.beside = b
 	s.link.conn.beside = b

@@ -27,7 +27,8 @@ const (
 	longestDigest = 50 * time.Millisecond
 )
 
-// convergence is a checkpoint that Converge has asked for.
+// convergence is a checkpoint that Converge has asked for, with the function
+// that Run calls right before the pause.
 type convergence struct{ ready func() }
 
 // Converge asks for a checkpoint, as RequestCheckpoint does, in which the guest stands still
@@ -36,8 +37,8 @@ type convergence struct{ ready func() }
 // the secondary has had the time to take it in, as far as the speed of the link is known. The guest's
 // output waits longer for it than for an ordinary checkpoint, by no more than twice the
 // transfer time of that. Packets that have diverged end the rounds after the first. Info.Sync
-// tells how far it is. MinInterval does not delay it: a host that wants little to be committed
-// while the guest stands still has another checkpoint made right before.
+// tells how far the rounds are. MinInterval does not delay it: a host that wants little to be
+// committed while the guest stands still has another checkpoint made right before.
 //
 // ready, if it is not nil, is called on the goroutine in Run right before the guest is paused
 // for that checkpoint, and must not wait. Until a checkpoint has answered a call of Converge,
@@ -104,11 +105,12 @@ func (p *Primary) converge(ctx context.Context) error {
 	return p.link.Flush()
 }
 
-// digested waits until the secondary has taken in a round of so many bytes that began at a time:
-// about as long as the link needs for them. What has left this host may still be on its way, in the
-// buffers of both kernels, and a guest that is paused now stands still until the secondary has it;
-// one that runs writes meanwhile what it is sent in the next round. A checkpoint that is
-// requested meanwhile, for packets that wait, ends the wait.
+// digested waits until the secondary has taken in a round of so many bytes, which began at the time
+// began: it waits about as long as the link needs for those bytes. What has left this host may
+// still be on its way, in the buffers of both kernels, and a guest that were paused now would
+// stand still until the secondary has all of it. A guest that runs meanwhile writes pages, and the
+// next round sends those. A checkpoint that is requested meanwhile, for packets that wait, ends
+// the wait.
 func (p *Primary) digested(ctx context.Context, bytes int64, began time.Time) error {
 	wait := time.Duration(float64(bytes) / max(p.syncRate, p.early.link.mostBytes()) * float64(time.Second))
 	wait = min(wait, longestDigest) - time.Since(began)

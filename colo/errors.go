@@ -19,8 +19,8 @@ var (
 	ErrEnded = errors.New("session has ended")
 
 	// ErrGoodbye: the peer has ended the protection on purpose, or has said
-	// that it cannot take part in it; the error is then a *GoodbyeError. It is
-	// also what a secondary's Run returns that was ended by End. A secondary
+	// that it cannot take part in it; the error is then a *GoodbyeError. A
+	// secondary that was ended by End returns it from Run, too. A secondary
 	// that returns it must not go on with its guest: the primary runs.
 	ErrGoodbye = errors.New("protection ended on purpose")
 
@@ -80,7 +80,8 @@ func (e *GoodbyeError) Error() string {
 // Is reports whether target is ErrGoodbye.
 func (e *GoodbyeError) Is(target error) bool { return target == ErrGoodbye }
 
-// stalled is the cause of the end of a session whose checkpoint is older than it may be.
+// stalled is the type of ErrStalled: a type of its own, so that errors.Is finds
+// ErrTimeout and os.ErrDeadlineExceeded in it.
 type stalled struct{}
 
 func (stalled) Error() string { return "the checkpoint took too long" }

@@ -21,7 +21,8 @@ type undo struct {
 	goOn, stay func(ctx context.Context) error
 }
 
-// hold records an undo. A second one of the same name is not recorded.
+// hold records an undo, which release calls. A second one of the same name is
+// not recorded.
 func (s *session) hold(u undo) {
 	for _, b := range s.begun {
 		if b.what == u.what {
@@ -79,7 +80,8 @@ func drop(net any) func(context.Context) error {
 	return func(context.Context) error { return d.Drop() }
 }
 
-// parting says how a session ends, as far as the goroutine in Run knows by then.
+// parting says how a session ends, as far as the goroutine in Run knows when it
+// calls end.
 type parting struct {
 	cause error
 	sure  bool   // the other side certainly does not run the guest: this one goes on, and asks nobody
@@ -89,8 +91,8 @@ type parting struct {
 
 // end is the only exit of Run once both sides have a guest: it pauses the guest, says
 // why the session ends, settles who goes on, releases everything, and lets the guest go
-// on or not. It tells the peer before it asks the arbiter if the link broke, and after
-// that if this side has decided to leave a peer that may be well.
+// on or not. If the link broke, it tells the peer before it asks the arbiter; if this
+// side has decided to leave a peer that may be well, it asks the arbiter first.
 func (s *session) end(ctx context.Context, p parting) error {
 	hold := context.WithoutCancel(ctx)
 	s.due, s.patient, s.hosts = time.Time{}, s.patience(), 0
@@ -197,7 +199,8 @@ func (s *session) sayExit(cause error) {
 	s.events.Publish(exit)
 }
 
-// reported returns what Lost was told, nil if it was not called.
+// reported returns the reason that the caller of Lost gave, nil if Lost was not
+// called.
 func (s *session) reported() error {
 	select {
 	case <-s.lost:

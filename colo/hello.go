@@ -25,7 +25,8 @@ type announcement struct {
 	CheckpointTimeout int64 `json:"checkpoint-timeout"`
 }
 
-// offer is an announcement and what else the primary knows.
+// offer is all that a primary announces: the announcement, and the extensions
+// of the protocol that this primary has.
 type offer struct {
 	announcement
 	Resend bool `json:"resend"` // DirtyPages
@@ -33,7 +34,8 @@ type offer struct {
 	// compressed, by the method's name.
 	Channels    int    `json:"channels"`
 	Compression string `json:"compression"`
-	// Early: memory may be sent between checkpoints. Differences: as differences, too.
+	// Early: the primary may send memory between checkpoints. Differences: it may send
+	// that memory as differences, too.
 	Early       bool `json:"early"`
 	Differences bool `json:"differences"`
 }

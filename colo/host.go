@@ -57,7 +57,7 @@ type PrimaryNetwork interface {
 	// Received: the secondary holds all of epoch. Output up to its mark
 	// may leave. The guest may be running.
 	Received(epoch uint64) error
-	// Loaded: the guest of the secondary has been put into the state of epoch.
+	// Loaded: the secondary has put its guest into the state of epoch.
 	Loaded(epoch uint64) error
 	// Failover: this side goes on alone. All that is held leaves, in
 	// order, and what follows passes.
@@ -70,7 +70,7 @@ type SecondaryNetwork interface {
 	// Commit: memory, devices and disks are now in the state of epoch; output
 	// that the guest gave before is void. The guest is paused.
 	Commit(epoch uint64) error
-	// Resumed: the guest runs from epoch.
+	// Resumed: the guest runs on from the state of epoch.
 	Resumed(epoch uint64) error
 	// Failover: this side goes on alone, from the state its guest is in.
 	Failover() error
@@ -92,12 +92,12 @@ type Dropper interface{ Drop() error }
 // or TCP itself (TCP_USER_TIMEOUT).
 type Heartbeat interface{ Alive() bool }
 
-// A Waiter is a VM whose vCPUs may wait for what comes only when this host has been given
-// the guest: the answer to a write behind a shut gate (see replication.Primary.Gated). Such
-// a guest cannot be paused before the arbiter has been asked. At the end of a session with
-// an Arbiter, where Waits says so and Pause does not return, its context ends and the
-// arbiter is asked while the guest waits. Waits is called by another goroutine during
-// Pause, and does not block.
+// A Waiter is a VM whose vCPUs may wait for something that comes only after the arbiter has
+// given this host the guest: the answer to a disk write that replication holds back until
+// then (see replication.Primary.Gated). Such a guest cannot be paused before the arbiter
+// has been asked. At the end of a session with an Arbiter, where Waits returns true and
+// Pause does not return, the session ends the context of Pause and asks the arbiter while
+// the guest waits. Waits is called by another goroutine during Pause, and must not block.
 type Waiter interface {
 	Waits() bool
 }
@@ -111,9 +111,9 @@ type Stage interface {
 	Discard()
 }
 
-// Settler is a Stage with work that can wait: Settle is called when
-// vmstate-loaded has left, before the wait for the next checkpoint, and the
-// primary's guest runs meanwhile.
+// Settler is a Stage that can put off a part of its work: Settle is called for
+// that part when vmstate-loaded has been sent, before the wait for the next
+// checkpoint. Both guests run meanwhile.
 type Settler interface{ Settle() error }
 
 // Loader takes a guest's state in place of a vmstate.Registry, on a host that
@@ -166,11 +166,12 @@ type Claim struct {
 type Arbiter interface {
 	// Arbitrate returns nil if this side shall go on. An error that matches
 	// ErrRefused says that the other side does: it is final. Any other error
-	// says that nobody could be asked; it is called again after a while, until
-	// the context of Run ends. It is called with the guest paused, unless the
-	// guest cannot be, and may take as long as it needs; the context ends when
-	// the caller's does, when Fenced settles the matter, or when Failover makes
-	// it another question (Ordered), which is then asked.
+	// says that nobody could be asked; Arbitrate is then called again after a
+	// while, until the context of Run ends. It is called with the guest paused,
+	// unless the guest cannot be paused (see Waiter), and may take as long as
+	// it needs. Its context ends when the context of Run does, when Fenced
+	// settles the matter, or when Failover is called: then Arbitrate is called
+	// again with Ordered set.
 	Arbitrate(ctx context.Context, c Claim) error
 }
 

@@ -57,9 +57,9 @@ type Info struct {
 	// own connection does. Set before checkpoint-ready.
 	Channels int `json:"channels,omitempty"`
 
-	// Sync is the initial synchronisation, until checkpoint-ready, and from then on the
-	// last checkpoint that Converge has asked for, if there was one, with its rounds as
-	// passes; primary only.
+	// Sync is how far the initial synchronisation is, until checkpoint-ready. From then
+	// on it describes the last checkpoint that Converge has asked for, if there was
+	// one, and its passes are the rounds of that; primary only.
 	Sync Progress `json:"sync"`
 
 	// Held is the output that waits now, as far as the network says (see
@@ -135,7 +135,8 @@ type Stopper interface{ Stopped() time.Duration }
 // the goroutine in Run when a checkpoint has been committed.
 type PageKeeper interface{ Kept() ram.KeepStats }
 
-// keeps records for Info what the memory of this side counts of the pages that stay writable.
+// keeps records for Info.Kept what memory, the RAM of this side, counts of the pages that
+// stay writable.
 func (s *session) keeps(memory any) {
 	k, ok := memory.(PageKeeper)
 	if !ok {

@@ -23,9 +23,10 @@ type inlet struct {
 
 const inletBytes = 4 << 10
 
-// watch makes a link read ahead on a goroutine of its own, which ends when the
-// connection is closed and is waited for by join. Close must end a Read. An order may have
-// interrupted the link before: that is the affair of who reads what has arrived.
+// watch starts a goroutine that reads ahead. It ends when the connection is closed, and
+// join waits for it: so the Close of a connection must end a Read. If an order has
+// interrupted the link before, watch does nothing about that: the next read of the link
+// returns the interruption.
 func (l *Link) watch() {
 	in := &inlet{arrived: make(chan struct{}, 1), room: make(chan struct{}, 1), done: make(chan struct{})}
 	t := l.conn

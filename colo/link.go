@@ -112,7 +112,8 @@ func (l *Link) next() (got Message, at int64, err error) {
 	return got, at, l.R.Err()
 }
 
-// is returns nil if got is want, and otherwise a *MessageError, or what Goodbye says.
+// is returns nil if got is want. Otherwise it returns a *MessageError, or the
+// *GoodbyeError of a peer that has said Goodbye.
 func (l *Link) is(got, want Message, at int64) error {
 	switch got {
 	case want:
@@ -149,7 +150,7 @@ func (l *Link) interrupt() { l.conn.interrupt() }
 // allow lets reads and writes happen again after an interrupt.
 func (l *Link) allow() { l.conn.allow() }
 
-// errInterrupted is returned by a read or a write that ended because the session is to end.
+// errInterrupted is returned by a read or a write that interrupt has ended.
 var errInterrupted = errors.New("interrupted")
 
 // deadliner is a connection that can end a wait at a time, as a net.Conn can.
@@ -236,9 +237,9 @@ func (t *timedConn) turn() error {
 	return nil
 }
 
-// lives reports whether the peer is known to live, so that an operation that has
-// stood still for the whole timeout goes on waiting: its heartbeat says so, or bytes
-// have crossed the channels since the wait began, or since it was called last.
+// lives reports whether the peer is known to live: its heartbeat says so, or bytes
+// have crossed the channels since the wait began, or since lives was called last. An
+// operation that has stood still for the whole timeout then goes on waiting.
 func (t *timedConn) lives() bool {
 	if t.strict.Load() {
 		return false
@@ -249,7 +250,8 @@ func (t *timedConn) lives() bool {
 	return t.alive != nil && t.alive()
 }
 
-// again reports whether it was only its timeout that ended an operation.
+// again reports whether only the timeout has ended an operation, so that the
+// caller may go on with it while the peer lives.
 func (t *timedConn) again(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrStalled) && !errors.Is(err, errInterrupted)
 }
@@ -309,8 +311,9 @@ func (t *timedConn) timed(read bool, f func() error) error {
 	return err
 }
 
-// closeAt closes the connection at a time, and then every d where the peer lives
-// and until allows it. Late reports whether it did.
+// closeAt closes the connection at the time at. If the peer lives then, and the
+// time set by until has not come, it looks again after each further d instead.
+// late reports whether it has closed the connection.
 func (t *timedConn) closeAt(at time.Time, d time.Duration) (stop func(), late func() bool) {
 	var mu sync.Mutex
 	var timer *time.Timer

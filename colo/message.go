@@ -19,20 +19,21 @@ const (
 	messageMax
 )
 
-// The words that are not QEMU's. A side says one only to a peer that has announced that it
-// knows it, but for Goodbye, which is also the last word to a peer whose stream it cannot take:
-// a QEMU takes that for the end of the connection, which follows.
+// The words that QEMU does not have. A side sends one only to a peer that has announced that it
+// knows the word. Goodbye is the exception: a side that cannot take the peer's stream sends it
+// to any peer as its last word, and a QEMU takes the unknown word for the end of the
+// connection, which follows.
 const (
 	// Hello, before CheckpointReady: the secondary has read the primary's
-	// announcement. It carries the secondary's IdleTimeout in nanoseconds as
-	// be64, 0 for none.
+	// announcement. The message carries the secondary's IdleTimeout in
+	// nanoseconds as be64; 0 is no bound.
 	Hello Message = 0x4c530001 + iota
 	// Alive: the primary waits for its next checkpoint, and lives.
 	Alive
-	// Goodbye ends the session: whoever says it does not run the guest, if it
-	// is the secondary; if it is the primary, it asks for the same word in
-	// return, and the secondary that says so will not run the guest. A reason
-	// in words follows: be32 length, at most maxReason bytes.
+	// Goodbye ends the session. A secondary that says it does not run the
+	// guest, and will not. A primary that says it asks the secondary to answer
+	// with Goodbye, and so to promise the same. A reason in words follows: be32
+	// length, at most maxReason bytes.
 	Goodbye
 	// DirtyPages, before CheckpointReply: the pages that the secondary's guest
 	// wrote since the last checkpoint, which the primary is to send again. The

@@ -61,9 +61,10 @@ func (p *Primary) sendHeader(context.Context) error {
 // smallRest is how many bytes of memory are not worth another pass.
 const smallRest = 256 << 10
 
-// iterate sends memory, pass after pass, until what is left would be sent
-// within MaxDowntime, and where it is captured in place of that, until it does not become
-// much less any more: a guest stands still while it is captured.
+// iterate sends memory, pass after pass, until what is left would be sent within
+// MaxDowntime. Where the rest is captured in the pause, and sent later, iterate makes
+// further passes as long as they make the rest much smaller: the guest stands still while
+// it is captured.
 func (p *Primary) iterate(ctx context.Context) error {
 	var left uint64
 	last := uint64(math.MaxUint64) // what was left of the pass before
@@ -103,8 +104,8 @@ func (p *Primary) iterate(ctx context.Context) error {
 	}
 }
 
-// stopLast is the stop of the initial synchronisation: the output of the guest is held from
-// here on.
+// stopLast pauses the guest at the end of the initial synchronisation. Its output is held
+// from here on.
 func (p *Primary) stopLast(ctx context.Context) error {
 	p.since = time.Now()
 	p.mustEnd(4 * time.Duration(p.link.W.Transferred()))

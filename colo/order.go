@@ -27,9 +27,9 @@ func (s *session) Failover() error {
 
 // Fenced orders this side to go on alone because the other side is known not to
 // run the guest: its host was powered off, or its operator has stopped it. The
-// arbiter is not asked. Two sides that both are told so both run. Otherwise it
-// is Failover; after a Failover that is not settled yet it replaces the
-// question to the arbiter, and returns nil.
+// arbiter is not asked. If both sides are told so, both run: a split brain. In
+// all else Fenced does what Failover does. After a Failover that is not settled
+// yet it takes the place of the arbiter's answer, and returns nil.
 func (s *session) Fenced() error {
 	err := s.fence()
 	if err != nil {
@@ -158,9 +158,9 @@ func (s *session) End() error {
 }
 
 // Lost tells the session that the peer is gone, with the reason, before the
-// connection has noticed: what the host calls when its heartbeat has ended in
-// any way that it did not ask for itself. Who goes on is then settled as for a
-// broken connection. It may be called from any goroutine at any time.
+// connection has noticed. The host calls it when its heartbeat has ended and
+// the host itself has not ended it. Who goes on is then settled as for a broken
+// connection. It may be called from any goroutine at any time.
 func (s *session) Lost(cause error) {
 	first := false
 	s.once.Do(func() {

@@ -157,14 +157,14 @@ func (p *Primary) Run(ctx context.Context) error {
 			err = p.checkpoint(ctx, cause)
 		}
 	}
-	// Who else may run the guest? Nobody, if the secondary never had it or has
-	// said goodbye.
+	// sure: nobody else can run the guest, because the secondary never had it
+	// or has said goodbye.
 	sure, by, reason := !p.handedOver, event.ModeSecondary, ""
 	cancelled := ctx.Err() != nil && !errors.Is(err, ErrFailover)
 	switch {
 	case errors.As(err, &bye) && p.arbiter != nil && p.expected() != nil:
-		// The guest is being given away: that the other side does not take it is no
-		// word of whose it is.
+		// The host is giving the guest away (Expect). The goodbye says that the
+		// other side does not run it; it does not say that this side may.
 	case errors.As(err, &bye):
 		sure, reason = true, bye.Reason
 	case sure:
@@ -204,9 +204,10 @@ func (p *Primary) farewell() bool {
 	return err == nil || errors.Is(err, ErrGoodbye)
 }
 
-// RequestCheckpoint asks for a checkpoint soon: the guests have diverged, or a
-// buffer is filling. It never blocks; requests coalesce, and the first cause is
-// the one that is reported. Safe from any goroutine.
+// RequestCheckpoint asks for a checkpoint soon, because the guests have
+// diverged or a buffer is filling. It never blocks. Requests that wait count as
+// one, and the first cause is the one that is reported. Safe from any
+// goroutine.
 func (p *Primary) RequestCheckpoint(cause event.Cause) {
 	p.why.CompareAndSwap(nil, &cause)
 	select {
@@ -392,7 +393,8 @@ func (p *Primary) working(bytes int64, expect func() error) error {
 	return expect()
 }
 
-// mustEnd bounds the age of the checkpoint that began at since.
+// mustEnd sets when the checkpoint that began at since is too old: after
+// CheckpointTimeout, and more on top.
 func (p *Primary) mustEnd(more time.Duration) {
 	p.due = time.Time{}
 	if p.cfg.CheckpointTimeout > 0 {

@@ -60,7 +60,7 @@ func (p *Primary) captureMemory(context.Context) error {
 // saveDevices encodes the devices of the paused guest into the blob.
 func (p *Primary) saveDevices() error { return p.encode(p.state.SaveDevices) }
 
-// encode has save fill the blob.
+// encode empties the blob, and has save write the device state into it.
 func (p *Primary) encode(save func(*qemufile.Writer) error) error {
 	p.blob.Reset()
 	if err := save(p.blobW); err != nil {

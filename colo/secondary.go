@@ -150,8 +150,9 @@ func (s *Secondary) abandon() {
 	s.cfg.RAM.Discard()
 }
 
-// unborn ends a session in which no guest has been loaded yet. It tells even a QEMU why,
-// which takes the unknown message for the end of the connection, which follows.
+// unborn ends a session in which no guest has been loaded yet. It sends the reason even
+// to a QEMU, which takes the unknown message for the end of the connection, which
+// follows.
 func (s *Secondary) unborn(cause error) error {
 	s.leave()
 	if !s.cfg.QEMUWire && s.reported() == nil {
@@ -192,8 +193,8 @@ func (s *Secondary) checkpoint(ctx context.Context) error {
 		step{"stage ram", s.stageRAM},
 		step{"stage device state", s.stageDevices},
 		step{"stage disks", s.stageDisks},
-		// From here on the primary's output may leave, so from here on
-		// nothing but the commit can follow.
+		// The commit sends vmstate-received. From then on the primary's output
+		// may leave, so the session cannot go back to the state before.
 		step{"commit", s.commit},
 		step{"resume", s.resumed},
 		step{"send vmstate-loaded", s.loaded},
@@ -234,9 +235,10 @@ func (s *Secondary) awaitRequest(context.Context) error {
 	}
 }
 
-// worked returns how long a primary may be silent within a checkpoint, while it pauses
-// its guest and marks its disks. A primary of this package never takes longer than the
-// CheckpointTimeout that it has announced; if that has no bound, this wait has none.
+// worked returns how long this side waits within a checkpoint for a primary that is
+// silent while it pauses its guest and marks its disks. A primary of this package
+// never takes longer than the CheckpointTimeout that it has announced; if that has no
+// bound, this wait has none.
 func (s *Secondary) worked() time.Duration {
 	switch {
 	case s.patient == 0 || s.ours && s.working == 0:

@@ -45,9 +45,9 @@ func (s *Secondary) receiveHeader(context.Context) error {
 	return nil
 }
 
-// command accepts what a primary may say in the initial stream besides
-// sections. Whether COLO is meant is agreed by how both sides were started; the
-// command for it may be missing.
+// command accepts the commands that a primary may send in the initial stream
+// between sections. The command that switches COLO on may be missing: both
+// sides were started for COLO.
 func (s *Secondary) command(c vmstate.Command) error {
 	switch c.Type {
 	case vmstate.CommandEnableCOLO, vmstate.CommandSwitchoverStart, vmstate.CommandOpenReturnPath:

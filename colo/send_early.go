@@ -13,9 +13,9 @@ import (
 // Between two checkpoints a primary can send what its guest has written since the last, piece
 // by piece, so that whatever asks for the next one finds little left to send. Each piece is an
 // [EarlyPages] of its own, whole before anything else happens, so that a request waits for one
-// write at most. The secondary stages it as it stages the memory of a checkpoint, and drops it
-// if no checkpoint follows. The log of the guest's writes is read a few times from one
-// checkpoint to the next; what is found written a second time waits for the checkpoint
+// write at most. The secondary stages the piece as it stages the memory of a checkpoint, and
+// drops it if no checkpoint follows. The log of the guest's writes is read a few times from
+// one checkpoint to the next; what is found written a second time waits for the checkpoint
 // (AheadSender).
 
 // EarlySender is an AheadSender that can begin long before the checkpoint (ram.Saver).

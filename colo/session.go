@@ -108,8 +108,8 @@ type step struct {
 	fn func(ctx context.Context) error
 }
 
-// do runs steps in order and stops at the first error, which it wraps once.
-// Before each it looks whether the session is to end.
+// do runs steps in order and stops at the first error, to which fail adds the
+// step. Before each step it looks whether the session is to end.
 func (s *session) do(ctx context.Context, steps ...step) error {
 	for _, st := range steps {
 		if st.fn == nil {
@@ -140,14 +140,16 @@ func (s *session) do(ctx context.Context, steps ...step) error {
 // overdue reports whether the checkpoint under way is too old.
 func (s *session) overdue() bool { return !s.due.IsZero() && !time.Now().Before(s.due) }
 
-// fail adds where to why. When the link was closed or interrupted on purpose the
-// purpose is the reason, and when the peer has said why it goes, that is.
+// fail makes the error with which a step ended a *Error, which says where. If
+// this side has closed or interrupted the link on purpose, that purpose takes
+// the place of err; if the peer has said why it goes, what the peer said does.
 func (s *session) fail(ctx context.Context, err error) error {
 	broken := s.beside.broken()
 	if e := s.interrupted(ctx); e != nil {
 		err = e
 	} else if broken != nil {
-		// Whatever it was that noticed, unless the peer says why.
+		// The broken channel has interrupted the link, so err tells nothing;
+		// only what the peer has said may tell more.
 		if err = s.lastWord(err); err == nil {
 			err = broken
 		}
@@ -159,13 +161,15 @@ func (s *session) fail(ctx context.Context, err error) error {
 	return s.at(err)
 }
 
-// at adds only where.
+// at makes an error a *Error, which says where, and changes no reason.
 func (s *session) at(err error) error {
 	return &Error{Mode: s.mode, Epoch: s.epoch, Op: s.op, Err: err}
 }
 
-// lastWord returns what a primary's peer has said out of turn, nil if nothing:
-// that it says goodbye, or what ended a write that was not begun.
+// lastWord reads what a primary's peer has said out of turn, and returns it as
+// an error: Goodbye as a *GoodbyeError; any other word only where err says that
+// the word has kept a write from beginning (ErrOutOfTurn). It returns nil if
+// the peer has said nothing.
 func (s *session) lastWord(err error) error {
 	if s.link.conn.inlet == nil || s.link.R.Err() != nil || errors.Is(err, ErrGoodbye) {
 		return nil
@@ -237,8 +241,9 @@ func (s *session) wishedFor(ctx context.Context) error {
 	}
 }
 
-// wished makes a wish for the end felt: at once, or where the two sides can say
-// goodbye, for which it gives them time.
+// wished acts on a call of End, or on the end of the context of Run. It
+// interrupts the link at once; or, where the two sides can say goodbye, it
+// gives them time for that, and interrupts the link when the time is over.
 func (s *session) wished() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -257,8 +262,8 @@ func (s *session) wished() {
 	}
 }
 
-// heed says that the wish for the end is being met, or is too late: it does not
-// interrupt the link any more.
+// heed is called when the end that was wished for begins, or can no longer be
+// had. From then on the wish does not interrupt the link.
 func (s *session) heed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -269,8 +274,8 @@ func (s *session) heed() {
 	}
 }
 
-// deferEnd makes wishes for the end wait from now on, and reports whether there
-// was none so far.
+// deferEnd makes calls of End wait until the two sides can say goodbye, and
+// reports whether there was no such call so far.
 func (s *session) deferEnd(ctx context.Context) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -292,7 +297,8 @@ func (s *session) patience() time.Duration {
 // Status returns where the failover stands. Safe from any goroutine.
 func (s *session) Status() failover.Status { return s.machine.Status() }
 
-// pause makes the guest stand still, with this session's pause among others.
+// pause pauses the guest for this session. Others may have paused it too, see
+// VM.
 func (s *session) pause(ctx context.Context) error {
 	if s.paused {
 		return nil
@@ -333,8 +339,9 @@ func (s *session) measure(epoch uint64) {
 	}
 }
 
-// bounded gives the host as long as the checkpoint has, so that its waits do not
-// add up to less; where that has no bound, as long as a peer.
+// bounded returns a context for a call of the host's VM or disks: it ends when
+// the checkpoint is too old, or where a checkpoint has no bound, after
+// PeerTimeout.
 func (s *session) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	if !s.due.IsZero() {
 		return context.WithDeadline(ctx, s.due)
@@ -347,7 +354,8 @@ func (s *session) bounded(ctx context.Context) (context.Context, context.CancelF
 
 func (s *session) hostPatience() time.Duration { return max(s.hosts, s.patient) }
 
-// late says whether it was time that ended a call of the host.
+// late returns err with ErrTimeout in it if the context of a call of the host,
+// which bounded made, has run out; what names the call.
 func (s *session) late(ctx context.Context, what string, err error) error {
 	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err

@@ -27,7 +27,8 @@ func (s *session) asked() bool {
 	return false
 }
 
-// settle returns nil when this side is to go on.
+// settle finds out who goes on, and returns nil if this side does. It may ask
+// the arbiter, or wait for an order.
 func (s *session) settle(ctx context.Context, cause error) error {
 	if s.yielded() {
 		return s.depart(s.yieldedFor(), cause)
@@ -46,8 +47,9 @@ func (s *session) settle(ctx context.Context, cause error) error {
 			if s.mode != event.ModePrimary && !s.asked() {
 				return s.depart(ctx.Err(), cause)
 			}
-			// The context has ended, now or before, and the guest of a primary stands
-			// still: it is asked once more for, so that it does not do so for nothing.
+			// The context has ended, and the guest of a primary stands still. The
+			// arbiter is asked once more: if nobody else runs the guest, it need not
+			// stay paused.
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), s.patience())
 			defer cancel()
@@ -97,8 +99,9 @@ func (s *session) ordered(already bool) <-chan struct{} {
 	return s.quit
 }
 
-// ask asks once. An order that is given meanwhile ends the question; one that
-// was given before can only be overtaken by Fenced, or withdrawn by Yield.
+// ask asks the arbiter once. An order that is given meanwhile ends the
+// question. If an order was given before (ordered), only Fenced or Yield ends
+// it.
 func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -174,7 +177,8 @@ func (s *session) awaitOrder(ctx context.Context, cause error) error {
 	return nil
 }
 
-// granted is the same walk as an order.
+// granted begins the failover after the arbiter has given this side the guest,
+// in the same steps as an order would.
 func (s *session) granted() error {
 	err := s.machine.Request()
 	if errors.Is(err, failover.ErrInProgress) {

@@ -10,7 +10,8 @@ type EarlyStage interface {
 	TakesEarly(differences bool) uint64
 }
 
-// offerEarly keeps what the primary has said.
+// offerEarly decides from the primary's announcement whether this side takes
+// memory early.
 func (s *Secondary) offerEarly(o *offer) {
 	stage, ok := s.cfg.RAM.(EarlyStage)
 	if ok && o != nil && o.Early {

@@ -23,8 +23,8 @@ const (
 	throttleMost  = 99
 )
 
-// throttle decides how much a guest is slowed down: it is told how things go and
-// says the share. It has no clock.
+// throttle decides for which share of the time a guest is kept from running.
+// Its methods are told what a pass or a checkpoint took. It reads no clock.
 type throttle struct {
 	most    int // the greatest share, in percent
 	percent int
@@ -45,9 +45,10 @@ func (t *throttle) pass(sent, left uint64) {
 	}
 }
 
-// checkpoint is told how long a checkpoint took, of the time since the one before,
-// and of which share that may be. The guest is let go again, a step at a time,
-// where it takes less than half of that.
+// checkpoint is told how long a checkpoint took (took), how long ago the one
+// before began (of), and which share of that time a checkpoint may take. If it
+// took more, the guest is slowed down by a step; if it took less than half, the
+// guest is let go by a step.
 func (t *throttle) checkpoint(took, of time.Duration, share float64) {
 	switch busy := float64(took) / float64(max(of, 1)); {
 	case busy > share:
@@ -71,8 +72,8 @@ func (t *throttle) down() {
 	}
 }
 
-// slow makes the VM do what the throttle says, and tells of a change. A VM that
-// fails to is left alone from then on.
+// slow passes the share that the throttle has decided to the VM, and publishes
+// an event if it has changed. A VM that fails is not asked again.
 func (p *Primary) slow() {
 	want := p.throttle.percent
 	p.mu.Lock()

@@ -5,11 +5,10 @@ import "time"
 // Only this library has events of a replicated disk. QEMU's block/replication.c
 // reports nothing, but for the error that query-xen-replication-status returns.
 
-// DiskBroken says that something has gone wrong with a replicated disk that
-// sticks: it takes part in no checkpoint any more. On a primary, writes have
-// not reached the secondary, until they are synchronised again. On a
-// secondary, a write of the primary, its pre-image, a checkpoint or the
-// commit of a failover has failed.
+// DiskBroken says that a replicated disk has failed, and takes part in no
+// checkpoint any more. On a primary, writes have not reached the secondary,
+// until they are synchronised again. On a secondary, a write of the primary,
+// its pre-image, a checkpoint or the commit of a failover has failed.
 type DiskBroken struct {
 	Mode      Mode   `json:"mode"`           // the side that has noticed
 	Disk      string `json:"disk,omitempty"` // its name, if it was given one

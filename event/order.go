@@ -215,8 +215,8 @@ func (o *Order) Ready(device string) bool {
 	return j != nil && j.ready
 }
 
-// owe notes that a record leads to one of some events, unless such a one has come
-// that happened after it.
+// owe notes that one of the events pays must follow r, unless one of them that
+// happened later than r has come already.
 func (o *Order) owe(r Record, pays ...string) {
 	for _, name := range pays {
 		if at, ok := o.last[name]; ok && !r.Time.IsZero() && !at.IsZero() && !at.Before(r.Time) {

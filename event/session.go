@@ -15,8 +15,8 @@ const (
 )
 
 // Arbitration says that the arbiter is asked who goes on, and what it answers. A host of
-// package colo/protect also tells so when its grant cannot be renewed, or its first claim
-// cannot be made (unreachable, once), and when it then has been (granted).
+// package colo/protect also publishes it when its grant cannot be renewed or its first
+// claim cannot be made (unreachable, once), and again when that has succeeded (granted).
 type Arbitration struct {
 	Mode    Mode          `json:"mode"`
 	Epoch   uint64        `json:"epoch"`   // the last checkpoint of the side that asks
@@ -44,12 +44,11 @@ type HeartbeatLost struct {
 // Name returns "HEARTBEAT_LOST".
 func (HeartbeatLost) Name() string { return "HEARTBEAT_LOST" }
 
-// ProtectionRefused says that an attempt to protect the guest has failed before
-// there was a second one, and why. The guest runs on as before, unprotected. In package
-// colo/protect a host that seeks the other also tells so when that refuses it, or it refuses
-// that, for longer than a second, and either when its own devices or networks keep it from
-// a session: once for each reason. So does a host that waits and turns away one that does not
-// fit.
+// ProtectionRefused says that an attempt to protect the guest has failed before the secondary
+// had the guest, and why. The guest runs on as before, unprotected. In package colo/protect a
+// host publishes it in three more cases, once for each reason: the host seeks the other, and
+// one of the two refuses the other for longer than a second; its own devices or networks keep
+// it from a session; or it waits, and turns away a host that does not fit.
 type ProtectionRefused struct {
 	Mode  Mode   `json:"mode"`
 	Error string `json:"error"`

@@ -36,9 +36,10 @@ type Arbiter interface {
 	// changes nothing.
 	Release(ctx context.Context, g Grant, note string) error
 
-	// Record returns what the arbiter knows. One that does not know what the other host was
-	// granted, since each host has its own, returns an error while that one has the guest: a
-	// host that follows warns where the record lacks the grant of the host that it follows.
+	// Record returns what the arbiter knows. If each host has an Arbiter of its own (see
+	// [Manual]), this one may not know what the other host was granted. It then returns an
+	// error while the other host has the guest, because a host that follows warns about a
+	// record without the grant of the host that it follows.
 	Record(ctx context.Context) (Record, error)
 
 	// Watch returns the record as soon as its generation or holder is not that

@@ -20,8 +20,8 @@ import (
 // that of a virtual machine may while its own host has stopped it. A host that
 // may be suspended needs a fencer.
 //
-// It has the shape of the Gate that proxy and replication take. Its methods may
-// be called from any goroutine. A new Gate is shut.
+// It has the methods of the interfaces Gate of packages proxy and replication.
+// Its methods may be called from any goroutine. A new Gate is shut.
 type Gate struct {
 	base  time.Time
 	until atomic.Int64 // nanoseconds after base

@@ -17,8 +17,9 @@ import (
 //
 // A second rule keeps a pair going whose arbiter is out of reach: the follower
 // may promise not to ask for the guest for some time, and that time counts like
-// a grant ([Holder.Promised]). It is as good as one because nobody but the
-// follower has a copy of this generation, so that nobody else is granted it.
+// a grant ([Holder.Promised]). A promise is as good as a grant, because only
+// the follower has a copy of this generation, so that nobody else can be
+// granted the guest.
 type Holder struct {
 	generation uint64 // 0: holds nothing
 	over       uint64 // every generation up to this one is over
@@ -58,8 +59,9 @@ func (h *Holder) Granted(g Grant) {
 
 // Promised notes that the follower of the present generation will not ask for
 // the guest until term after it answered a request that left at sent. A promise
-// for another generation changes nothing. Who promises can act as the holder itself, later:
-// an operator's word that nobody can ([Holder.Fenced]) is over with the first promise.
+// for another generation changes nothing. A host that promises may itself become the holder
+// later, so the first promise ends an operator's word that no other host can act as the
+// holder ([Holder.Fenced]).
 func (h *Holder) Promised(generation uint64, sent time.Time, term time.Duration) {
 	if generation == h.generation && generation != 0 && term > 0 {
 		if h.fenced {

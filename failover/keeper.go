@@ -99,8 +99,8 @@ func (k *Keeper) SetNote(note string) error {
 // Acquire claims the guest after a generation that this host has held or
 // followed, and returns the generation that it got; the gate is open then. While
 // nobody can be asked it asks again, for as long as ctx lasts. A refusal matches
-// ErrRefused. A grant that no Arbiter may give is another error, and opens nothing. What is
-// held while Acquire asks stays held.
+// ErrRefused. A grant that breaks the rules of Arbiter gives another error, and does not
+// open the gate. While Acquire asks, a grant that this host has stays as it is.
 func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 	var last error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -246,9 +246,10 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 	}
 }
 
-// own reports whether a grant is over because this keeper itself has acquired the
-// generation after it, perhaps by a claim whose answer was lost, and takes that. Where
-// that cannot be known, or done, yet, it is asked again after a moment.
+// own is called when the arbiter has refused to renew g. It reports whether this
+// keeper itself has acquired the generation after g, perhaps by a claim whose answer
+// was lost, and then takes that grant. It also returns true if the arbiter cannot be
+// asked: Run renews again after a moment, and so comes here again.
 func (k *Keeper) own(ctx context.Context, g Grant) bool {
 	r, err := k.cfg.Arbiter.Record(ctx)
 	if err == nil && (r.Token != g.Token || r.Generation != g.Generation+1) {

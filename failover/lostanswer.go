@@ -4,9 +4,10 @@ import "time"
 
 // unheard is the last swap that the store did not answer, which it may have made all the
 // same. A record that is read later, and is the one that the swap would have written, is
-// the answer that was lost: the swap was made, no earlier than it was sent. Without that
-// a host whose requests arrive, and whose answers do not, would keep the guest from the
-// other host, by renewals that it never hears of, without having the guest itself.
+// the answer that was lost: the swap was made, no earlier than it was sent. Without this
+// rule a host whose requests reach the store, and which gets no answers, would renew its
+// grant without knowing it: it would keep the guest from the other host without having
+// the guest itself.
 type unheard struct {
 	next Record
 	sent time.Time // zero: there is none

@@ -50,8 +50,8 @@ var _ Arbiter = (*StoreArbiter)(nil)
 // NewStoreArbiter returns the arbiter over a store.
 func NewStoreArbiter(store Store) *StoreArbiter { return &StoreArbiter{store: store} }
 
-// saw notes a record that was read, after it was, and returns when it was first
-// seen.
+// saw notes a record that has just been read, and returns the time after which
+// this record was first read.
 func (a *StoreArbiter) saw(r Record) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()

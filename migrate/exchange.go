@@ -145,8 +145,8 @@ func (x *exchange) wake() {
 	}
 }
 
-// look returns the channel of a timer that runs, which the caller notes in looks when it
-// has fired.
+// look starts the timer, unless it runs, and returns its channel. When the timer has
+// fired the caller sets looks to false.
 func (x *exchange) look() <-chan time.Time {
 	if x.timer == nil {
 		x.timer = time.NewTimer(burstLook)

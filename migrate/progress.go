@@ -40,7 +40,8 @@ type Progress struct {
 	Recovered int
 }
 
-// A course keeps the Progress of a Run for others to read.
+// A course is how far a Run has come: Run notes it here, and Progress of the
+// Source or the Destination reads it, on any goroutine.
 type course struct {
 	mu    sync.Mutex
 	now   Progress

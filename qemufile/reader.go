@@ -12,8 +12,8 @@ const (
 	// it has to stay in the second-level cache; see BenchmarkReaderPages.
 	readBuffer = 128 << 10
 
-	// firstBuffer bounds what a Reader reads ahead, and a Writer gathers, until more has come at
-	// a time: of the streams of a host with hundreds of guests most are idle.
+	// firstBuffer is the first size of the buffer of a Reader or a Writer. The buffer grows when
+	// more comes at a time: of the streams of a host with hundreds of guests most are idle.
 	firstBuffer = 4 << 10
 
 	// directRead is the length from which a read that finds the buffer empty
@@ -383,8 +383,8 @@ func (r *Reader) ahead() {
 	r.full = r.w == len(r.buf)
 }
 
-// rewind makes the whole of the empty buffer available, or of a larger one if there may be
-// more to read than it takes.
+// rewind makes the whole of the empty buffer available for reading ahead. If the last read
+// has filled the buffer, so that the source may have more, it first takes a larger one.
 func (r *Reader) rewind() {
 	r.base += int64(r.r)
 	r.r, r.w = 0, 0
@@ -394,7 +394,8 @@ func (r *Reader) rewind() {
 	r.full = false
 }
 
-// larger returns the size of the buffer that follows one of size n, and has room for want.
+// larger returns the size of the buffer that takes the place of one of n bytes: four times
+// as much, again and again until want bytes fit, and at most most.
 func larger(n, want, most int) int {
 	n = max(4*n, firstBuffer)
 	for n < want {
@@ -403,8 +404,9 @@ func larger(n, want, most int) int {
 	return min(n, most)
 }
 
-// read asks the source once, or a few times if it has no opinion, and keeps its
-// error for when it matters.
+// read reads from the source once, or again if that returns neither bytes nor
+// an error. It keeps an error in pending, until the bytes before it have been
+// consumed.
 func (r *Reader) read(p []byte) int {
 	for range 100 {
 		n, err := r.src.Read(p)

@@ -86,7 +86,8 @@ func (w *Writer) Reset(dst io.Writer) {
 	case BuffersWriter:
 		w.refs, w.vectors = refQueue, d
 	case io.ByteWriter:
-		// Who can take single bytes (bytes.Buffer, bufio.Writer) is memory.
+		// What can take single bytes (bytes.Buffer, bufio.Writer) is taken for
+		// memory.
 		w.refs = refDirect
 	default:
 		w.refs = refCopy

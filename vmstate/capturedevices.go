@@ -7,10 +7,10 @@ import (
 )
 
 // A Snapshotter is a PreSaver whose PreSave takes a copy of all that its VMState saves.
-// Where Snapshots says so, [Registry.CaptureDevices] leaves the device's VMState to
-// [Registry.SaveCaptured], which is called when the guest runs on. The copy must stay as it is
-// until the next PreSave or load of the device, whatever the guest does and however often
-// it is paused.
+// If Snapshots returns true, [Registry.CaptureDevices] does not call the device's VMState:
+// [Registry.SaveCaptured] does, when the guest runs on already. The copy must stay as it is
+// until the next PreSave or load of the device, whatever the guest does and however often it
+// is paused.
 type Snapshotter interface {
 	PreSaver
 	Snapshots() bool
@@ -25,13 +25,15 @@ type capturedDevices struct {
 	later []laterSection
 }
 
-// laterSection is a device whose section follows the first at bytes.
+// laterSection is a device whose section comes after the first at bytes of
+// capturedDevices.b.
 type laterSection struct {
 	entry *entry
 	at    int64
 }
 
-// sectionBytes collects sections in memory that is used again.
+// sectionBytes is an io.Writer that collects sections in memory, which later
+// captures use again.
 type sectionBytes []byte
 
 func (b *sectionBytes) Write(p []byte) (int, error) {

@@ -93,7 +93,7 @@ func appendString(out []byte, s string) []byte {
 	return append(out, text...)
 }
 
-// exact is the last integer that a double has, with all below it.
+// exact is the greatest integer up to which a double represents every integer.
 const exact = 1 << 53
 
 func appendValue(out []byte, v any) []byte {
@@ -249,7 +249,8 @@ func (b *bodyReader) structure(d *StructDesc) Struct {
 	return s
 }
 
-// name tells the elements of an array apart.
+// name returns the name of a field; for an element of an array that is
+// described one by one, with its index.
 func (f *FieldDesc) name() string {
 	if f.Index >= 0 {
 		return fmt.Sprintf("%s[%d]", f.Name, f.Index)

@@ -84,7 +84,8 @@ type describer struct {
 	levels []level
 }
 
-// level is one description inside another.
+// level is what a describer knows of one description. Descriptions nest, so
+// there is one level for each that is not complete.
 type level struct {
 	subs  bool             // "subsections" has begun
 	items bool             // the present array has an element

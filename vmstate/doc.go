@@ -64,15 +64,16 @@
 // device that it does not know (disks' dirty bitmaps, say) pass by as bytes, up
 // to what looks like their end ([Scanner.SkipLive]).
 //
-// A device that its description does not fit costs itself and no other: its bytes
-// are cut by its footer, or by where the next section seems to begin, and
-// [Record].Misfit says why ([MisfitError]). A description whose text is broken is
-// mended ([RepairVMDesc]). Streams of old machines, which lack footers or the
-// configuration, are recognised.
+// If the description of a device does not fit its section, only this device is
+// not decoded: its section ends at its footer, or where the next section seems
+// to begin, and [Record].Misfit says what does not fit ([MisfitError]). A
+// description whose text is broken is mended ([RepairVMDesc]). Streams of old
+// machines, which lack footers or the configuration, are recognised.
 //
-// Some things nothing describes, and they stay bytes: the devices in a PACKAGED,
-// as streams with postcopy have no description; trees, whose keys it leaves out;
-// and the body of a device that says no more than its size.
+// Some things are described nowhere and stay bytes: the devices in a PACKAGED,
+// since a stream with postcopy has no description; trees, whose keys the
+// description leaves out; and the body of a device of which it has only the
+// size.
 //
 // # The other direction
 //

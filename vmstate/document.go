@@ -37,8 +37,8 @@ type Record struct {
 	// Misfit says of a FULL section why Desc is nil although something describes
 	// the devices: a [*MisfitError]. Where nothing does, it is nil too.
 	Misfit error
-	// Guessed says of a FULL section that nothing but its looks tells where it
-	// ends: there is neither footer nor description.
+	// Guessed says of a FULL section that its end was guessed from what the
+	// bytes after it look like: there is neither footer nor description.
 	Guessed bool
 	// Elided says that Body was too long to keep, with BodyLength its length in
 	// bytes; see [Scanner.Large]. Put cannot write such a record.
@@ -61,8 +61,8 @@ func (b Opaque) Put(w *qemufile.Writer) { w.Write(b) }
 
 // A LiveDecoder reads the body of one live section, and exactly that: r is after the
 // header, and has to be left before the footer. It decides what to keep; of a guest's
-// memory, a summary or a file is best. If it does not know the device, it returns
-// [ErrUnknownSection] before it reads anything.
+// memory, a summary or a file is best. If the decoder does not know the device,
+// it returns [ErrUnknownSection] before it reads anything.
 type LiveDecoder interface {
 	DecodeLive(h Header, r *qemufile.Reader) (LiveBody, error)
 }

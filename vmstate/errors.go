@@ -27,8 +27,8 @@ var (
 	ErrUnknownSection = errors.New("unknown section or instance")
 	// ErrSectionID: a section id that already belongs to another device.
 	ErrSectionID = errors.New("section id in use")
-	// ErrUnknownSubsection: a subsection of this device, by its prefix, that
-	// the device does not have, or that comes out of order.
+	// ErrUnknownSubsection: a subsection whose name has the prefix of this
+	// device, and which the device does not have, or which comes out of order.
 	ErrUnknownSubsection = errors.New("unknown subsection")
 	// ErrFooter: the section's footer is missing or carries another id.
 	ErrFooter = errors.New("section footer")

@@ -334,8 +334,9 @@ func (f *Fields) withinElem(vmsd string, version uint32, i int, fn func(int, *Fi
 // sets it before, with [Set].
 //
 // version is the newest that fn knows; a newer one in the stream fails with
-// [ErrVersion]. A subsection that belongs to the parent by its prefix but is
-// never asked for fails with [ErrUnknownSubsection].
+// [ErrVersion]. A subsection in the stream whose name has the prefix of the
+// parent, but which the parent does not name, fails with
+// [ErrUnknownSubsection].
 func (f *Fields) Subsection(name string, version uint32, needed bool, fn func(*Fields)) {
 	f.inSubs = true
 	switch f.mode {

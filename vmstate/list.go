@@ -73,7 +73,10 @@ func loadList[T any](f *Fields, name, vmsd string, version uint32, max int, fn f
 		}
 		if marker == 0 {
 			if len(*f.after) > before {
-				// What the parts do on Commit is for the elements of the list.
+				// The functions that the parts have registered by OnCommit
+				// point to parts, and not to the elements of the list: so into
+				// copies each element to its part before they are called, and
+				// back copies it back afterwards.
 				into := func() error {
 					for i, p := range parts {
 						*p = items[i]

@@ -9,14 +9,15 @@ import (
 )
 
 // A LiveLoader takes the sections of a live device: each START, PART and END brings one
-// body. It reads exactly the body; an error that it returns ends the load. Rollback does not
-// undo what a LiveLoader has taken: the host tells it to, by a method of its own.
+// body. It reads exactly the body; an error that it returns ends the load.
+// [Registry.Rollback] does not undo what a LiveLoader has taken: the host calls a method of
+// the loader for that, such as Discard of a ram.Cache.
 type LiveLoader interface {
 	LoadState(r *qemufile.Reader, version uint32) error
 }
 
-// maxLoads is how often a device may come from one Commit to the next. What undoes it is kept
-// for each time, and nothing else bounds a stream.
+// maxLoads is how often a device may come from one Commit to the next. Each time takes
+// memory, for the undo log, and nothing else bounds how often a stream brings a device.
 const maxLoads = 16
 
 // maxPackaged is the default of Registry.MaxPackaged.

@@ -56,7 +56,7 @@ func (e *MisfitError) Unwrap() []error {
 // agree.
 func (d *DeviceDesc) fits(found int) error { return d.misfit(d.Len(), found) }
 
-// misfit does what fits does, for one that adds up to n, as Len returns it.
+// misfit does what fits does, for a description of which Len has returned n.
 func (d *DeviceDesc) misfit(n int64, found int) error {
 	if d.Broken != nil {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: d.Broken}

@@ -104,8 +104,9 @@ func (c Command) AsRAMDiscard() (d RAMDiscard, err error) {
 	return d, nil
 }
 
-// RecvBitmap asks the destination which pages of a block it has. A name that
-// does not fit into a byte makes PutCommand's peer refuse it; QEMU's are shorter.
+// RecvBitmap asks the destination which pages of a block it has. A name of more
+// than 255 bytes gives a command that the peer refuses; QEMU's names are
+// shorter.
 func RecvBitmap(block string) Command {
 	return Command{Type: CommandRecvBitmap, Payload: append([]byte{byte(len(block))}, block...)}
 }

@@ -24,8 +24,8 @@ type Scanner struct {
 	// Required.
 	Record func(*Record) error
 	// Live reads the body of a live section, after Record has seen its header;
-	// SkipLive is for those it does not know. Nil: a live section ends the scan
-	// with ErrUnknownSection.
+	// it calls SkipLive for a device that it does not know. Nil: a live section
+	// ends the scan with ErrUnknownSection.
 	Live func(h Header, r *qemufile.Reader) error
 	// Described, if not nil, is called once more with each early device, with Desc
 	// set, right before Record is called with the description.

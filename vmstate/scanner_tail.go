@@ -185,7 +185,7 @@ func (t *tailScan) ended() (described bool, err error) {
 			case l.err != nil:
 				err = l.err
 			case err == nil && !s.resembles(c.records, l.desc):
-				// A stream that was cut looks the same.
+				// A stream that was cut off looks the same.
 				err = fmt.Errorf("%w of other devices: %w", ErrDescription, io.ErrUnexpectedEOF)
 			}
 			if err != nil {
@@ -238,7 +238,7 @@ func (t *tailScan) hasFooter() bool {
 	return !t.s.NoFooters && len(t.state) > 5 && bytes.Contains(t.state[5:], append([]byte{byte(Footer)}, t.state[1:5]...))
 }
 
-// footings returns the ways in which device sections may end: NoFooters or not.
+// footings returns the values of NoFooters to try, in their order.
 func (s *Scanner) footings() []bool {
 	switch {
 	case s.NoFooters:

@@ -4,9 +4,9 @@
 //
 //	arbiter, err := sharedfile.New("/shared/lockstep/db1")
 //
-// The directory is made if it is not there, and what is above it is not: a host on which the file
-// system that both hosts reach is not mounted is refused, and does not decide alone. So let it be
-// below a directory of that file system, and not the place where that is mounted.
+// New makes the directory if it is not there, but not the directories above it: so a host on
+// which the shared file system is not mounted gets an error, and does not decide alone. So choose
+// a directory inside the shared file system, and not its mount point.
 //
 // # How it is written
 //

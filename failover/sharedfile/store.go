@@ -22,8 +22,8 @@ const (
 	keep = 64
 	// poll is how often Changed looks.
 	poll = 5 * time.Millisecond
-	// stale is how old a file without a name must be to be taken for what a
-	// process left behind that was killed.
+	// stale is how old a file without the name of a state must be before it is
+	// taken for the remains of a process that was killed.
 	stale = time.Hour
 
 	statePrefix = "state."
@@ -49,10 +49,10 @@ func New(dir string) (*failover.StoreArbiter, error) {
 	return failover.NewStoreArbiter(s), nil
 }
 
-// Open returns the store in dir, which is made if it is not there. What is above it is not made
-// (fs.ErrNotExist): where a file system is not mounted that would be this host's alone, and the
-// other host would have another. A directory that cannot be written, or in which link(2) is not
-// what the store needs, is an error.
+// Open returns the store in dir, which is made if it is not there. The directories above it are
+// not made (fs.ErrNotExist): where the shared file system is not mounted, they would be on this
+// host alone, and each host would have a record of its own. A directory that cannot be written,
+// or in which link(2) is not what the store needs, is an error.
 func Open(dir string) (*Store, error) { return openBy(dir, os.Link) }
 
 // openBy is Open for a directory whose link(2) is link.
@@ -73,7 +73,9 @@ func openBy(dir string, link func(oldname, newname string) error) (*Store, error
 	return s, nil
 }
 
-// try writes to the directory what is no state, as Swap does.
+// try finds out whether the directory can be written as Swap writes it: it
+// makes a file that is no state, gives it a second name, and checks that
+// link(2) refuses a name that is there.
 func (s *Store) try() error {
 	temp, err := s.write(nil)
 	if err != nil {

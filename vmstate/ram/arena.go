@@ -80,9 +80,9 @@ func (a *arena) prepare(bytes int) {
 	}
 }
 
-// settle makes memory ready for the next capture, which may be larger than the one of so
-// many bytes that was sent just now; and lets go of what no capture has needed for long,
-// as after a synchronisation, or when a guest that was busy is idle.
+// settle makes memory ready for the next capture, which may be larger than the one just
+// sent, of captured bytes. It frees memory that no capture has needed for long, as after
+// a synchronisation, or when a guest that was busy has become idle.
 func (a *arena) settle(captured int) {
 	a.prepare(ready(captured))
 	a.most = max(a.most, captured)
@@ -98,10 +98,11 @@ func (a *arena) settle(captured int) {
 	a.most, a.captures = 0, 0
 }
 
-// ready is how much memory is held after a capture.
+// ready returns how many bytes of memory to hold for the next capture after one
+// of captured bytes.
 func ready(captured int) int { return 2*captured + min(4*captured+firstChunk, chunkSize) }
 
-// bytes returns how much is captured.
+// bytes returns how many bytes are captured.
 func (a *arena) bytes() int {
 	n := 0
 	for _, u := range a.used {

@@ -96,7 +96,7 @@ type LogSwitch interface {
 	StopDirtyLog() error
 }
 
-// used returns how much of Host is in use, in bytes.
+// used returns how many bytes of Host are in use.
 func (b *Block) used() uint64 {
 	if b.Used == 0 {
 		return uint64(len(b.Host))

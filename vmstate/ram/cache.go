@@ -16,15 +16,16 @@ type CacheConfig struct {
 	// QEMU does from 8.2 on. No QEMU sends one.
 	ZeroFillOnly bool
 
-	// StagedOnly has the cache hold only what came and is not committed, in place of a copy
-	// of the primary's memory. Pages that the secondary's guest wrote itself are then taken
-	// from the primary again: see [Cache.SaveDirty] for what that asks of whoever drives
-	// the cache, who says with [Cache.Resent] that it does so. With a primary that sends
-	// nothing again (a QEMU) a copy is kept all the same: all of the guest's memory is then
-	// copied at once, at the end of the initial synchronisation, before the secondary says
-	// that it is ready for the first checkpoint ([Cache.KeepCopy]). It needs Linux with
-	// pages of 4 KiB, which arm64 and ppc64 hosts may not have; NewCache elsewhere gives an
-	// error that wraps [errors.ErrUnsupported].
+	// StagedOnly has the cache hold only the pages that have come and are not committed, in
+	// place of a copy of the primary's memory. The primary then sends again the pages that
+	// the secondary's guest wrote itself: [Cache.SaveDirty] says what the caller must do
+	// for that, and by [Cache.Resent] the caller tells the cache that it does it. With a
+	// primary that sends nothing again (a QEMU) the cache keeps a copy all the same: it
+	// then copies all of the guest's memory at once, at the end of the initial
+	// synchronisation, before the secondary says that it is ready for the first
+	// checkpoint ([Cache.KeepCopy]). It needs Linux with pages of 4 KiB, which arm64 and
+	// ppc64 hosts may not have; NewCache elsewhere gives an error that wraps
+	// [errors.ErrUnsupported].
 	StagedOnly bool
 
 	// MaxStaged bounds the memory that a cache with StagedOnly holds, in bytes.
@@ -33,9 +34,9 @@ type CacheConfig struct {
 	// that the kernel does not take back counts.
 	MaxStaged uint64
 
-	// KeepAfter is SaverConfig.KeepAfter for the pages that the guest here writes: one that
-	// stays writable is rolled back at each checkpoint. With StagedOnly the primary sends
-	// such a page again each time, as it sends all that the guest has written.
+	// KeepAfter does for the pages that the secondary's guest writes what
+	// SaverConfig.KeepAfter does on the primary. A page that stays writable is rolled back
+	// at each checkpoint. With StagedOnly the primary sends such a page again each time.
 	KeepAfter int
 
 	// Overlap has the pages of an initial synchronisation put into the guest's memory while
@@ -43,19 +44,20 @@ type CacheConfig struct {
 	// copy all memory. LoadState does it on a goroutine of its own that has ended when
 	// LoadState returns. After a run of data pages it takes memory of the cache for as many
 	// again before they come (8 MiB at most, and what did not come is given back in Flush
-	// and Discard). The guest's memory is void until that Flush: a guest whose
-	// synchronisation broke must not run on what it had before. Without a copy (StagedOnly)
-	// that is so anyway, and Overlap does nothing.
+	// and Discard). Until that Flush the guest's memory is in no consistent state, so a
+	// guest whose synchronisation broke must not run on. Without a copy (StagedOnly) the
+	// pages go straight into the guest's memory in any case, and Overlap does nothing.
 	Overlap bool
 
-	// Resumable has the cache keep what it holds of the primary's memory after a
-	// session, for the next ([Cache.Resume]): its memory, and the dirty log on, until
-	// Close. The guest stays paused meanwhile, or the log has what it writes.
+	// Resumable has the cache keep, after a session, the primary's memory that it
+	// holds, so that the next session can go on from it ([Cache.Resume]). The memory
+	// stays taken and the dirty log stays on until Close. The guest may run
+	// meanwhile: the log has what it writes.
 	Resumable bool
 }
 
-// Cache stages the memory that the primary sends, and makes it the guest's when
-// told to. It is a [vmstate.LiveLoader]; register it under [SectionName] and
+// Cache stages the memory that the primary sends, and Flush copies it into the
+// guest. It is a [vmstate.LiveLoader]; register it under [SectionName] and
 // [Version], as Register does.
 //
 // For every block it maps as much memory as the block is long, which always
@@ -88,11 +90,11 @@ type Cache struct {
 	logging   bool
 	kept      bool // Discard has kept what the last Flush made
 	resumed   bool // Resume was called, and NewSession not yet
-	unlogged  bool // the dirty log failed, or a block could not change its length: what the guest differs in is not known
+	unlogged  bool // the dirty log failed, or a block could not change its length: in which pages the guest differs is not known
 
 	only  stagedOnly
 	keep  keeping
-	fresh bool // wrote of the blocks is of a checkpoint that keep has not noted
+	fresh bool // wrote of the blocks is of a checkpoint that keep has not counted yet
 
 	overlap overlap
 }
@@ -119,7 +121,7 @@ type cacheBlock struct {
 // did.
 type CacheStats struct {
 	Stats
-	Flushed uint64 // pages of the guest that Flush made the cache's
+	Flushed uint64 // pages that Flush copied from the cache into the guest
 }
 
 // NewCache maps the memory for blocks. log tells which pages the secondary's

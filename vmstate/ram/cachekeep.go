@@ -1,7 +1,8 @@
 package ram
 
-// keepWritten takes the pages that the guest here wrote before the last Flush, once after
-// each. The first Flush of a session says nothing: its pages are all.
+// keepWritten counts, for keep, the pages that the guest here wrote before the last
+// Flush; once after each Flush. It leaves out the first Flush of a session, which has all
+// pages.
 func (c *Cache) keepWritten() {
 	if !c.fresh {
 		return

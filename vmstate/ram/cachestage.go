@@ -14,8 +14,9 @@ func (c *Cache) stage(b *cacheBlock, off uint64, data []byte) error {
 	return err
 }
 
-// place returns where the contents of a page are staged. What was there may be
-// anything; base is for those who want to know.
+// place returns the memory in which the contents of a page are to be staged.
+// What that memory holds now may be anything; base is for a caller that needs
+// the page as it was.
 func (c *Cache) place(b *cacheBlock, off uint64) ([]byte, error) {
 	i := int(off / PageSize)
 	if c.only.on {
@@ -27,8 +28,8 @@ func (c *Cache) place(b *cacheBlock, off uint64) ([]byte, error) {
 	return b.page[off : off+PageSize : off+PageSize], nil
 }
 
-// base does what place does, for a page that comes as a difference: at the
-// place that it returns stands the page as it was received last.
+// base does what place does, for a page that comes as a difference: the memory
+// that it returns holds the page as it was received last.
 func (c *Cache) base(b *cacheBlock, off uint64) ([]byte, error) {
 	if c.only.on {
 		return c.only.base(c, b, int(off/PageSize))
@@ -101,13 +102,13 @@ func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
 }
 
 // TakesEarly returns how many bytes of memory the cache takes of a checkpoint that has not
-// begun, while its guest runs, and whether some of it may come as differences: a page of it
-// is staged like any other, so that Discard drops it, and the guest's memory changes in
-// Flush. 0 says none: a cache that keeps no copy (CacheConfig.StagedOnly) knows a page that
-// is not staged only while its guest stands still, and could not tell from what a
-// difference differs. With CacheConfig.MaxStaged it is half of that, so that there is room
-// for the checkpoint. It makes a Cache a colo.EarlyStage, and is called after the first
-// Flush of a session.
+// begun, while its guest runs; 0: none. differences says that some of these pages may come
+// as differences. An early page is staged like any other: Discard drops it, and Flush puts
+// it into the guest's memory. A cache that keeps no copy (CacheConfig.StagedOnly) takes no
+// differences early: it has the page from which one differs only in the guest, and only
+// while the guest stands still. With CacheConfig.MaxStaged the result is half of that, so
+// that there is room for the checkpoint. The method makes a Cache a colo.EarlyStage, and is
+// called after the first Flush of a session.
 func (c *Cache) TakesEarly(differences bool) uint64 {
 	switch {
 	case c.KeepsCopy():

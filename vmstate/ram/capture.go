@@ -13,10 +13,10 @@ import (
 // (SaverConfig.MaxCapture) and SaveComplete reads the rest from the guest's
 // memory.
 //
-// A capture that the saver does not get to send, because Capture, SaveIterate,
-// SaveSetup or SaveCleanup comes before SaveComplete, is given up: its pages
-// count as dirty again. The writer that the last SaveComplete wrote to must
-// have been flushed.
+// If Capture, SaveIterate, SaveSetup or SaveCleanup is called before
+// SaveComplete has sent a capture, the capture is given up: its pages count as
+// dirty again. The writer that the last SaveComplete wrote to must have been
+// flushed.
 func (s *Saver) Capture() (whole bool, err error) {
 	if err := s.ready(); err != nil {
 		return false, err
@@ -98,8 +98,8 @@ func (s *Saver) sendCaptured(w *qemufile.Writer) {
 	}
 }
 
-// abandon gives up a capture: as far as the peer is concerned its pages were
-// never read.
+// abandon gives up a capture: its pages count as dirty again, and the peer gets
+// nothing of it.
 func (s *Saver) abandon() {
 	if !s.captured {
 		return

@@ -18,8 +18,9 @@ type PageSender interface {
 	// the next Sync returns, since it is then dirty, and sent again.
 	SendPage(block string, offset uint64, page []byte) error
 	// Sync is called at the end of each section, before the stream has it. It
-	// returns when every page so far has been read for the last time, and the
-	// other side will have placed them before it takes another section.
+	// returns when the memory of every page so far has been read for the last
+	// time. The other side must have staged all of them before it takes another
+	// section.
 	Sync() error
 }
 
@@ -44,8 +45,9 @@ func (s *Saver) SendPagesTo(p PageSender) { s.elsewhere = p }
 // SendPagesTo does what Saver.SendPagesTo does.
 func (l *LazySaver) SendPagesTo(p PageSender) { l.s.SendPagesTo(p) }
 
-// enter begins what a section holds: the other side takes nothing elsewhere before
-// it has read that there is one.
+// enter begins a section. Where pages go elsewhere it flushes the section's
+// header: the other side takes no page elsewhere before it has read that a
+// section begins.
 func (s *Saver) enter(w *qemufile.Writer) {
 	if s.elsewhere != nil {
 		_ = w.Flush() // the error sticks
@@ -89,7 +91,8 @@ func (s *Saver) putCaptured(w *qemufile.Writer, records []byte, bi int) int {
 	return bi
 }
 
-// end ends a section: what was sent elsewhere has arrived before it does.
+// end ends a section. It first waits until the pages that were sent elsewhere
+// have been read.
 func (s *Saver) end(w *qemufile.Writer) {
 	if s.elsewhere != nil && w.Err() == nil {
 		if err := s.elsewhere.Sync(); err != nil {

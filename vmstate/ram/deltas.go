@@ -9,10 +9,12 @@ type deltaMark struct {
 }
 
 const (
-	// patient is how often in turn a difference may be too long: a page is written anew
-	// now and then, and little of it most times.
+	// patient is how often in a row the difference of a page may be too long before the
+	// page goes whole: the guest may write all of a page now and then, and only a
+	// little of it otherwise.
 	patient = 2
-	// firstWhole and maxWhole say how often a page then goes whole: 4 times, and up to 64.
+	// firstWhole and maxWhole say how often a page then goes whole: first 4 times, later
+	// up to 64.
 	firstWhole, maxWhole = 4, 64
 )
 

@@ -3,8 +3,9 @@ package ram
 // A DirtyKeeper is a DirtyLog that can leave pages writable when it reports them. The next
 // write to a page costs the guest a fault after each ReadDirty, one or two microseconds, or
 // twenty times that where KVM does without the hardware's help. A page that is written
-// before every checkpoint need not pay it: it is reported in any case. A Saver and a Cache
-// say which those are ([SaverConfig.KeepAfter], [CacheConfig.KeepAfter]).
+// before every checkpoint need not cost that fault: it would be reported in any case. A
+// Saver and a Cache say which those are ([SaverConfig.KeepAfter],
+// [CacheConfig.KeepAfter]).
 //
 // What follows with "must" is checked by colotest.TestVM.
 type DirtyKeeper interface {

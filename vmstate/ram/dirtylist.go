@@ -19,13 +19,14 @@ import (
 // CacheConfig.StagedOnly, having said so with [Cache.Resent] before the first Flush
 // of the session, calls it once for each checkpoint but the first: before
 // the first page of the checkpoint is sent, and with the guest paused until
-// Flush. A cache that keeps a copy writes an empty list. A page that is staged already,
-// since it came while the guest ran, is in no list: what the guest wrote there does not
-// matter any more.
+// Flush. A cache that keeps a copy writes an empty list. A page that came while the
+// guest ran, and so is staged already, is left out of the list: Flush replaces what the
+// guest wrote to it.
 //
-// The guest's memory is then at every moment that of one checkpoint and what the
-// guest did since, as without StagedOnly; but until the first Flush of a session
-// it is void, as the initial synchronisation goes straight into it.
+// As without StagedOnly, the guest's memory is at every moment that of one
+// checkpoint and what the guest has written since. But until the first Flush of
+// a session the guest's memory is in no consistent state, since the initial
+// synchronisation goes straight into it.
 //
 // The writer's error sticks as usual. An error of the dirty log is an [*Error].
 func (c *Cache) SaveDirty(w *qemufile.Writer) error {

@@ -77,8 +77,8 @@ func (c *Cache) Flush() error {
 }
 
 // readLog adds what the secondary's guest dirtied to what is staged, for all blocks
-// before any memory changes. Before the first flush the guest did not have the state of
-// the primary's guest: what it dirtied does not matter.
+// before any memory changes. Before the first Flush the guest did not have the state of
+// the primary's guest, so the pages that it dirtied are of no use.
 func (c *Cache) readLog() error {
 	if c.log == nil {
 		return nil

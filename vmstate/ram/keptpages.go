@@ -43,7 +43,7 @@ type keptPages struct {
 	counts [3]Bitmap // in three bits for each page
 	known  Bitmap    // pages with a count
 	kept   Bitmap    // pages to be kept
-	pass   Bitmap    // of them, those that the log is told: the others are tried
+	pass   Bitmap    // of them, those that the log is told to leave writable: the others are tried
 	open   Bitmap    // pages that the last reading of the log has left writable
 	told   bool      // the log leaves some writable
 }
@@ -58,7 +58,8 @@ func newKeeping(log DirtyLog, after int) keeping {
 	return k
 }
 
-// on reports whether pages are to be kept.
+// on reports whether the log can leave pages writable and the configuration
+// wants that.
 func (k *keeping) on() bool { return k.log != nil && k.after > 0 }
 
 // equal returns the pages, a bit for each, whose counts in the three words of c
@@ -134,14 +135,15 @@ func (p *keptPages) forget() {
 	p.told = false
 }
 
-// next begins the notes of a checkpoint.
+// next begins the counting for a checkpoint.
 func (k *keeping) next() {
 	k.round++
 	k.stats.Pages = 0
 }
 
-// note takes the pages of a block that a checkpoint had, and tells the log which it may
-// leave writable until the next. It allocates at the first call only.
+// note counts the pages of a block that were written before a checkpoint, and tells the
+// log which pages it may leave writable until the next. It allocates at the first call
+// only.
 func (k *keeping) note(block string, p *keptPages, written Bitmap) {
 	if !k.on() {
 		return

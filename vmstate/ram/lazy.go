@@ -24,12 +24,13 @@ var (
 // is a [vmstate.LiveLoader].
 //
 // At first it loads pages into the memory of the guest, which stands still. Discard takes
-// back what was written again at the source. After Listen, what has not come is missing:
-// whoever touches it waits, and Serve asks the source for it; LoadState places each page of
-// the host whole. Finish ends that when all has come.
+// back what was written again at the source. After Listen, the pages that have not come are
+// missing: a thread that touches one waits, and Serve asks the source for the page.
+// LoadState places a page of the host when all of it has come. Finish ends this state when
+// all pages have come.
 //
-// Where the memory is in a file in place of a stream (OpenMapped, Listen), Fill does
-// what Serve, LoadState and Finish do.
+// Where the memory comes from a file and not from a stream (OpenMapped, Listen), the
+// caller calls Fill in place of Serve, LoadState and Finish.
 //
 // In Go, only system calls may touch memory that may be missing, KVM_RUN among them; Go code
 // that is about to touch it (a device model, say) calls Ensure first. Otherwise the process
@@ -39,9 +40,9 @@ var (
 // Discard, Listen, LoadState and Finish belong to one goroutine at a time, Serve to another;
 // the other methods may be called from any.
 //
-// It needs what a [Tracker] needs, but for an older kernel (4.11; blocks of files in memory
-// or hugetlbfs included). The memory must not be pinned or locked, and nothing but Lazy may
-// register it with a userfaultfd.
+// It needs what a [Tracker] needs, but Linux 4.11 is enough, also for blocks that are
+// shared memory or hugetlbfs. The memory must not be pinned or locked, and nothing but Lazy
+// may register it with a userfaultfd.
 //
 // [vmstate.LiveLoader]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#LiveLoader
 type Lazy struct {
@@ -152,9 +153,10 @@ func (l *Lazy) smallPages() error {
 	return nil
 }
 
-// NewSession begins with another connection, whose records name their blocks anew. A page
-// of the host of which a part has come has to come again; what was asked for, Outstanding
-// knows.
+// NewSession is called when another connection takes the place of the one that broke. Its
+// records name their blocks anew, and a page of the host of which only a part has come
+// has to come again. The pages that were asked for on the old connection are asked for
+// again by Outstanding.
 func (l *Lazy) NewSession() {
 	l.last = noBlock
 	l.partBlock, l.partHave = nil, 0
@@ -187,8 +189,8 @@ func (l *Lazy) Discard(d vmstate.RAMDiscard) error {
 	return nil
 }
 
-// Listen makes missing what has not come, and has the kernel report who touches it. The
-// guest stands still until Serve runs.
+// Listen makes the pages that have not come missing, and has the kernel report each
+// touch of one. The guest must stand still until Serve runs.
 func (l *Lazy) Listen() error {
 	if l.listening.Load() {
 		return nil
@@ -220,7 +222,8 @@ func (l *Lazy) Listen() error {
 	return nil
 }
 
-// dropMissing gives the pages back that have not come.
+// dropMissing gives the memory of the pages that have not come back to the
+// kernel.
 func (b *lazyBlock) dropMissing() error {
 	each := int(b.size / PageSize)
 	n := int(b.length) / PageSize
@@ -285,10 +288,11 @@ func (l *Lazy) allowHuge() {
 	}
 }
 
-// Close gives the userfaultfd back, after Serve has returned, which Interrupt makes it do.
-// Before Finish that leaves a guest whose memory is not all there: whoever waits for a page
-// finds zeros, so its vCPUs must have ended. After precopy it lets the kernel use huge
-// pages again, so the memory must still be mapped. Closing it again does nothing.
+// Close closes the userfaultfd. Call it after Serve has returned; Interrupt makes Serve
+// return. Before Finish the guest's memory is not all there, and a thread that waits for a
+// page would go on with zeros: so the vCPUs must have ended. After precopy it lets the
+// kernel use huge pages again, so the memory must still be mapped. Closing it again does
+// nothing.
 func (l *Lazy) Close() error {
 	defer l.allowHuge()
 	l.mu.Lock()

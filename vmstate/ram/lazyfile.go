@@ -33,12 +33,13 @@ type fileBlock struct {
 	has   Bitmap // pages that the file has; all others are zeros
 }
 
-// OpenMapped has the memory come from a file that a [MappedWriter] has finished, or a QEMU
-// with mapped-ram (9.0 and later), in which the body of the ram section's START is at an
-// offset. It reads where the pages are, and none of them, so that it takes the same time
-// however large the guest is, but for a bit for each page. The caller then calls Listen and
-// Fill. It returns the offset behind the body. Nothing has changed if there is an error,
-// which is an [*Error] and says what in the file is not of this guest, or the file's.
+// OpenMapped has the memory come from a file that a [MappedWriter] or a QEMU with
+// mapped-ram (9.0 and later) has finished. at is the offset in the file of the body of the
+// ram section's START. OpenMapped reads which pages the file has, a bit for each, and no
+// page itself, so that it takes little time however large the guest is. The caller then
+// calls Listen and Fill. It returns the offset behind the body. Nothing has changed if
+// there is an error, which is an [*Error] and says what in the file is not of this guest,
+// or the file's.
 func (l *Lazy) OpenMapped(f io.ReaderAt, at int64) (end int64, err error) {
 	from := &lazyFile{f: f, blocks: make([]fileBlock, len(l.blocks))}
 	listed := 0
@@ -88,10 +89,11 @@ func (l *Lazy) OpenMapped(f io.ReaderAt, at int64) (end int64, err error) {
 }
 
 // Fill takes the place of Serve and Finish for memory that comes from a file (OpenMapped),
-// after Listen: what is touched is read from the file at once, and behind that all the
-// rest. It returns nil when all of it is ordinary memory. An error of the file, or the
-// context's cause, leaves who waits for memory waiting: the guest must be stopped before
-// Close, and never run on. The file must not change meanwhile. It is called once.
+// after Listen. It reads a page that is touched from the file at once, and meanwhile all
+// others in order. It returns nil when all of the guest's memory is ordinary memory. If it
+// returns an error, of the file or the context's cause, threads that wait for a page go on
+// waiting: the guest must be stopped before Close, and must never run on. The file must
+// not change meanwhile. It is called once.
 func (l *Lazy) Fill(ctx context.Context) error {
 	if l.from == nil || !l.listening.Load() {
 		return &Error{Op: "fill", Stream: -1, Err: errors.New("Fill before OpenMapped and Listen")}
@@ -104,7 +106,7 @@ func (l *Lazy) Fill(ctx context.Context) error {
 			cancel(err)
 		}
 	})
-	// Who touches memory is answered until all of it is ordinary.
+	// Touches are answered until all memory is ordinary.
 	err := l.fillRest(ctx)
 	if err == nil {
 		err = l.ordinary()
@@ -118,7 +120,8 @@ func (l *Lazy) Fill(ctx context.Context) error {
 	return context.Cause(ctx) // what came first
 }
 
-// ordinary ends that memory is missing. What nobody has placed is zeros.
+// ordinary makes all memory ordinary memory, none of which is missing. A page
+// that nobody has placed becomes zeros.
 func (l *Lazy) ordinary() error {
 	for i := range l.blocks {
 		if b := &l.blocks[i]; len(b.Host) > 0 {
@@ -132,7 +135,7 @@ func (l *Lazy) ordinary() error {
 	return nil
 }
 
-// fillTouched answers who touches memory, until Interrupt.
+// fillTouched places the pages that are touched, until Interrupt.
 func (l *Lazy) fillTouched() error {
 	faults := make([]uffd.Fault, 64)
 	buf := make([]byte, max(faultPiece, len(l.part)))
@@ -188,8 +191,9 @@ func (l *Lazy) fillRest(ctx context.Context) error {
 	return nil
 }
 
-// fill places what is missing of a part of a block that is no longer than buf, and begins
-// and ends with pages of the host; with zeros, also what the file does not have.
+// fill places the missing pages of the part of a block from first to end, which are
+// bounds of pages of the host and at most len(buf) apart. With zeros it also places the
+// pages that the file does not have.
 func (l *Lazy) fill(b *lazyBlock, first, end uint64, zeros bool, buf []byte) error {
 	from := l.from.of(l, b)
 	for at := first; at < end; {
@@ -266,7 +270,8 @@ func (l *Lazy) placeRun(b *lazyBlock, at, stop uint64, src []byte) error {
 		b.arrived(at, at+uint64(n))
 		at += uint64(n)
 		if errors.Is(err, uffd.ErrExists) {
-			// Who waits for it may have come before it was there.
+			// A thread that waits for the page may have touched it before it
+			// was there.
 			b.arrived(at, at+b.size)
 			err = l.fd.Wake(b.Host[at : at+b.size])
 			at += b.size

@@ -30,15 +30,17 @@ type LazySaver struct {
 }
 
 const (
-	// askedBytes is about how much of what was asked for one SaveIterate sends.
+	// askedBytes is about how many bytes one SaveIterate sends of the pages
+	// that were asked for.
 	askedBytes = 64 << 10
-	// walkBytes is about how much of the rest one sends, and how long what is asked for
-	// meanwhile waits.
+	// walkBytes is about how many bytes one SaveIterate sends of the other pages. A
+	// page that is asked for meanwhile waits until they have been sent.
 	walkBytes = 16 << 10
 )
 
-// NewLazySaver returns a LazySaver of blocks; what NewSaver says holds. The block list has
-// page sizes ([Format].Postcopy), so the stream must have the POSTCOPY_ADVISE command.
+// NewLazySaver returns a LazySaver of blocks, with the arguments of NewSaver. The block
+// list has page sizes ([Format].Postcopy), so the stream must have the POSTCOPY_ADVISE
+// command.
 func NewLazySaver(blocks []Block, log DirtyLog, cfg SaverConfig) *LazySaver {
 	cfg.XBZRLE, cfg.Resumable, cfg.Format.Postcopy = 0, false, true
 	l := &LazySaver{s: NewSaver(blocks, log, cfg)}
@@ -154,9 +156,9 @@ func (l *LazySaver) wholePages(b *saverBlock) {
 	l.s.dirty += b.dirty.Count() - before
 }
 
-// Request asks for a part of a block before the rest: what a REQ_PAGES brings. Pages that
-// were sent are left out when their turn comes. It may be called from any goroutine. Its
-// error is an [*Error] with [ErrUnknownBlock] or [ErrOffset].
+// Request has a part of a block sent before the rest: the part that a REQ_PAGES names.
+// Pages of it that were sent already are not sent again. It may be called from any
+// goroutine. Its error is an [*Error] with [ErrUnknownBlock] or [ErrOffset].
 func (l *LazySaver) Request(block string, start uint64, length uint32) error {
 	bi := slices.IndexFunc(l.s.blocks, func(b saverBlock) bool { return b.Name == block })
 	if bi < 0 {
@@ -180,7 +182,7 @@ func (l *LazySaver) Request(block string, start uint64, length uint32) error {
 	return nil
 }
 
-// asked returns the next page of the host that was asked for.
+// asked takes the next page of the host that was asked for from the queue.
 func (l *LazySaver) asked() (p pageRef, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -213,9 +215,9 @@ func (l *LazySaver) Requested() bool {
 }
 
 // SaveIterate does what Saver.SaveIterate does until BeginPostcopy. Then it sends what was
-// asked for, up to some 64 KiB and nothing else, so that nobody waits for what nobody has
-// asked for; or, if there is no such thing, some 16 KiB of the pages behind the last one.
-// The caller flushes. done means that all was sent.
+// asked for, up to some 64 KiB and nothing else, so that a page that was asked for never
+// waits for others; or, if nothing was asked for, some 16 KiB of the pages behind the
+// last one. The caller flushes. done means that all was sent.
 func (l *LazySaver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	if !l.begun {
 		return l.s.SaveIterate(w)
@@ -259,8 +261,8 @@ func (l *LazySaver) walk(w *qemufile.Writer, start int64) {
 	}
 }
 
-// sendWhole sends the page of the host that page i of a block is in, if it is dirty, and
-// goes on behind it: what follows will be asked for next, as likely as not.
+// sendWhole sends the page of the host that page i of a block is in, if it is dirty. The
+// walk then goes on behind that page: the guest will probably ask for what follows next.
 func (l *LazySaver) sendWhole(w *qemufile.Writer, bi, i int) {
 	b := &l.s.blocks[bi]
 	each := int(b.hostPage() / PageSize)

@@ -9,8 +9,9 @@ import (
 )
 
 // Serve asks for pages that are touched and missing, each once for each connection, until
-// Close or Finish. ask is called with a page of the host, and must not wait for one; what
-// it cannot send because the connection is broken, Outstanding has later.
+// Close or Finish. It calls ask with a page of the host. ask must not wait for that page;
+// a request that it cannot send, because the connection is broken, Outstanding repeats
+// later.
 func (l *Lazy) Serve(ask func(block string, start uint64, length uint32)) error {
 	if !l.listening.Load() {
 		return &Error{Op: "serve", Stream: -1, Err: errors.New("Serve before Listen")}
@@ -32,11 +33,12 @@ func (l *Lazy) Serve(ask func(block string, start uint64, length uint32)) error 
 	}
 }
 
-// want asks for a page of the host unless it is there or was asked for.
+// want asks for a page of the host unless the page is there or was asked for
+// already.
 func (l *Lazy) want(b *lazyBlock, at uint64, ask func(string, uint64, uint32)) {
 	i := at / PageSize
 	if b.has(b.received, i) {
-		// It came between the touch and now.
+		// The page came after it was touched.
 		_ = l.fd.Wake(b.Host[at : at+b.size])
 		return
 	}

@@ -13,9 +13,10 @@ import (
 // section is received. Nothing waits for that, and nothing depends on it: a page that comes
 // again meanwhile counts as staged, so that Flush copies it, whatever of it was copied before.
 //
-// Most of what a page costs is the fault with which memory is taken for it, twice: in the cache
-// and in the guest. It is taken for many pages at a time, which is cheaper, and for the cache
-// before they come, where pages of data have come one after the other up to there.
+// Most of what a page costs is two faults, with which the kernel takes memory for it: one in
+// the cache and one in the guest. So memory is taken for many pages at a time, which is
+// cheaper. In the cache it is taken before the pages come, if pages of data have come one after
+// the other.
 
 const (
 	// overlapLeast is the least number of pages for which a goroutine is started.
@@ -88,9 +89,9 @@ func (o *overlap) begin(c *Cache) {
 	})
 }
 
-// foresee returns the block and the pages of the cache for which begin takes memory early:
-// those that this section and the next may bring, if batch is one run of pages with data.
-// Otherwise it returns none.
+// foresee returns the block and the pages of the cache for which begin takes memory early.
+// If batch is one run of pages with data, these are the pages behind the run, which this
+// section and the next may bring; otherwise there are none.
 func (o *overlap) foresee(c *Cache) (b *cacheBlock, from, to int) {
 	n := len(o.batch)
 	if n == 0 {

@@ -30,8 +30,8 @@ func (k *Walker) Size() int {
 func (k *Walker) Certain() bool { return k.PageSize != 0 || !k.Detect || k.certain }
 
 // mask returns the bits of a record's first word that are flags. As long as the
-// size is unknown, those that are flags for any size: what comes before the
-// first page is a block list, or has no address.
+// size of pages is unknown it returns the bits that are flags for every size: a
+// record before the first page is a block list, or has no address.
 func (k *Walker) mask(word uint64) uint64 {
 	if k.Detect && k.PageSize == 0 && k.size == 0 && word != flagMultiFDFlush {
 		return minPageSize - 1
@@ -75,7 +75,8 @@ func (k *Walker) valid(word uint64, size int) bool {
 	return false
 }
 
-// detect chooses the size that what comes next does not contradict.
+// detect looks at the bytes that come next, and chooses a size of pages that
+// they do not contradict.
 func (k *Walker) detect(r *qemufile.Reader) {
 	p := r.Peek(1 << 20) // as much as the reader can
 	var possible []int

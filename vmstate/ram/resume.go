@@ -3,16 +3,16 @@ package ram
 import "math/bits"
 
 // A link that was lost for a moment need not cost a synchronisation of all memory.
-// Of each page the saver knows whether it may differ from what the peer has made
-// its own with the last checkpoint that it has confirmed: the page was written since
-// (dirty), or was sent since, and what came of that nobody knows (sent). The cache
-// holds each page as the last checkpoint that it has committed had it, or as
-// something that has been sent since. So a session that begins with the pages that are
-// dirty or sent makes the two equal, even if the cache has committed one checkpoint
-// more than the saver was told.
+// The saver knows of each page whether it may differ from the page in the last
+// checkpoint that the peer has confirmed: it does if the page was written since
+// (dirty), or was sent since (sent), because nobody knows whether a page that was sent
+// arrived. The cache holds each page as the last checkpoint that it has committed had
+// it, or as something that has been sent since. So a session that begins with the
+// pages that are dirty or sent makes the two equal, even if the cache has committed
+// one checkpoint more than the saver was told.
 //
-// Neither can know whether the other is the one that it was with. Whoever drives
-// them does, and tells both, or neither.
+// Neither the saver nor the cache can know whether the other is the one of the
+// session before. The caller knows, and calls Resume of both, or of neither.
 
 // resumption keeps what a Saver knows of the session before.
 type resumption struct {
@@ -36,7 +36,7 @@ func (o *resumption) begin(s *Saver) bool {
 	return resumed
 }
 
-// lost says that pages may have been written that no log names.
+// lost records that pages may have been written that no log names.
 func (o *resumption) lost() { o.confirmed = false }
 
 // send notes that pages are being sent.
@@ -46,9 +46,9 @@ func (b *saverBlock) send(wi int, word uint64) {
 	}
 }
 
-// Confirm says that the peer has taken over all that was sent: it has committed the
-// checkpoint whose SaveComplete was the last, or the initial synchronisation. It is called
-// before anything more is sent or captured. Without SaverConfig.Resumable it does nothing.
+// Confirm says that the peer has committed all that was sent: the checkpoint whose
+// SaveComplete was the last, or the initial synchronisation. It is called before anything
+// more is sent or captured. Without SaverConfig.Resumable it does nothing.
 func (s *Saver) Confirm() {
 	if !s.cfg.Resumable || s.bad != nil || s.captured || s.err != nil {
 		return
@@ -65,20 +65,20 @@ func (s *Saver) Confirm() {
 // may have read the log.
 func (s *Saver) Resumable() bool { return s.resume.confirmed && s.err == nil }
 
-// Resume has the next SaveSetup begin a session with the peer of the last one,
-// which holds the checkpoint that was confirmed last, or a later one, and whose
-// [Cache.Resume] is called: only what it lacks is sent. It reports whether it can; if
-// not, the next session sends all. The guest may run. It is called between SaveCleanup and SaveSetup;
-// pages that a [Saver.LoadDirty] adds in between are sent too.
+// Resume has the next SaveSetup begin a session that sends only what the peer lacks. The peer must be
+// that of the last session, hold the checkpoint that was confirmed last or a later one, and have
+// called [Cache.Resume]. Resume reports whether the saver can do so; if not, the next session sends
+// all memory. The guest may run. It is called between SaveCleanup and SaveSetup; pages that a
+// [Saver.LoadDirty] adds in between are sent too.
 func (s *Saver) Resume() bool {
 	s.resume.asked = s.Resumable()
 	return s.resume.asked
 }
 
-// Lacking reads the dirty log and returns how many bytes of memory a session would begin
-// with after a [Saver.Resume]: all pages, where the saver is not Resumable, which it
-// ceases to be when the log fails. The guest may run. It is called between SaveCleanup
-// and SaveSetup.
+// Lacking reads the dirty log and returns how many bytes of memory the initial
+// synchronisation of a session would send after a [Saver.Resume]: those of all pages, if
+// the saver is not Resumable. It ceases to be Resumable when the log fails. The guest
+// may run. It is called between SaveCleanup and SaveSetup.
 func (s *Saver) Lacking() uint64 {
 	if s.bad == nil && s.Resumable() {
 		s.err = s.sync()
@@ -97,9 +97,9 @@ func (s *Saver) Lacking() uint64 {
 	return uint64(pages) * PageSize
 }
 
-// Forget ends what SaverConfig.Resumable keeps: it switches the dirty log off, and
-// the next session sends all. It is called after SaveCleanup, by who has no use for the
-// saver any more.
+// Forget drops what SaverConfig.Resumable keeps: it switches the dirty log off, and the
+// next session sends all memory. It is called after SaveCleanup, by a caller that will
+// not resume.
 func (s *Saver) Forget() {
 	s.resume = resumption{}
 	s.stopLog()

@@ -28,26 +28,27 @@ type SaverConfig struct {
 	// it is one.
 	CaptureWorkers int
 
-	// XBZRLE is the memory for pages as they were last sent, in bytes, from
-	// which those sent again are sent as differences. 0 means none. It pays
-	// where a guest changes little of each page it dirties and the link is
-	// slower than about 1 GB/s. A QEMU peer should have its capability xbzrle
-	// set.
+	// XBZRLE is the size, in bytes, of the memory that keeps pages as they were
+	// last sent. A page that is in it is sent as a difference from that. 0
+	// means that no page is. It pays where a guest changes little of each page
+	// it dirties and the link is slower than about 1 GB/s. A QEMU peer should
+	// have its capability xbzrle set.
 	XBZRLE int64
 
-	// KeepAfter is the number of checkpoints in turn (somewhat more, if there are gaps)
-	// before each of which a page has to be written for it to stay writable, where the
-	// DirtyLog is a DirtyKeeper. Its writes then cost the guest no fault, and it goes with
-	// each checkpoint. Once in sixteen it is protected, to see whether it is still written;
-	// when it has not been before some checkpoints, it is kept no longer. 0 means 4, which
+	// KeepAfter says when a page stays writable, where the DirtyLog is a DirtyKeeper: when
+	// it was written before each of so many checkpoints in a row (somewhat more, if there
+	// are gaps). Writes to such a page cost the guest no fault, and each checkpoint sends
+	// it. Once in sixteen it is protected, to see whether it is still written; when it was
+	// not written before some checkpoints, it no longer stays writable. 0 means 4, which
 	// suits pages that are written before most checkpoints; 1 suits a host where a fault is
 	// dear, as it is where KVM does without the hardware's help; the most is 7; below 0 no
 	// page is kept.
 	KeepAfter int
 
-	// Resumable has the saver know after a session what its peer lacks, so that the
-	// next need not send all ([Saver.Resume]). It costs a bit for each page, and the
-	// dirty log stays on from one session to the next, until [Saver.Forget].
+	// Resumable has the saver keep account, after a session, of the pages that its
+	// peer lacks, so that the next session need not send all memory
+	// ([Saver.Resume]). It costs a bit for each page, and the dirty log stays on
+	// from one session to the next, until [Saver.Forget].
 	Resumable bool
 }
 

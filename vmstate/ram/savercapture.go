@@ -20,9 +20,10 @@ type Idler interface {
 // one, and what is sent is the same bytes in the same order, however many took part.
 const batchSize = firstChunk
 
-// apart is where in its place a batch begins. Pages would otherwise be copied to a few
-// bytes behind where they come from, but for whole pages: a processor that compares the
-// lower 12 bits of addresses then takes what it is to read for what it has just written.
+// apart is the offset at which a batch begins in its place in the arena. Without it, the
+// lower 12 bits of the address to which a page is copied would be a few bytes behind
+// those of the address from which it is copied; a processor that compares only these
+// bits then takes what it is to read for what it has just written, and waits.
 const apart = PageSize / 2
 
 // fewestPages are worth another worker, which has to be woken.
@@ -108,8 +109,8 @@ func (s *Saver) workers() int {
 	return min(n, runtime.GOMAXPROCS(0), runtime.NumCPU())
 }
 
-// trial finds out whether helpers pay: on a host whose CPUs are busy, one that was woken
-// waits for a CPU, and all wait for it.
+// trial finds out whether helpers make a capture shorter. On a host whose CPUs are busy
+// a helper that was woken waits for a CPU, and the capture waits for the helper.
 type trial struct {
 	cost [2]time.Duration // of a page, alone and together, as last seen; 0: not known
 	left int              // captures until the dearer way is tried again
@@ -147,9 +148,10 @@ func (t *trial) saw(together bool, pages int, took time.Duration) {
 	t.cost[way] = each
 }
 
-// captureTogether is Capture's copying with the help of others. It reports false, and
-// has done nothing, where it does not pay or may not be: few pages, differences (each of
-// which depends on the cache of all), or more than there is room for.
+// captureTogether copies the dirty pages for Capture with the help of other goroutines.
+// It returns false, and has done nothing, if that does not pay (few pages) or may not
+// be: with differences, each of which depends on the cache of all, or with more pages
+// than there is room for.
 func (s *Saver) captureTogether() bool {
 	b := &s.batches
 	const each = (batchSize - apart) / maxRecord
@@ -219,8 +221,8 @@ func (s *Saver) captureTogether() bool {
 	return true
 }
 
-// rest waits until each helper that the last capture has woken is gone, though it may have
-// come too late to help.
+// rest waits until every helper that the last capture has woken has ended, also those that
+// came too late to help.
 func (b *batches) rest() { b.group.Wait() }
 
 // work takes batches until there are no more. Helpers take the last ones first, so that
@@ -303,7 +305,7 @@ func (b *batches) zeros(list []pageRef) (zeros uint64) {
 	return zeros
 }
 
-// bytes returns how much was captured.
+// bytes returns how many bytes were captured.
 func (b *batches) bytes() (n int) {
 	for _, p := range b.parts {
 		n += len(p)

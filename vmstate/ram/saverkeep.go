@@ -4,8 +4,8 @@ package ram
 // runs: the pause has no more to do than before. A checkpoint that fails, or is given up,
 // says nothing.
 
-// keepWritten takes the pages that a checkpoint had. Those that were sent ahead of it and
-// not again are not among them: the log was read after their last write.
+// keepWritten counts the pages that were written before a checkpoint. It leaves out pages
+// that were sent ahead and not again: the log was read after their last write.
 func (s *Saver) keepWritten() {
 	if !s.keep.on() {
 		return

@@ -175,8 +175,8 @@ func (s *Saver) forgetZero(bi, i int) {
 	}
 }
 
-// applyDelta makes kept, the page as the peer has it, the page as it will have
-// it, the way the peer does.
+// applyDelta applies delta to kept, the page as the peer has it, as the peer
+// will: kept is then the page as the peer will have it.
 func applyDelta(kept, delta []byte) {
 	if err := xbzrle.Decode(kept, delta); err != nil {
 		panic("ram: internal error: " + err.Error()) // a delta of our own

@@ -5,16 +5,17 @@ import (
 	"math/bits"
 )
 
-// stagedOnly has the part of a Cache that differs with CacheConfig.StagedOnly. A
-// block's mapping then holds no copy of the primary's memory: each page that is
-// staged stands at its own place in it, and the rest takes no memory.
+// stagedOnly is the part of a Cache that CacheConfig.StagedOnly switches on.
+// The mapping of a block then holds no copy of the primary's memory: each page
+// that is staged is at its own offset in the mapping, and the rest of it takes
+// no memory.
 //
 // Until the first Flush of a session the guest's memory is void, so pages go straight into
 // it, as far as the guest has any: the part by which the primary's block is longer is
 // staged, since the guest hears of it in Flush (Block.Resize) and its memory may not be
-// touched before. From then on the guest's memory has each page that is not staged, as long
-// as the guest has not written it; a page that the guest has written the primary sends
-// whole.
+// touched before. From then on the primary's page is in the guest's memory if it is not
+// staged and the guest has not written it; a page that the guest has written the primary
+// sends whole.
 //
 // Between a Flush and the next load the pages of that checkpoint keep their
 // memory: a guest dirties much the same pages again, and they are then there.
@@ -53,7 +54,8 @@ func (o *stagedOnly) begin(c *Cache) {
 	}
 }
 
-// direct reports whether page i goes straight into the guest's memory.
+// direct reports whether page i is to be written straight into the guest's
+// memory.
 func (o *stagedOnly) direct(c *Cache, b *cacheBlock, i int) bool {
 	return o.on && c.first && i < b.only.had
 }
@@ -196,8 +198,8 @@ func (o *stagedOnly) flush(c *Cache, b *cacheBlock) (pages uint64) {
 	return pages
 }
 
-// dropDirect has no page staged any more that is the guest's already, and returns
-// how many there were.
+// dropDirect unmarks the staged pages that were written straight into the
+// guest's memory, and returns how many there were.
 func (b *cacheBlock) dropDirect() (pages uint64) {
 	n := b.staged.Count()
 	b.staged.ClearRange(0, b.only.had)

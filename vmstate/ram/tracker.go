@@ -13,11 +13,11 @@ import (
 // ErrLogOff means that the dirty log is off, so that what was written is not known.
 var ErrLogOff = errors.New("dirty log is off")
 
-// A Tracker is a DirtyLog of any mapping that the kernel keeps (userfaultfd with
-// asynchronous write-protection, and PAGEMAP_SCAN). Whatever writes the memory is seen
-// without a word from it: a vCPU of KVM, a device model in Go, a system call. A host
-// without KVM needs no dirty log of its own, and one with KVM can compare
-// ([NewVerifier]).
+// A Tracker is a DirtyLog of any mapping. The kernel keeps the log (userfaultfd with
+// asynchronous write-protection, and PAGEMAP_SCAN), so it has the writes of a vCPU of
+// KVM, of a device model in Go and of a system call, and none of them has to report
+// anything. A host without KVM needs no dirty log of its own, and one with KVM can
+// compare ([NewVerifier]).
 //
 // It costs a fault of the kernel, one to three microseconds, for the first write to each
 // page after a call of ReadDirty, and a scan for each call; nobody in user space is
@@ -103,9 +103,9 @@ func NewTracker(blocks []Block) (*Tracker, error) {
 	return t, nil
 }
 
-// StartDirtyLog begins to track, with nothing written. Threads may write meanwhile: a
-// write that comes after it has returned is reported. It protects every page, which takes
-// some 40 ms for each GiB of ordinary pages.
+// StartDirtyLog begins to track, with no page marked as written. It protects every page,
+// which takes some 40 ms for each GiB of ordinary pages. Threads may write meanwhile;
+// writes that come after it has returned are reported.
 func (t *Tracker) StartDirtyLog() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -26,8 +26,8 @@ type VerifierConfig struct {
 // guest memory and does not say so, which otherwise shows as a guest that breaks after a
 // failover.
 //
-// What it reports to the saver or cache is what either of the two knows: a write that Log
-// misses is not lost. Every page costs a fault more than with Log alone.
+// It reports to the saver or cache the pages that either log has, so that a write that
+// Log misses is not lost. Every page costs the guest one fault more than with Log alone.
 //
 // A page that Log reports is not missed, however often it is written before the next
 // pause; a device that forgets one of two writes to it in between is found another time.
