@@ -258,9 +258,8 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 		if len(entries) == 0 || len(entries) > maxCPUID {
 			return fmt.Errorf("%d CPUID entries, want 1 to %d", len(entries), maxCPUID)
 		}
-		id := uint32(v.staged.spare.id)
-		if e := findCPUID(entries, 1, 0); e != nil && e.Ebx>>24 != id&0xff {
-			return fmt.Errorf("%w: APIC ID %d in CPUID 1 of the vCPU whose ID is %d", ErrState, e.Ebx>>24, id)
+		if err := checkAPICID(entries, v.staged.spare.id); err != nil {
+			return err
 		}
 		table := &cpuidTable{n: uint32(len(entries))}
 		copy(table.entries[:], entries)
