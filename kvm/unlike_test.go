@@ -416,3 +416,11 @@ func TestAGuestThatIsToldOfAnotherHypervisorIsJudgedByWhatKVMOffersIt(t *testing
 		}
 	}
 }
+
+// A vCPU that was given its CPUID table here has its own APIC ID in it, and takes no state that says
+// otherwise.
+func TestAStateWithAnotherAPICIDIsRefusedWhileItIsDecoded(t *testing.T) {
+	a, b := newAdopted(t, 1, nil), newAdopted(t, 1, nil)
+	state := withCPUID(t, a, a.save(), 1, 0, func(e *streamCPUID) { e.Ebx ^= 1 << 24 })
+	refusedWhileDecoded(t, b, state, "APIC ID 1 in CPUID 1 of the vCPU whose ID is 0")
+}

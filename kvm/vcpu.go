@@ -79,6 +79,11 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	if len(run) < PageSize {
 		return nil, fmt.Errorf("kvm: struct kvm_run mapped with %d bytes", len(run))
 	}
+	vm.mu.Lock() // over all calls to KVM: a Close waits for them
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return nil, ErrClosed
+	}
 	if size := capability(vm.fd, capXSave2); size > vm.sys.xsaveSize {
 		return nil, fmt.Errorf("kvm: an XSAVE area of %d bytes, which had %d when the VM was adopted: want features for which a process has to ask, such as AMX, asked for before", size, vm.sys.xsaveSize)
 	}
@@ -95,11 +100,6 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		if v.ring, err = mapRing(v.fd, vm.ring); err != nil {
 			return nil, err
 		}
-	}
-	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	if vm.closed {
-		return nil, errors.Join(ErrClosed, v.ring.unmap())
 	}
 	v.index = len(vm.vcpus)
 	id := vcpuID(v.fd, v.index)
@@ -151,8 +151,8 @@ func (v *VCPU) stopped() error {
 // ErrRunning, or ErrClosed.
 func (v *VCPU) hold() error {
 	v.vm.mu.Lock()
+	defer v.vm.mu.Unlock()
 	err := v.stopped()
-	v.vm.mu.Unlock()
 	if err == nil && !v.own.TryLock() {
 		err = ErrRunning
 	}
@@ -258,9 +258,8 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 		if len(entries) == 0 || len(entries) > maxCPUID {
 			return fmt.Errorf("%d CPUID entries, want 1 to %d", len(entries), maxCPUID)
 		}
-		id := uint32(v.staged.spare.id)
-		if e := findCPUID(entries, 1, 0); e != nil && e.Ebx>>24 != id&0xff {
-			return fmt.Errorf("%w: APIC ID %d in CPUID 1 of the vCPU whose ID is %d", ErrState, e.Ebx>>24, id)
+		if err := checkAPICID(entries, v.staged.spare.id); err != nil {
+			return err
 		}
 		table := &cpuidTable{n: uint32(len(entries))}
 		copy(table.entries[:], entries)

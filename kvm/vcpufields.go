@@ -192,6 +192,11 @@ func (s *VCPUState) check(apic bool) error {
 			return bad("CPUID entry %d", i)
 		}
 	}
+	if s.spare != nil && s.given.told.Load() { // or else nobody has kept the guest to that ID
+		if err := checkAPICID(s.cpuid.entries[:s.cpuid.n], s.spare.id); err != nil {
+			return err
+		}
+	}
 	if table := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(table, s.judged) {
 		possible, err := s.possible()
 		if err != nil {
@@ -226,6 +231,15 @@ func (s *VCPUState) check(apic bool) error {
 		}
 	}
 	return s.checkTSCKHz()
+}
+
+// checkAPICID fails with ErrState if a CPUID table tells the guest another APIC ID than id, which
+// its vCPU has.
+func checkAPICID(table []CPUIDEntry, id int) error {
+	if e := findCPUID(table, 1, 0); e != nil && e.Ebx>>24 != uint32(id)&0xff {
+		return fmt.Errorf("%w: APIC ID %d in CPUID 1 of the vCPU whose ID is %d", ErrState, e.Ebx>>24, id)
+	}
+	return nil
 }
 
 // sameCPUID reports whether a is good for a vCPU that has run with b: they differ in nothing but what

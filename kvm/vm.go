@@ -140,6 +140,7 @@ func (vm *VM) Pause(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			if vm.resume() {
 				vm.parked.Raise()
+				vm.still.Raise() // for other Pauses, which Resumes have undone
 			}
 			return fmt.Errorf("kvm: pause: %w", err)
 		}
@@ -189,8 +190,10 @@ func (vm *VM) resume() (last bool) {
 	return true
 }
 
-// stopped fails with ErrRunning if a vCPU runs, or is about to.
-func (vm *VM) stopped() error {
+// whileStopped calls fn with the VM's descriptor if no vCPU runs or is about to. Until fn returns
+// none can begin to, and the descriptor is not closed. Otherwise it fails with ErrRunning, or
+// ErrClosed. fn must not take vm.mu.
+func (vm *VM) whileStopped(fn func(fd int) error) error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	for _, v := range vm.vcpus {
@@ -201,8 +204,11 @@ func (vm *VM) stopped() error {
 	if vm.closed {
 		return ErrClosed
 	}
-	return nil
+	return fn(vm.fd)
 }
+
+// stopped fails with ErrRunning if a vCPU runs, or is about to.
+func (vm *VM) stopped() error { return vm.whileStopped(func(int) error { return nil }) }
 
 // resetsNow returns how often the VM was resumed.
 func (vm *VM) resetsNow() uint64 {
@@ -289,17 +295,21 @@ func (d chipDevice) VMState(f *vmstate.Fields) { d.vm.chips.chipFields(f) }
 func (chipDevice) Snapshots() bool { return true }
 
 func (d chipDevice) PreSave() error {
-	if err := errors.Join(d.vm.stopped(), d.vm.noXen()); err != nil || !d.vm.chips.hasChips {
-		return err
-	}
-	return d.vm.chips.saveChips(d.vm.fd)
+	return d.vm.whileStopped(func(fd int) error {
+		if err := d.vm.noXen(); err != nil || !d.vm.chips.hasChips {
+			return err
+		}
+		return d.vm.chips.saveChips(fd)
+	})
 }
 
 func (d chipDevice) PostLoad(uint32) error {
-	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasChips {
-		return err
-	}
-	return d.vm.chips.restoreChips(d.vm.fd)
+	return d.vm.whileStopped(func(fd int) error {
+		if !d.vm.chips.hasChips {
+			return nil
+		}
+		return d.vm.chips.restoreChips(fd)
+	})
 }
 
 func (d pitDevice) VMState(f *vmstate.Fields) { d.vm.chips.pitFields(f) }
@@ -307,17 +317,21 @@ func (d pitDevice) VMState(f *vmstate.Fields) { d.vm.chips.pitFields(f) }
 func (pitDevice) Snapshots() bool { return true }
 
 func (d pitDevice) PreSave() error {
-	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasPIT {
-		return err
-	}
-	return d.vm.chips.savePIT(d.vm.fd)
+	return d.vm.whileStopped(func(fd int) error {
+		if !d.vm.chips.hasPIT {
+			return nil
+		}
+		return d.vm.chips.savePIT(fd)
+	})
 }
 
 func (d pitDevice) PostLoad(uint32) error {
-	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasPIT {
-		return err
-	}
-	return d.vm.chips.restorePIT(d.vm.fd)
+	return d.vm.whileStopped(func(fd int) error {
+		if !d.vm.chips.hasPIT {
+			return nil
+		}
+		return d.vm.chips.restorePIT(fd)
+	})
 }
 
 func (d clockDevice) VMState(f *vmstate.Fields) { d.vm.clock.VMState(f) }
@@ -325,20 +339,24 @@ func (d clockDevice) VMState(f *vmstate.Fields) { d.vm.clock.VMState(f) }
 func (clockDevice) Snapshots() bool { return true }
 
 func (d clockDevice) PreSave() error {
-	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
-		return err
-	}
-	return d.vm.clock.Save(d.vm.fd)
+	return d.vm.whileStopped(func(fd int) error {
+		if !d.vm.sys.clock {
+			return nil
+		}
+		return d.vm.clock.Save(fd)
+	})
 }
 
 func (d clockDevice) PostLoad(uint32) error {
-	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
-		return err
-	}
-	if d.vm.catchUp {
-		return d.vm.clock.restore(d.vm.fd, d.vm.sys.clockReal)
-	}
-	return d.vm.clock.Restore(d.vm.fd)
+	return d.vm.whileStopped(func(fd int) error {
+		switch {
+		case !d.vm.sys.clock:
+			return nil
+		case d.vm.catchUp:
+			return d.vm.clock.restore(fd, d.vm.sys.clockReal)
+		}
+		return d.vm.clock.Restore(fd)
+	})
 }
 
 // VMState implements vmstate.Device. What is loaded goes to staged, which the vCPU's thread

@@ -24,12 +24,11 @@ import (
 // A guest that is not to use the ACPI tables has "acpi=off" on its command line, and one
 // CPU. A machine whose state comes from another one needs no kernel.
 func (m *Machine) LoadLinux(kernel, initrd io.ReaderAt, cmdline string) error {
-	switch {
-	case m.closed.Load():
-		return ErrClosed
-	case !m.paused.Load():
-		return ErrRunning
-	}
+	return m.whilePaused(func() error { return m.loadLinux(kernel, initrd, cmdline) })
+}
+
+// loadLinux does what LoadLinux does; the caller has the turn, and the Machine is paused.
+func (m *Machine) loadLinux(kernel, initrd io.ReaderAt, cmdline string) error {
 	image, err := bzimage.Parse(kernel)
 	if err != nil {
 		return err

@@ -119,3 +119,26 @@ func TestAClosedMachineIsNotResumed(t *testing.T) {
 		t.Error("the devices of a closed Machine work")
 	}
 }
+
+// A state may be committed when the Machine has been closed: its interrupt lines are not moved
+// then, by a descriptor that may be another file's.
+func TestAClosedMachineTakesNoState(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	m, err := Create(Config{Memory: 1 << 20, Devices: Devices{NICs: []NIC{{Uplink: drop{}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	card := section{m, "card", 0, m.Cards()[0].net}
+	if err := errors.Join(card.PreSave(), card.PostLoad(1), m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := card.PreSave(); !errors.Is(err, ErrClosed) {
+		t.Error("a closed Machine is saved:", err)
+	}
+	if err := card.PostLoad(1); !errors.Is(err, ErrClosed) {
+		t.Error("a closed Machine is loaded:", err)
+	}
+	if m.broken != nil {
+		t.Error("a closed Machine has moved a line:", m.broken)
+	}
+}

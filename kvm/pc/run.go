@@ -209,6 +209,26 @@ func (m *Machine) take(ctx context.Context) error {
 
 func (m *Machine) give() { <-m.turn }
 
+// whilePaused calls fn if the Machine is paused. Until fn returns it is not resumed, and not
+// closed. Otherwise it fails with ErrRunning, or ErrClosed.
+func (m *Machine) whilePaused(fn func() error) error {
+	switch {
+	case m.closed.Load():
+		return ErrClosed
+	case !m.paused.Load(): // a Pause that has the turn may wait for long
+		return ErrRunning
+	}
+	m.turn <- struct{}{}
+	defer m.give()
+	switch {
+	case m.closed.Load():
+		return ErrClosed
+	case m.pauses == 0:
+		return ErrRunning
+	}
+	return fn()
+}
+
 // Register adds the guest's devices to a registry, in the order in which they must
 // be restored: those of package kvm, then pc/pci, pc/serial, pc/cmos, pc/pm, and for each
 // disk and network card an instance of pc/virtio-blk and of pc/virtio-net, and pc/virtio-rng.
@@ -263,22 +283,18 @@ type section struct {
 func (s section) VMState(f *vmstate.Fields) { s.state.VMState(f) }
 
 // PreSave implements vmstate.PreSaver.
-func (s section) PreSave() error {
-	if !s.m.paused.Load() {
-		return fmt.Errorf("%s: %w", s.name, ErrRunning)
-	}
-	s.state.Save()
-	return nil
-}
+func (s section) PreSave() error { return s.whilePaused(s.state.Save) }
 
 // Snapshots implements vmstate.Snapshotter: Save has copied what VMState carries.
 func (section) Snapshots() bool { return true }
 
 // PostLoad implements vmstate.PostLoader.
-func (s section) PostLoad(uint32) error {
-	if !s.m.paused.Load() {
-		return fmt.Errorf("%s: %w", s.name, ErrRunning)
+func (s section) PostLoad(uint32) error { return s.whilePaused(s.state.Apply) }
+
+func (s section) whilePaused(fn func()) error {
+	err := s.m.whilePaused(func() error { fn(); return nil })
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.name, err)
 	}
-	s.state.Apply()
 	return nil
 }
