@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"net"
@@ -326,10 +327,21 @@ func TestPostedWritesLeaveTogether(t *testing.T) {
 		if n := conn.count() - before; n != 1 {
 			t.Errorf("pushed with %d writes", n)
 		}
+		before = conn.count()
+		c.StartZeroes(0, 512, false, func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			answered++
+		})
+		synctest.Wait()
+		if n := conn.count() - before; n != 1 {
+			t.Errorf("zeroes, which are not kept, left with %d writes", n)
+		}
 		start(3)
 		before = conn.count()
 		close(hold)
-		for answered < 1+mostPosted+2+3 {
+		for answered < 1+mostPosted+2+1+3 {
 			if err := c.Progress(context.Background()); err != nil {
 				t.Fatal(err)
 			}
@@ -416,4 +428,31 @@ func TestAnswersThatNobodyTakesDoNotPileUp(t *testing.T) {
 		<-done
 		l.Close()
 	})
+}
+
+// Where a request that has come finds no memory, it is read later, and counts then.
+func TestARequestThatFindsNoMemoryDoesNotCount(t *testing.T) {
+	srv := NewServer(ServerConfig{})
+	srv.memory = newMemory(smallest, smallest)
+	e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
+	must(t, err)
+	server, client := net.Pipe()
+	defer server.Close()
+	defer client.Close()
+	r := newReader(server)
+	s := newSession(e, &negotiation{srv: srv, raw: &link{Conn: server}, conn: server, r: r})
+	r.reset(bytes.NewReader(heads(request{cmd: cmdRead, handle: 1, n: 512})))
+	must(t, func() error { _, err := r.Peek(requestLen); return err }())
+	held, ok := srv.memory.try(smallest)
+	if !ok {
+		t.Fatal("there is no memory to be taken")
+	}
+	var next taken
+	if s.another(&next) || s.bytes != 0 {
+		t.Errorf("without memory a request was read, or counts: %d bytes", s.bytes)
+	}
+	srv.memory.put(held)
+	if !s.another(&next) || s.bytes != 512 {
+		t.Errorf("with memory it was not, or counts %d bytes", s.bytes)
+	}
 }

@@ -11,7 +11,9 @@ import (
 )
 
 // Disk is the disk that an export serves. Its methods are called from several goroutines at the
-// same time. A replication.Disk is a Disk.
+// same time. A replication.Disk is a Disk. One whose reads may take long can have a ReadContext,
+// as replication.Sums has, which is called in the place of ReadAt, and whose ctx ends with the
+// client's connection.
 type Disk interface {
 	io.ReaderAt
 	io.WriterAt
@@ -29,6 +31,12 @@ type (
 		WriteFUA(p []byte, off int64) error
 	}
 )
+
+// contextReader is a Disk whose reads may take long, as those of replication.Sums. They end with
+// the connection on which they were asked for.
+type contextReader interface {
+	ReadContext(ctx context.Context, p []byte, off int64) (int, error)
+}
 
 // ExportConfig describes an export.
 type ExportConfig struct {
@@ -248,6 +256,30 @@ func (e *Export) writeFUA(p []byte, off int64) error {
 		return err
 	}
 	return e.cfg.Disk.Sync()
+}
+
+func (e *Export) read(p []byte, off int64, l *link) (int, error) {
+	if r, ok := e.cfg.Disk.(contextReader); ok {
+		return r.ReadContext(whileOpen{context.Background(), l}, p, off)
+	}
+	return e.cfg.Disk.ReadAt(p, off)
+}
+
+// whileOpen is a context that ends when a connection is closed.
+type whileOpen struct {
+	context.Context
+	l *link
+}
+
+func (c whileOpen) Done() <-chan struct{} { return c.l.gone }
+
+func (c whileOpen) Err() error {
+	select {
+	case <-c.l.gone:
+		return context.Canceled
+	default:
+		return nil
+	}
 }
 
 // cannot reports whether err says that a disk can zero a range only by writing zeroes, for

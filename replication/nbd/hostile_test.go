@@ -234,3 +234,34 @@ func TestTheDataOfARefusedWriteIsWaitedForForATimeOnly(t *testing.T) {
 		})
 	}
 }
+
+// Memory is taken for the data of a write before it comes. A client that lets it drip gets the
+// time of one piece, not that much for each byte.
+func TestAWriteThatDripsIsGivenUpAfterTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(ServerConfig{Timeout: time.Second})
+		e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
+		must(t, err)
+		client, conn := net.Pipe()
+		defer client.Close()
+		l := &link{Conn: conn, gone: make(chan struct{})}
+		defer l.Close()
+		done := make(chan error, 1)
+		go func() { done <- serveRequests(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)}) }()
+		client.Write((&request{cmd: cmdWrite, handle: 1, n: 4096}).append(nil))
+		begin := time.Now()
+		for range 100 {
+			select {
+			case err := <-done:
+				if took := time.Since(begin); !isTimeout(err) || took != time.Second {
+					t.Errorf("after %v: %v", took, err)
+				}
+				return
+			case <-time.After(300 * time.Millisecond):
+				client.SetWriteDeadline(time.Now().Add(time.Millisecond)) // nobody may read
+				client.Write([]byte{1})
+			}
+		}
+		t.Error("the client is waited for")
+	})
+}

@@ -133,6 +133,7 @@ func TestINFOTellsWhatGOWouldAndTakesNoPlace(t *testing.T) {
 	}
 	for name, data := range map[string][]byte{
 		"too short": {0, 0, 0, 1}, "a name beyond the option": {0, 0, 0, 9, 'd', 0, 0}, "fewer requests than it says": {0, 0, 0, 1, 'd', 0, 2, 0, 3},
+		"more requests than it says": {0, 0, 0, 1, 'd', 0, 1, 0, 3, 0, 3}, "half a request": {0, 0, 0, 1, 'd', 0, 1, 0, 3, 0},
 	} {
 		if got := talk(t, path, option(optGo, data...), option(optAbort)); len(got) != 2 || !strings.HasPrefix(got[0], fmt.Sprintf("%#x", uint32(repErrInvalid))) {
 			t.Errorf("%s: %q", name, got)

@@ -208,3 +208,24 @@ func TestMoreBuffersWhatHasComeAndDoesNotWait(t *testing.T) {
 		t.Errorf("read %q, %v", got, err)
 	}
 }
+
+// endsOnce returns what it has together with an error that it returns only then.
+type endsOnce struct{ p []byte }
+
+func (e *endsOnce) Read(p []byte) (int, error) {
+	if e.p == nil {
+		panic("it was read after its error")
+	}
+	n := copy(p, e.p)
+	e.p = nil
+	return n, io.ErrClosedPipe
+}
+
+func TestAnErrorThatCameWithDataOutlivesTheGrowthOfTheBuffer(t *testing.T) {
+	stream := message(1, 100)
+	r := newReader(&endsOnce{stream})
+	must(t, func() error { _, err := r.Peek(requestLen); return err }())
+	if p, err := r.Peek(2 * firstRead); err != io.ErrClosedPipe || !bytes.Equal(p, stream) {
+		t.Errorf("%d bytes of %d, %v", len(p), len(stream), err)
+	}
+}

@@ -320,7 +320,7 @@ func (s *session) do(req *request, buf []byte) ([]byte, error) {
 	disk, off, n := s.e.cfg.Disk, int64(req.off), int64(req.n)
 	switch req.cmd {
 	case cmdRead:
-		if k, err := disk.ReadAt(buf, off); k < len(buf) {
+		if k, err := s.e.read(buf, off, s.link); k < len(buf) {
 			if err == nil || err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
