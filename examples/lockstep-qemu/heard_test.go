@@ -47,6 +47,7 @@ func TestNothingIsPromisedWhileTheArbiterIsAskedNorAfterItsYes(t *testing.T) {
 				s := &standbyRun{heard: newHeard(&printer{terminal: terminal{out: io.Discard, err: io.Discard}}), arbiterOf: a}
 				s.heard.begin(nil)
 				here, there := net.Pipe()
+				s.heard.room.Enter(here)
 				defer there.Close()
 				ended := make(chan error, 1)
 				go func() { ended <- s.heard.guardian(t.Context(), here, nil) }()
