@@ -5,10 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
-	"sync"
 	"time"
 
+	"github.com/gocolo/lockstep/examples/internal/strangers"
 	"github.com/gocolo/lockstep/internal/size"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/migrate"
@@ -47,34 +46,21 @@ const maxVisitors = 64
 
 // accept takes connections until the listener is closed.
 func (r *roamer) accept(l net.Listener) {
-	var mu sync.Mutex
-	var visitors []net.Conn // the oldest first
+	room := strangers.Room{Max: maxVisitors}
 	for {
-		raw, err := l.Accept()
+		raw, err := room.Accept(r.life, l)
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			select {
-			case <-time.After(retry): // out of descriptors, say, which passes
-				continue
-			case <-r.life.Done():
-				return
-			}
+			return
 		}
-		mu.Lock()
-		if visitors = append(visitors, raw); len(visitors) > maxVisitors {
-			visitors[0].Close()
-			visitors = slices.Delete(visitors, 0, 1)
-		}
-		mu.Unlock()
 		r.group.Go(func() {
 			l, hello, err := visited(r.life, r.o, r.secure, raw)
-			mu.Lock()
-			visitors = slices.DeleteFunc(visitors, func(c net.Conn) bool { return c == raw })
-			mu.Unlock()
-			if err == nil {
+			known := room.Leave(raw)
+			switch {
+			case err != nil:
+			case known:
 				r.visit(l, hello)
+			default:
+				l.Close() // its connection has been ended just now
 			}
 		})
 	}

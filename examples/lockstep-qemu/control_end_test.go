@@ -50,6 +50,7 @@ func TestAStandbySaysWhyItsGuardianHasEndedUnlessItHasToldItself(t *testing.T) {
 			h := newHeard(&printer{terminal: terminal{out: new(printed), err: new(printed)}})
 			h.runs = c.runs
 			there, here := connected(t)
+			h.room.Enter(here)
 			ended := make(chan error, 1)
 			go func() { ended <- h.guardian(t.Context(), here, nil) }()
 			g := standby.NewControl(there)

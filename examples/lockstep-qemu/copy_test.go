@@ -71,12 +71,7 @@ func TestNobodyConnectsToADiskWhileTheGuestIsMigrated(t *testing.T) {
 	}
 	left := func() {
 		t.Helper()
-		served := func() int { // a connection is one for a moment longer than it is a client
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			return len(d.conns)
-		}
-		for end := time.Now().Add(time.Minute); served() > 0; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); d.list[0].export.Clients() > 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("the client has not left")
 			}
@@ -116,6 +111,62 @@ func TestNobodyConnectsToADiskWhileTheGuestIsMigrated(t *testing.T) {
 	}
 	defer primary.Close()
 	d.group(watch(late))
+	if err := d.list[0].Start(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Whoever connects and says nothing has come to no disk. The QEMU has, and is ended for none of them:
+// not for room, and not when the migration begins, whether they came before it or after.
+func TestConnectionsThatSayNothingCostNoDiskItsPrimary(t *testing.T) {
+	t.Parallel()
+	dir := qemutest.Dir(t)
+	d, err := openDisks([]diskFlag{{"d0", emptyDisk(t, dir, "disk")}}, "unix:"+dir+"/n", nil, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.close()
+	silent := func() net.Conn {
+		t.Helper()
+		conn := dial(t, dir+"/n")
+		if _, err := io.ReadFull(conn, make([]byte, 18)); err != nil { // the server's greeting
+			t.Fatal(err)
+		}
+		return conn
+	}
+	ended := func(conn net.Conn) {
+		t.Helper()
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second)) // each has 30 s to negotiate
+		if _, err := conn.Read(make([]byte, 1)); !hungUp(err) {
+			t.Fatal(err)
+		}
+	}
+	before := silent()
+	primary, err := nbd.Dial(t.Context(), "unix", dir+"/n", nbd.ClientConfig{Export: "d0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer primary.Close()
+	if err := primary.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	d.group(watch(before)) // a migration begins
+	ended(before)
+	if err := primary.Sync(); err != nil {
+		t.Fatalf("the primary was ended for a stranger: %v", err)
+	}
+	d.letIn() // and comes to nothing
+	var list []net.Conn
+	for range maxLost + 3 {
+		list = append(list, silent())
+	}
+	for _, conn := range list[:3] {
+		ended(conn)
+	}
+	d.group(watch(before))
+	if err := primary.Sync(); err != nil {
+		t.Fatalf("the primary was ended for one of %d strangers: %v", len(list), err)
+	}
 	if err := d.list[0].Start(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/examples/internal/strangers"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -45,10 +45,11 @@ type disks struct {
 
 	started bool // one of them
 
-	mu    sync.Mutex
-	conns []net.Conn // that are being served, the oldest first
-	shut  bool       // while a migration is under way: nobody else connects
+	room strangers.Room // of connections that have come to no disk yet
 }
+
+// maxLost is how many connections may have come to no disk at a time. One more ends the oldest.
+const maxLost = 16
 
 // disk is a file that the primary writes, with the data that was replaced in it.
 type disk struct {
@@ -64,7 +65,11 @@ type disk struct {
 
 // openDisks opens the disks and serves them at addr. nbd.ServerConfig says what log gets.
 func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.Bus, log *slog.Logger) (d *disks, err error) {
-	d = &disks{server: nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil, Logger: log})}
+	d = &disks{room: strangers.Room{Max: maxLost}}
+	if log != nil {
+		d.room.Warn = func(err error) { log.Warn("no client of a disk can be accepted for now", "error", err) }
+	}
+	d.server = nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil, Logger: log, OnClient: d.uses})
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -90,65 +95,34 @@ func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.B
 	ctx, d.stop = context.WithCancel(context.Background())
 	d.served.Go(func() {
 		for {
-			conn, err := d.listen.Accept()
+			conn, err := d.room.Accept(ctx, d.listen)
 			if err != nil {
 				return // closed: there is one primary
 			}
 			d.served.Go(func() {
-				if d.admit(conn) {
-					d.server.ServeConn(ctx, conn)
-				}
-				conn.Close()
-				d.leave(conn)
+				defer d.room.Leave(conn)
+				d.server.ServeConn(ctx, conn)
 			})
 		}
 	})
 	return d, nil
 }
 
-func (d *disks) admit(conn net.Conn) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.shut {
-		return false
-	}
-	d.conns = append(d.conns, conn)
-	return true
-}
-
-func (d *disks) leave(conn net.Conn) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.conns = slices.DeleteFunc(d.conns, func(c net.Conn) bool { return c == conn })
-}
+// uses is called when a connection has come to a disk. From then on it is ended for no other.
+func (d *disks) uses(conn net.Conn, _ *nbd.Export) { d.room.Leave(conn) }
 
 // shutOut lets nobody connect from now on, and ends the connections that have not
 // come to a disk yet. A QEMU whose connection has broken makes another one by
 // itself with its next write, and what it could not write meanwhile is never
-// written: a copy is one connection's. Of those that are here the newest are ended;
-// should that be one that is in use, Start finds nobody at the disk.
-func (d *disks) shutOut() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.shut = true
-	clients := 0
-	for _, x := range d.list {
-		clients += x.export.Clients()
-	}
-	for _, conn := range d.conns[min(clients, len(d.conns)):] {
-		conn.Close()
-	}
-}
+// written: a copy is one connection's.
+func (d *disks) shutOut() { d.room.Shut() }
 
 // letIn undoes shutOut, when the migration has come to nothing: another one has its
 // disks copied anew.
 func (d *disks) letIn() {
-	if d == nil {
-		return
+	if d != nil {
+		d.room.Open()
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.shut = false
 }
 
 // group returns the disks for the session with the primary on conn. That has begun to

@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/examples/internal/strangers"
 )
 
 // promise is the time for which a standby that follows, and has just answered its guardian, does
@@ -41,10 +41,14 @@ type heard struct {
 	asking     bool      // it is about to be asked, or has said yes: nothing is promised
 	runs       uint64    // the generation that was gone on with; 0: none
 	waits      string    // what the guardian waits for itself, as its last beat says
+
+	room strangers.Room // of connections to the control channel, but for the guardian's
 }
 
 func newHeard(p *printer) *heard {
-	return &heard{p: p, silence: standby.DefaultSilence, changed: make(chan struct{})}
+	h := &heard{p: p, silence: standby.DefaultSilence, changed: make(chan struct{})}
+	h.room = strangers.Room{Max: maxControls, Warn: func(err error) { p.warn("control channel: nobody can be accepted for now: %v", err) }}
+	return h
 }
 
 func (h *heard) update(fn func()) {
@@ -76,7 +80,7 @@ func (h *heard) goOn(generation uint64) {
 	var link *standby.Control
 	h.update(func() {
 		h.runs = max(generation, h.generation+1)
-		h.ready, link = false, h.link
+		h.ready, h.live, link = false, false, h.link // nothing is promised any more
 	})
 	if link != nil {
 		link.Send(standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs}, time.Second)
@@ -136,36 +140,13 @@ func (h *heard) serve(ctx context.Context, l net.Listener, creds *tls.Config) {
 	defer l.Close()
 	var all sync.WaitGroup
 	defer all.Wait()
-	var mu sync.Mutex
-	var conns []net.Conn // the oldest first
 	for {
-		conn, err := l.Accept()
+		conn, err := h.room.Accept(ctx, l)
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return
-			}
-			select { // out of descriptors, say
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			}
-			continue
+			return
 		}
-		h.mu.Lock()
-		guardian := h.conn
-		h.mu.Unlock()
-		mu.Lock()
-		if conns = append(conns, conn); len(conns) > maxControls+1 {
-			oldest := slices.IndexFunc(conns, func(c net.Conn) bool { return c != guardian })
-			conns[oldest].Close()
-			conns = slices.Delete(conns, oldest, oldest+1)
-		}
-		mu.Unlock()
 		all.Go(func() {
-			defer func() {
-				mu.Lock()
-				defer mu.Unlock()
-				conns = slices.DeleteFunc(conns, func(c net.Conn) bool { return c == conn })
-			}()
+			defer h.room.Leave(conn)
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
 			defer conn.Close()
@@ -194,9 +175,15 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 	if m.Say != standby.SaidHello {
 		return fmt.Errorf("%w: %q comes first", standby.ErrControl, m.Say)
 	}
+	if !h.room.Leave(raw) {
+		return net.ErrClosed // it has been ended just now
+	}
 	var first []standby.ControlMessage
 	var old *standby.Control
 	h.update(func() {
+		if h.conn != nil {
+			h.room.Enter(h.conn) // it ends when it says something next, and may be ended before
+		}
 		old, h.link, h.conn, h.presence = h.link, c, raw, standby.GuardianHere
 		if h.live && h.generation == 0 {
 			h.generation = m.Generation // it has found its QEMU in COLO

@@ -12,12 +12,12 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/quickack"
+	"github.com/gocolo/lockstep/examples/internal/strangers"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// maxStrangers is how many connections may be looked at at a time; of more the
-// oldest is closed.
+// maxStrangers is how many connections may be looked at at a time. One more ends the oldest.
 const maxStrangers = 16
 
 // patience bounds the time in which a stranger must begin a migration, even if a silent
@@ -42,13 +42,15 @@ const maxBeginning = 16 << 10
 // returns an order instead if an operator gives one that can be carried out now.
 func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (*watched, *order, error) {
 	r := &reception{creds: creds, patience: s.patience(), refused: refused, first: make(chan *watched), over: make(chan struct{})}
+	r.room = strangers.Room{Max: maxStrangers, Warn: refused}
 	ctx, cancel := context.WithCancel(ctx)
 	failed := make(chan error, 1)
 	r.all.Go(func() { failed <- r.accept(ctx, l) })
 	defer func() {
 		cancel()
 		l.Close()
-		r.close()
+		close(r.over)
+		r.room.Shut() // all that have not begun a migration
 		r.all.Wait()
 	}()
 	for {
@@ -76,24 +78,15 @@ type reception struct {
 	first    chan *watched
 	over     chan struct{} // closed when nobody is taken any more
 	all      sync.WaitGroup
-
-	mu      sync.Mutex
-	waiting []net.Conn
+	room     strangers.Room
 }
 
 func (r *reception) accept(ctx context.Context, l net.Listener) error {
 	for {
-		conn, err := l.Accept()
+		conn, err := r.room.Accept(ctx, l)
 		if err != nil {
 			return err
 		}
-		r.mu.Lock()
-		r.waiting = append(r.waiting, conn)
-		if len(r.waiting) > maxStrangers {
-			r.waiting[0].Close()
-			r.waiting = r.waiting[1:]
-		}
-		r.mu.Unlock()
 		r.all.Go(func() { r.look(ctx, conn) })
 	}
 }
@@ -101,14 +94,9 @@ func (r *reception) accept(ctx context.Context, l net.Listener) error {
 // look finds out whether a connection begins a migration.
 func (r *reception) look(ctx context.Context, raw net.Conn) {
 	w, err := r.begins(ctx, raw)
-	r.mu.Lock()
-	for i, c := range r.waiting {
-		if c == raw {
-			r.waiting = append(r.waiting[:i], r.waiting[i+1:]...)
-			break
-		}
+	if !r.room.Leave(raw) {
+		err = fmt.Errorf("%s has begun no migration, and %d have come since", peer(raw), maxStrangers)
 	}
-	r.mu.Unlock()
 	if err == nil {
 		select {
 		case r.first <- w:
@@ -188,15 +176,4 @@ func beginning(r *qemufile.Reader) error {
 			return fmt.Errorf("%v comes first", t)
 		}
 	}
-}
-
-// close lets go of all that have not begun one.
-func (r *reception) close() {
-	close(r.over)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, c := range r.waiting {
-		c.Close()
-	}
-	r.waiting = nil
 }

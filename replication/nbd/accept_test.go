@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -305,4 +306,58 @@ func TestDataOfAWriteMustArriveInTime(t *testing.T) {
 		}
 		c.Close()
 	})
+}
+
+func TestAHostIsToldWhichOfItsConnectionsHasComeToAnExport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type use struct {
+			conn net.Conn
+			e    *Export
+		}
+		disk := &asked{ram: newRAM(4096)}
+		var told []use // before a request of the client reaches the disk
+		srv := NewServer(ServerConfig{OnClient: func(conn net.Conn, e *Export) {
+			synctest.Wait()
+			if n := disk.syncs.Load(); n > 0 {
+				t.Errorf("%d requests were served before", n)
+			}
+			told = append(told, use{conn, e})
+		}})
+		e, err := srv.Export(ExportConfig{Name: "d", Disk: disk})
+		must(t, err)
+		var wg sync.WaitGroup
+		connect := func() (client, server net.Conn) {
+			client, server = net.Pipe()
+			wg.Go(func() { srv.ServeConn(t.Context(), server) })
+			return client, server
+		}
+		silent, _ := connect()
+		stranger, _ := connect()
+		_, err = NewClient(t.Context(), stranger, ClientConfig{Export: "another"})
+		wantErr(t, "an export that is not there", err, ErrUnknownExport)
+		there, here := connect()
+		c, err := NewClient(t.Context(), there, ClientConfig{Export: "d"})
+		must(t, err)
+		must(t, c.Sync())
+		full, _ := connect()
+		_, err = NewClient(t.Context(), full, ClientConfig{Export: "d"})
+		wantErr(t, "an export that has its client", err, ErrPolicy)
+		must(t, c.Close())
+		silent.Close()
+		wg.Wait()
+		if len(told) != 1 || told[0] != (use{here, e}) {
+			t.Errorf("told of %v, want the connection of the one client", told)
+		}
+	})
+}
+
+// asked counts the flushes of a disk.
+type asked struct {
+	*ram
+	syncs atomic.Int32
+}
+
+func (a *asked) Sync() error {
+	a.syncs.Add(1)
+	return a.ram.Sync()
 }

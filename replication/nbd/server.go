@@ -46,6 +46,12 @@ type ServerConfig struct {
 	// why; nil is an orderly end. It is called from the connection's
 	// goroutine and may be called by several at the same time.
 	OnConn func(addr net.Addr, err error)
+	// OnClient is called when a connection has come to an export, with the connection that
+	// ServeConn was given, or that Serve has accepted. It is called from the connection's
+	// goroutine, before the first request is read, and may be called by several at the
+	// same time. By it a caller of ServeConn, which has to bound connections itself, knows
+	// those that only take room.
+	OnClient func(conn net.Conn, e *Export)
 
 	// Logger hears of clients that are refused or whose connections fail, of those that are
 	// closed to make room for others, and that none can be accepted for now (Warn; of one
@@ -142,6 +148,9 @@ func (s *Server) serveConn(l *link, at *place, log *clientLog) error {
 		return err
 	}
 	at.settle()
+	if s.cfg.OnClient != nil {
+		s.cfg.OnClient(conn, e)
+	}
 	log.uses(e)
 	return serveRequests(e, n)
 }
