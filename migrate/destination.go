@@ -366,7 +366,11 @@ func (d *Destination) follow(x *wire, id uint32) error {
 			}
 		case vmstate.CommandRecord:
 			c, err := vmstate.ReadCommand(x.r)
-			if err == nil {
+			switch {
+			case err != nil:
+			case c.Type == vmstate.CommandPackaged:
+				err = fmt.Errorf("%w %v: the devices have come", vmstate.ErrCommand, c)
+			default:
 				err = d.command(c)
 			}
 			if err != nil {

@@ -124,14 +124,27 @@ type Document struct {
 	VMDesc *VMDesc
 }
 
+// maxRecords bounds the records of a Document. A record takes some hundred bytes of memory, and
+// may be five of the stream. A QEMU whose memory is on its way writes some dozen in a second.
+const maxRecords = 1 << 18
+
 // ReadDocument reads a stream from its file header to its description, or to
 // its EOF where it has none. Bodies of live sections are left to live, and those
 // it does not know are kept as [Opaque]; a nil live stands for a stream without
-// any. What memory the rest takes is bounded by the defaults of [Scanner]. When
+// any. What memory the rest takes is bounded by the defaults of [Scanner], and by the
+// number of records, those in packages among them: more than 262144 are [ErrBounds]. When
 // it fails, the Document has what was read before.
 func ReadDocument(r *qemufile.Reader, live LiveDecoder) (*Document, error) {
+	return readDocument(r, live, maxRecords)
+}
+
+func readDocument(r *qemufile.Reader, live LiveDecoder, most int) (*Document, error) {
 	d := &Document{}
+	left := most
 	s := Scanner{Record: func(rec *Record) error {
+		if left -= 1 + len(rec.Package); left < 0 {
+			return streamError(rec.Offset, fmt.Errorf("more than %d records: %w", most, ErrBounds))
+		}
 		d.Records = append(d.Records, *rec)
 		return nil
 	}}

@@ -354,3 +354,34 @@ func TestVectorsHaveAnOrigin(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestTheRecordsOfADocumentAreBounded(t *testing.T) {
+	const most, packaged = 3000, 1000
+	document := func(commands int) (*Document, error) {
+		stream := written(t, func(w *qemufile.Writer) {
+			PutFileHeader(w)
+			PutConfiguration(w, Configuration{Machine: "none"})
+			nested := written(t, func(w *qemufile.Writer) {
+				for range packaged - 1 {
+					PutCommand(w, OpenReturnPath())
+				}
+				PutEOF(w)
+			})
+			PutPackaged(w, nested)
+			for range commands {
+				PutCommand(w, OpenReturnPath())
+			}
+			PutEOF(w)
+		})
+		return readDocument(qemufile.NewReader(bytes.NewReader(stream)), nil, most)
+	}
+	const others = 2 + 1 + packaged + 1 // header, configuration, the package with what is in it, and EOF
+	if doc, err := document(most - others); err != nil || len(doc.Records) != most-packaged {
+		t.Errorf("as many as may be: %d records, %v", len(doc.Records), err)
+	}
+	doc, err := document(most - others + 1)
+	var se *SectionError
+	if !errors.Is(err, ErrBounds) || !errors.As(err, &se) || se.Offset == 0 || len(doc.Records) != most-packaged {
+		t.Errorf("one more: %d records, %v", len(doc.Records), err)
+	}
+}

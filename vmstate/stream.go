@@ -24,21 +24,22 @@ func PutFileHeader(w *qemufile.Writer) {
 // [ErrVersion]; version 2, which QEMU stopped reading long ago, is named in the
 // text. An empty stream is io.EOF.
 func ReadFileHeader(r *qemufile.Reader) error {
+	start := r.Offset()
 	magic := r.BE32()
 	if err := r.Err(); err != nil {
-		return &SectionError{Section: Header{Type: noSection}, Err: err} // io.EOF stays what it is
+		return &SectionError{Section: Header{Type: noSection}, Offset: start, Err: err} // io.EOF stays what it is
 	}
 	if magic != fileMagic {
-		return streamError(0, fmt.Errorf("%w: magic %#08x, want %#08x", ErrMagic, magic, uint32(fileMagic)))
+		return streamError(start, fmt.Errorf("%w: magic %#08x, want %#08x", ErrMagic, magic, uint32(fileMagic)))
 	}
 	version := r.BE32()
 	switch {
 	case r.Err() != nil:
 		return streamError(r.Offset(), r.Err())
 	case version == fileV2:
-		return streamError(4, fmt.Errorf("%w: stream version 2 is obsolete", ErrVersion))
+		return streamError(start+4, fmt.Errorf("%w: stream version 2 is obsolete", ErrVersion))
 	case version != fileVersion:
-		return streamError(4, fmt.Errorf("%w: stream version %d, want %d", ErrVersion, version, fileVersion))
+		return streamError(start+4, fmt.Errorf("%w: stream version %d, want %d", ErrVersion, version, fileVersion))
 	}
 	return nil
 }

@@ -28,11 +28,15 @@ func TestFileHeader(t *testing.T) {
 		"half a version":         {"5145564d 0000", io.ErrUnexpectedEOF, 4},
 		"nothing":                {"", io.EOF, 0},
 	} {
-		err := ReadFileHeader(reader(hexBytes(t, x.hex)))
-		wantError(t, why, err, x.want)
-		var se *SectionError
-		if !errors.As(err, &se) || se.Offset != x.offset {
-			t.Errorf("%s: %v", why, err)
+		for _, before := range []int{0, 3} {
+			r := reader(append(make([]byte, before), hexBytes(t, x.hex)...))
+			r.Skip(uint64(before))
+			err := ReadFileHeader(r)
+			wantError(t, why, err, x.want)
+			var se *SectionError
+			if !errors.As(err, &se) || se.Offset != int64(before)+x.offset {
+				t.Errorf("%s behind %d bytes: %v", why, before, err)
+			}
 		}
 	}
 }

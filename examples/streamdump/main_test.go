@@ -356,7 +356,7 @@ func TestEndlessBlocksAreRefused(t *testing.T) {
 		vmstate.PutFileHeader(w)
 		vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "none"})
 		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
-		for i := range maxBlocks + 2 {
+		for i := range ram.MaxBlocks + 2 {
 			rec := ram.Record{Kind: ram.KindZero, Block: fmt.Sprint(i)}
 			rec.Put(w, ram.Format{})
 		}

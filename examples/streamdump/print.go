@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // A line is one record as it is printed. Pointers are absent where nil.
@@ -150,15 +152,15 @@ func (p *printer) object(v any) {
 }
 
 // end prints the totals.
-func (p *printer) end(s summary, ram *memory) error {
-	names := ram.blocks()
+func (p *printer) end(s summary, mem *memory) error {
+	names := mem.blocks()
 	if p.json {
-		for _, name := range names[:min(len(names), maxBlocks)] {
-			b := blockSummary{Name: name, Size: ram.sizes[name]}
-			if c := ram.total.Blocks[name]; c != nil {
+		for _, name := range names[:min(len(names), ram.MaxBlocks)] {
+			b := blockSummary{Name: name, Size: mem.sizes[name]}
+			if c := mem.total.Blocks[name]; c != nil {
 				b.Pages = c.Pages
 			}
-			b.Missing, _ = ram.missing(name)
+			b.Missing, _ = mem.missing(name)
 			s.Blocks = append(s.Blocks, b)
 		}
 		p.object(map[string]summary{"summary": s})
@@ -168,7 +170,7 @@ func (p *printer) end(s summary, ram *memory) error {
 	if len(names) > 0 {
 		missing := false
 		for _, name := range names {
-			n, _ := ram.missing(name)
+			n, _ := mem.missing(name)
 			missing = missing || n > 0
 		}
 		head := fmt.Sprintf("\n%-28s %14s %10s %10s %10s %14s", "RAM BLOCK", "SIZE", "PAGES", "ZERO", "XBZRLE", "BYTES")
@@ -177,13 +179,13 @@ func (p *printer) end(s summary, ram *memory) error {
 		}
 		fmt.Fprintln(p.w, head)
 		for _, name := range names {
-			b := ram.total.Blocks[name]
+			b := mem.total.Blocks[name]
 			if b == nil {
 				b = new(block)
 			}
-			row := fmt.Sprintf("%-28s %14d %10d %10d %10d %14d", printable(name), ram.sizes[name], b.Pages, b.Zero, b.XBZRLE, b.Bytes)
+			row := fmt.Sprintf("%-28s %14d %10d %10d %10d %14d", printable(name), mem.sizes[name], b.Pages, b.Zero, b.XBZRLE, b.Bytes)
 			if missing {
-				n, _ := ram.missing(name)
+				n, _ := mem.missing(name)
 				row += fmt.Sprintf(" %10d", n)
 			}
 			fmt.Fprintln(p.w, row)

@@ -78,9 +78,6 @@ type memory struct {
 	unknown bool // more pages than can be told apart
 }
 
-// maxBlocks bounds the blocks of a stream: those that it lists, and those that it does not.
-const maxBlocks = 1 << 12
-
 // section reads the body of one section, up to its footer, and calls fn for each
 // record.
 func (m *memory) section(r *qemufile.Reader, fn func(*ram.Record)) (counts, error) {
@@ -88,8 +85,8 @@ func (m *memory) section(r *qemufile.Reader, fn func(*ram.Record)) (counts, erro
 	err := m.walker.Walk(r, func(rec *ram.Record) error {
 		c.add(rec)
 		m.total.add(rec)
-		if len(m.total.Blocks) > maxBlocks {
-			return fmt.Errorf("offset %d: pages of more than %d blocks", rec.Stream, maxBlocks)
+		if len(m.total.Blocks) > ram.MaxBlocks {
+			return fmt.Errorf("offset %d: pages of more than %d blocks", rec.Stream, ram.MaxBlocks)
 		}
 		switch rec.Kind {
 		case ram.KindMappedBlock, ram.KindBlockList:
@@ -118,8 +115,8 @@ func (m *memory) enter(rec *ram.Record) error {
 	}
 	for _, b := range rec.Blocks {
 		if _, ok := m.sizes[b.Name]; !ok {
-			if len(m.list) == maxBlocks {
-				return fmt.Errorf("offset %d: lists of more than %d blocks", rec.Stream, maxBlocks)
+			if len(m.list) == ram.MaxBlocks {
+				return fmt.Errorf("offset %d: lists of more than %d blocks", rec.Stream, ram.MaxBlocks)
 			}
 			m.list = append(m.list, b.Name)
 		}

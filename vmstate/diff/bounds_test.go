@@ -67,11 +67,11 @@ func TestTheBlocksOfAllListsAreBounded(t *testing.T) {
 			vmstate.PutFooter(w, 2)
 		})
 	}
-	if s, err := read(lists(maxBlocks), Config{}); err != nil || len(s.Blocks) != maxBlocks {
+	if s, err := read(lists(ram.MaxBlocks), Config{}); err != nil || len(s.Blocks) != ram.MaxBlocks {
 		t.Errorf("as many as may be: %d blocks, %v", len(s.Blocks), err)
 	}
-	s, err := read(lists(maxBlocks+1), Config{})
-	if !errors.Is(err, ram.ErrBlockList) || len(s.Blocks) != maxBlocks {
+	s, err := read(lists(ram.MaxBlocks+1), Config{})
+	if !errors.Is(err, ram.ErrBlockList) || len(s.Blocks) != ram.MaxBlocks {
 		t.Errorf("one more: %d blocks, %v", len(s.Blocks), err)
 	}
 }

@@ -57,10 +57,8 @@ func (x *reading) records(rec *ram.Record) error {
 	return x.take(b, rec)
 }
 
-// maxBlocks bounds the blocks of all lists of a stream.
-const maxBlocks = 1 << 12
-
-// list takes the blocks of a list, of which a stream may have several.
+// list takes the blocks of a list, of which a stream may have several, with at most
+// [ram.MaxBlocks] together.
 func (x *reading) list(rec *ram.Record) error {
 	x.last = nil
 	if x.names == nil {
@@ -68,8 +66,8 @@ func (x *reading) list(rec *ram.Record) error {
 	}
 	for _, info := range rec.Blocks {
 		i, ok := x.names[info.Name]
-		if !ok && len(x.s.Blocks) == maxBlocks {
-			return fmt.Errorf("offset %d: more than %d blocks: %w", rec.Stream, maxBlocks, ram.ErrBlockList)
+		if !ok && len(x.s.Blocks) == ram.MaxBlocks {
+			return fmt.Errorf("offset %d: more than %d blocks: %w", rec.Stream, ram.MaxBlocks, ram.ErrBlockList)
 		}
 		if !ok {
 			i = len(x.s.Blocks)

@@ -16,9 +16,10 @@ type BlockInfo struct {
 	GPA      uint64 // with [Format].IgnoreShared
 }
 
-// maxBlocks bounds the length of a list that is read without a guest to
-// compare it with. QEMU machines have a few dozen blocks.
-const maxBlocks = 1 << 12
+// MaxBlocks bounds the blocks of a list that is read without a guest to compare it
+// with. QEMU machines have a few dozen. A stream may have several lists: who keeps the
+// blocks of all of them bounds them too.
+const MaxBlocks = 1 << 12
 
 // putBlockList writes the MEM_SIZE record of blocks.
 func putBlockList(w *qemufile.Writer, blocks []BlockInfo, total uint64, f Format) {

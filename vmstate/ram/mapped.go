@@ -27,11 +27,15 @@ const (
 	// maxMapped bounds the length of a block whose bitmap is read: 1 TiB of
 	// pages of 4096 bytes.
 	maxMapped = 1 << 28 // pages
+	// maxMappedAll bounds the blocks of a file together, whose bitmaps a MappedWriter keeps:
+	// 256 MiB, for 8 TiB of such pages. A sparse file may say anything.
+	maxMappedAll = 1 << 31 // pages
 )
 
 // ErrMapped means that the header of a block in a mapped-ram file has an unknown version or
-// page size, that the block is not whole pages, or that bitmap and pages overlap or lie before
-// what was read already.
+// page size, that the block is not whole pages, that bitmap and pages overlap or lie before
+// what was read already, or that blocks have more pages than can be told of: 1 TiB of pages
+// of 4096 bytes in one block, and 8 TiB in all of a file.
 var ErrMapped = errors.New("bad mapped-ram block")
 
 // mapped reads a block list with mapped-ram: behind each entry are the block's
@@ -78,11 +82,12 @@ func (k *Walker) readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, e
 		return nil, fmt.Errorf("%w: pages of %d bytes", ErrMapped, m.PageSize)
 	case info.Length%m.PageSize != 0:
 		return nil, fmt.Errorf("%w: %d bytes are no multiple of a page", ErrMapped, info.Length)
-	case info.Length/m.PageSize > maxMapped:
+	case info.Length/m.PageSize > min(maxMapped, maxMappedAll-k.told):
 		return nil, fmt.Errorf("%w: %d bytes are more than can be told of", ErrMapped, info.Length)
 	case m.Bitmap < at || info.Length > 1<<62 || m.Bitmap > 1<<62 || m.Pages < m.Bitmap+m.bitmapLength(info.Length) || m.Pages > 1<<62:
 		return nil, fmt.Errorf("%w: bitmap at %#x, pages at %#x, header up to %#x", ErrMapped, m.Bitmap, m.Pages, at)
 	}
+	k.told += info.Length / m.PageSize
 	return m, nil
 }
 

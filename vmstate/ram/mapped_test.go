@@ -108,10 +108,15 @@ func TestAMappedFileIsWrittenInPlaceAndGoneOnWith(t *testing.T) {
 
 func TestMappedRefuses(t *testing.T) {
 	for why, blocks := range map[string][]BlockInfo{
-		"no name":       {{Length: PageSize}},
-		"twice":         {{Name: "a"}, {Name: "a"}},
-		"half a page":   {{Name: "a", Length: 100}},
-		"too much":      {{Name: "a", Length: (maxMapped + 1) * PageSize}},
+		"no name":     {{Length: PageSize}},
+		"twice":       {{Name: "a"}, {Name: "a"}},
+		"half a page": {{Name: "a", Length: 100}},
+		"too much":    {{Name: "a", Length: (maxMapped + 1) * PageSize}},
+		"too much in all": {
+			{Name: "a", Length: maxMapped * PageSize}, {Name: "b", Length: maxMapped * PageSize}, {Name: "c", Length: maxMapped * PageSize},
+			{Name: "d", Length: maxMapped * PageSize}, {Name: "e", Length: maxMapped * PageSize}, {Name: "f", Length: maxMapped * PageSize},
+			{Name: "g", Length: maxMapped * PageSize}, {Name: "h", Length: maxMapped * PageSize}, {Name: "i", Length: PageSize},
+		},
 		"a name beyond": {{Name: string(make([]byte, 256))}},
 	} {
 		if _, err := CreateMapped(mappedFile(t), 0, blocks); !errors.Is(err, ErrBlockList) {
@@ -352,6 +357,37 @@ func TestCompressedPagesHaveAnySize(t *testing.T) {
 			if err := rec.Apply(got); !errors.Is(err, ErrCompressed) {
 				t.Errorf("%d bytes for a page of %d: %v", n, size, err)
 			}
+		}
+	}
+}
+
+// The bitmaps of the blocks of a file are bounded together: it may be sparse, and say anything.
+func TestThePagesOfAMappedFileAreBoundedTogether(t *testing.T) {
+	f := mappedFile(t)
+	blocks := []BlockInfo{{Name: "a", Length: 5 * PageSize}, {Name: "b", Length: 2 * PageSize}}
+	if _, err := CreateMapped(f, 0, blocks); err != nil {
+		t.Fatal(err)
+	}
+	for _, told := range []uint64{maxMappedAll - 7, maxMappedAll - 6} {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			t.Fatal(err)
+		}
+		k := Walker{Format: Format{MappedRAM: true}, told: told}
+		var named []string
+		err := k.Walk(qemufile.NewReader(f), func(rec *Record) error {
+			if rec.Kind == KindMappedBlock {
+				named = append(named, rec.Block)
+			}
+			return nil
+		})
+		if told == maxMappedAll-7 {
+			if err != nil || len(named) != 2 {
+				t.Errorf("as many pages as may be: blocks %q, %v", named, err)
+			}
+			continue
+		}
+		if e := (*Error)(nil); !errors.Is(err, ErrMapped) || !errors.As(err, &e) || e.Block != "b" || len(named) != 1 {
+			t.Errorf("one page more: blocks %q, %v", named, err)
 		}
 	}
 }

@@ -62,9 +62,15 @@ type mappedBlock struct {
 func CreateMapped(f MappedFile, at int64, blocks []BlockInfo) (*MappedWriter, error) {
 	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}
 	pos := at + 8
+	pages := uint64(0)
+	for _, info := range blocks {
+		if pages += min(info.Length/PageSize, maxMappedAll); pages > maxMappedAll {
+			return nil, &Error{Op: "map", Block: info.Name, Stream: -1, Err: fmt.Errorf("%w: more than %d pages in all", ErrBlockList, uint64(maxMappedAll))}
+		}
+	}
 	for _, info := range blocks {
 		_, twice := m.index[info.Name]
-		if len(info.Name) == 0 || len(info.Name) > 255 || twice || info.Length%PageSize != 0 || info.Length/PageSize > maxMapped || len(blocks) > maxBlocks {
+		if len(info.Name) == 0 || len(info.Name) > 255 || twice || info.Length%PageSize != 0 || info.Length/PageSize > maxMapped || len(blocks) > MaxBlocks {
 			return nil, &Error{Op: "map", Block: info.Name, Stream: -1, Err: fmt.Errorf("%w: %d bytes", ErrBlockList, info.Length)}
 		}
 		b := mappedBlock{BlockInfo: BlockInfo{Name: info.Name, Length: info.Length}, entry: pos}

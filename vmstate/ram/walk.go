@@ -167,6 +167,7 @@ type Walker struct {
 	// who is told of the bitmaps instead of the pages.
 	origin  int64
 	bitmaps func(info BlockInfo, m *MappedBlock, words []byte)
+	told    uint64 // pages of the blocks of a mapped-ram file so far
 
 	size    int  // of pages as detected; 0: not yet
 	certain bool // a page of contents has proved it
@@ -312,8 +313,8 @@ func (k *Walker) list(r *qemufile.Reader, rec *Record) error {
 func (k *Walker) entries(r *qemufile.Reader, rec *Record, each func(BlockInfo) error) error {
 	blocks := make(map[string]uint64)
 	for left := rec.Total; left > 0; {
-		if len(blocks) == maxBlocks {
-			return fmt.Errorf("%w: more than %d blocks", ErrBlockList, maxBlocks)
+		if len(blocks) == MaxBlocks {
+			return fmt.Errorf("%w: more than %d blocks", ErrBlockList, MaxBlocks)
 		}
 		name := r.CountedString()
 		if err := r.Err(); err != nil {
