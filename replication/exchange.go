@@ -110,8 +110,8 @@ func (r identifiedRemote) Push() {
 	}
 }
 
-// Moved implements [Mover] if the Remote does. Of another it knows nothing, as of the
-// beginning of time.
+// Moved implements [Mover] if the Remote does. For another Remote it returns the zero
+// time, as nothing is known.
 func (r identifiedRemote) Moved() (t time.Time) {
 	if m, ok := r.Remote.(Mover); ok {
 		t = m.Moved()

@@ -34,8 +34,8 @@ func Extents(d any, off, n int64, yield func(n int64, flags uint32) bool) error 
 	return nil
 }
 
-// extentsOrData calls yield as Extents does. Where d fails to tell, it yields the rest as
-// data, since whoever reads that finds out.
+// extentsOrData calls yield as Extents does. If d returns an error, it yields the rest of
+// the range as data: reading that part will show what is wrong.
 func extentsOrData(d any, off, n int64, yield func(n int64, flags uint32) bool) {
 	more := true
 	err := Extents(d, off, n, func(m int64, flags uint32) bool {

@@ -23,11 +23,11 @@ type pace struct {
 	next     time.Time     // when the next write is let in; set at Mark and Loaded, moved on by each turn
 	perSec   float64       // how fast next moves on; set with it, 0: every write is let in
 	draining bool          // since Loaded, until what was held leaves room in the window
-	phase    uint64        // how many Marks and Loadeds there were; a turn is good for one of them
+	phase    uint64        // counts Marks and Loadeds: a turn is void after the next of them
 }
 
-// leastSample is the shortest time for which answers are counted. The link is busy meanwhile if as much
-// as the sample has is on its way at any time; after that a pause of the link may be in it.
+// leastSample is the shortest time over which answers are counted for the rate. A shorter sample says
+// little, since several answers may come as one.
 const leastSample = 20 * time.Millisecond
 
 // answered notes that n bytes were answered, and bytes of a window are on their way still.
@@ -62,8 +62,8 @@ func (p *pace) answered(n, bytes, window int64) {
 	p.since = time.Time{}
 }
 
-// count notes the answers that come before there is a rate: a Mark may come first, of a guest that
-// has not enough on its way for one.
+// count counts the answers that come before there is a rate, since a guest may have too little on
+// its way for a rate before its first Mark.
 func (p *pace) count(n, bytes int64) {
 	now := time.Now()
 	if !p.last.IsZero() {
@@ -75,8 +75,8 @@ func (p *pace) count(n, bytes int64) {
 	}
 }
 
-// speed returns the rate or, where there is none yet, how fast what the guest has written was
-// answered, which the link can do at least; 0: too little was.
+// speed returns the rate. If there is none yet it returns how fast the guest's writes were
+// answered, which is the least that the link can do; 0: too few were.
 func (p *pace) speed() float64 {
 	if p.rate == 0 && p.busy >= leastSample {
 		return float64(p.total) / p.busy.Seconds()

@@ -63,9 +63,10 @@ const (
 	recordHeader = SectorSize
 	recordFields = 4 + 4 + 8 + 16 + 8 + 4 + 4
 	recordClaim  = recordFields + 8 // where the sum of what is settled is
-	// lookAhead is how far behind a record that does not count others are looked for. Those
-	// that were under way together with it say nothing of it, and all that the requests of
-	// one connection can have under way is less.
+	// lookAhead is how many bytes behind a record that does not count the log is searched
+	// for a later record which says that the first one was stable. Records that were
+	// written at the same time cannot say so, and they take less than this: one connection
+	// cannot have as much under way.
 	lookAhead = 64 << 20
 )
 

@@ -240,7 +240,8 @@ func (l *lifecycle) takeUntold() *BrokenError {
 	return l.err
 }
 
-// adopt: the disk becomes a copy of of; if of is nil, it has become one.
+// adopt: the disk is to become a copy of the disk that the identity of names;
+// nil: it has become one.
 func (l *lifecycle) adopt(of *Identity) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

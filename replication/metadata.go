@@ -212,9 +212,9 @@ func (m *Metadata) Hold(generation uint64) error {
 	return err
 }
 
-// guardBy records that the copy is changed from now on by who has the journal of that name,
-// or none, so that no other journal is applied to it. It returns when that is stable, and
-// does nothing if it is so already.
+// guardBy records the name of the journal with which the copy is changed from now on (zero:
+// without one), so that no other journal is applied to it. It returns when that is stable,
+// and does nothing if that name is recorded already.
 func (m *Metadata) guardBy(journal ID) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -59,8 +59,9 @@ type Pusher interface {
 	Push()
 }
 
-// Mover is a [Remote] that knows when anything has moved over its link last, either way. That
-// tells a link that is slow from one that is lost: of another Remote only answers tell.
+// Mover is a [Remote] that knows when anything has moved over its link last, in either
+// direction. By that a slow link is told from a lost one; of a Remote that is no Mover only
+// answers count.
 type Mover interface {
 	// Moved returns when that was, as far as is known by now. It does not wait, and may be
 	// called from any goroutine.

@@ -203,9 +203,9 @@ func (r *room) most() int64 {
 	return max(min(maxForwardZeroes, (int64(c.max)/2-2*leafCost)*BlockSize), BlockSize)
 }
 
-// ever reports whether there is room for a change of [off, off+n) when nothing else is charged: a
-// write for which there is not would wait for one Mark after the other. It is made after the
-// first, and whether the secondary has the room shows there.
+// ever reports whether there is room for a change of [off, off+n) when nothing else is charged.
+// If there is none, the write would wait for one Mark after the other. So it is made after the
+// first Mark, and then it shows whether the secondary has the room.
 func (r *room) ever(off, n int64) bool {
 	c := r.charged.Load()
 	if c == nil {

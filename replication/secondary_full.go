@@ -31,11 +31,12 @@ func (c *SecondaryConfig) fullTimeout() time.Duration {
 	return c.FullTimeout
 }
 
-// awaitCheckpoint returns when it is worth trying again to write [off, off+n), of
-// which the overlay holds slots if withSlots; or ErrFenced, or err if there will
-// be no room in time. freed and urgent were read before the last try: what has changed
-// since then is worth another one. until is when the write has waited long enough; the
-// zero time: it begins to. The caller holds no lock.
+// awaitCheckpoint waits until it is worth trying again to write [off, off+n), which
+// needs slots in the overlay if withSlots, and returns nil then. It returns ErrFenced,
+// or err if there will be no room in time. The caller has read freed and urgent before
+// its last try, so that a change since then makes it try again. until is when the
+// write has waited long enough; the zero time: it begins to wait now. The caller holds
+// no lock.
 func (s *Secondary) awaitCheckpoint(freed <-chan struct{}, urgent bool, off, n int64, withSlots bool, until *time.Time, err error) error {
 	b0, b1 := blockRange(off, n)
 	timeout := s.cfg.fullTimeout()

@@ -240,8 +240,9 @@ func (k *keptCheckpoint) end() {
 	k.armed = false
 }
 
-// keep saves what a change of [off, off+n) replaces, in state None, if the disk
-// is worth it. The range is locked.
+// keep saves, in state None, the content that a change of [off, off+n)
+// replaces, if arm has decided that the disk as it was is kept. The range is
+// locked.
 func (s *Secondary) keep(off, n int64) error {
 	if err := s.meta.guardBy(s.journal); err != nil {
 		return err

@@ -72,7 +72,7 @@ type GuestConfig struct {
 // Block is the name of the guest's only RAM block.
 const Block = "guest.ram"
 
-// vcpuVersion of the device state.
+// vcpuVersion is the version of a vCPU's device state.
 const vcpuVersion = 1
 
 const (
@@ -116,7 +116,7 @@ type Guest struct {
 	vcpus  []*vcpu
 	origin time.Time
 	logs   atomic.Bool // the dirty log is on
-	stop   atomic.Bool // that there are pauses, for the vCPUs to look at between rounds
+	stop   atomic.Bool // there is a pause: the vCPUs look at this between rounds
 	ensure atomic.Pointer[func(block string, offset, n uint64) error]
 
 	mu      sync.Mutex
@@ -181,7 +181,7 @@ func (g *Guest) Reset() error {
 	return g.first()
 }
 
-// first puts all but the memory into the first state.
+// first puts all of the guest but its memory into the first state.
 func (g *Guest) first() error {
 	clear(g.dirty)
 	g.ForgetDirty(Block)
@@ -227,7 +227,8 @@ func (g *Guest) EnsureMemory(ensure func(block string, offset, n uint64) error) 
 	g.ensure.Store(&ensure)
 }
 
-// there waits for the memory, outside of a round.
+// there calls ensure for all of the memory, and so waits until it is there. It
+// is called between rounds.
 func (g *Guest) there() error {
 	if f := g.ensure.Load(); f != nil {
 		return (*f)(Block, 0, uint64(len(g.mem)))

@@ -157,8 +157,8 @@ func (v *vcpu) emit() error {
 	return nil
 }
 
-// PreSave implements vmstate.PreSaver: like a real hypervisor, which does not
-// give out the registers of a vCPU that runs.
+// PreSave implements vmstate.PreSaver. It fails while the guest runs, as a real
+// hypervisor does not give out the registers of a vCPU that runs.
 func (v *vcpu) PreSave() error {
 	if !v.g.Paused() {
 		return ErrRunning

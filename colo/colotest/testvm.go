@@ -246,7 +246,7 @@ func (s *subject) save() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// load stages and commits.
+// load loads a saved state into the guest, and commits it.
 func (s *subject) load(state []byte) error {
 	if err := s.reg.LoadDevices(state, nil); err != nil {
 		return fmt.Errorf("the devices do not stage what they saved themselves: %w", err)

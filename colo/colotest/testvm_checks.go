@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// What follows are the rules of vmChecks, one function each.
+// The functions below are the rules that vmChecks lists.
 
 func (s *subject) pauseStandsStill() error {
 	for range 3 {

@@ -92,8 +92,8 @@ func (c *Comparer) now() time.Time {
 	return c.began.Add(time.Since(c.began)) // half the price of time.Now, which also reads the time of day
 }
 
-// do calls fn with the engine, queues what its result releases, and calls Diverged and
-// Noted as the result says.
+// do calls fn with the engine, queues the packets that its result releases, and calls
+// Diverged and Noted as the result says.
 func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full bool, err error) {
 	now := c.now()
 	c.mu.Lock()
@@ -255,8 +255,9 @@ func (c *Comparer) ServeSecondary(ctx context.Context, r PacketReader) error {
 	})
 }
 
-// serve reads like Serve of a filter.Chain, of which this package does without: neither
-// imports the other, and each has a Frame of its own.
+// serve reads frames from r and passes them to take. It is the loop of Serve of a
+// filter.Chain once more: the two packages do not import each other, and each has a
+// Frame of its own.
 func (c *Comparer) serve(ctx context.Context, r PacketReader, take func(Frame) error) error {
 	vnet, _ := r.(interface{ VNetHdrLen() int })
 	for ctx.Err() == nil {

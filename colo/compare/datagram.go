@@ -184,10 +184,11 @@ func same(p, s *pkt) bool {
 	}
 	h, g := a[p.L3:p.L4], b[s.L3:s.L4]
 	if p.Kind == packet.IP4 {
-		// Not: class, identification, time to live, checksum.
+		// Not compared: class, identification, time to live, checksum.
 		return h[0] == g[0] && bytes.Equal(h[2:4], g[2:4]) && bytes.Equal(h[6:8], g[6:8]) && bytes.Equal(h[20:], g[20:])
 	}
-	// Not: class, flow label, hop limit; nor a fragment's identification.
+	// Not compared: class, flow label, hop limit; nor a fragment's
+	// identification.
 	if p.Ident != s.Ident || !bytes.Equal(h[4:7], g[4:7]) {
 		return false
 	}

@@ -41,8 +41,8 @@
 // What cannot be compared (another EtherType, a header that contradicts itself, a
 // frame that is too long, more than two VLAN tags) leaves at once or waits for
 // the next checkpoint, as the configuration says, and is counted. IP with a
-// malformed transport header always waits: a queue never holds segments and what
-// is none.
+// malformed transport header always waits: a queue never holds both segments
+// and packets that are none.
 //
 // # What is covered
 //
@@ -86,9 +86,9 @@
 // connection, of what has left since, if the peer acknowledges by Inbound and has not
 // acknowledged it, and if all of a stretch is repeated. Before that nothing is kept of what
 // has left, as the hashes would take more time than the comparison, and a guest that takes
-// back what it has said is believed. And no guest is given the echo of what it sent
-// before its first repetition, where that may be due to the other guest: it would take its
-// loss back.
+// back what it has said is believed. Nor is a guest given the echo of what it sent before
+// its first repetition, if the other guest may have caused that echo: the guest would then
+// take what it repeated for not lost.
 //
 // # Epochs
 //

@@ -46,9 +46,9 @@ type flight struct {
 // by its clock alone within a time that follows from it: Linux waits for 200 ms at least.
 const longestFlight = 100 * time.Millisecond
 
-// hear takes an acknowledgment of the peer. The guest has sent data up to end; no stack
-// believes who acknowledges more (RFC 9293 section 3.10.7.4), and nor does hear, since
-// anybody can send that who knows the addresses. now may be the time of an earlier packet.
+// hear takes an acknowledgment of the peer. The guest has sent data up to end. hear
+// ignores an acknowledgment of more, as every stack does (RFC 9293 section 3.10.7.4):
+// anybody who knows the addresses can send one. now may be the time of an earlier packet.
 func (w *flight) hear(h packet.TCP, end uint32, now instant) {
 	top := h.Ack()
 	if after(top, end) || !w.news.IsZero() && after(w.acked, top) {
@@ -92,8 +92,9 @@ func (w *flight) lacks(seq uint32) bool {
 	return w != nil && !w.news.IsZero() && after(seq, w.acked)
 }
 
-// latest returns the timestamp to which the echo of a segment is translated that its guest
-// sent at the time was, and that leaves now: that of the newest repetition, if was is older.
+// latest returns the timestamp that the guests get as the echo of a segment that leaves now
+// and to which its guest gave the timestamp was: was itself, or the timestamp of the newest
+// repetition, if that is newer.
 func (w *flight) latest(was uint32) uint32 {
 	if w.stamps && after(w.stamp, was) {
 		return w.stamp
@@ -101,11 +102,10 @@ func (w *flight) latest(was uint32) uint32 {
 	return was
 }
 
-// floor returns the echo that the guests are to get in place of the one that the peer sent. That
-// one may be newer if the first repetition has left, or has been withheld because another packet has the bytes: what
-// arrives then may be that of either guest, and what the guest has sent before, but has left
-// after. For the secondary's guest the echo does not become newer than the newest timestamp that
-// has left by l, since its clock may be ahead.
+// floor returns the echo that the guests are to get in place of echo, which the peer sent. While the primary's guest
+// recovers from a loss that is a newer one: a packet that the peer echoes then may come from either guest, or may
+// have been sent before the first repetition and have left after it. The timestamps of the secondary's guest count
+// only up to the newest one that has left, which l has, since the clock of that guest may be ahead.
 func (w *flight) floor(echo uint32, l *left) uint32 {
 	if w == nil || !w.recovers || !w.withheld && after(w.began, echo) {
 		return echo

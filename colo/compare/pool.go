@@ -38,7 +38,8 @@ func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin)
 // costOf returns how much memory the pool uses for a packet of n bytes.
 func costOf(n int) int { return sizeOf(classOf(n)) }
 
-// atMost returns no less than costOf does, for less: a plain segment needs no more.
+// atMost returns an upper bound of costOf, which is quicker to compute. A plain
+// segment is taken only if there is as much room.
 func atMost(n int) int { return 2*n + 1<<poolMin }
 
 // sizeOf returns how much memory the packets of a class have, which is not negative.

@@ -8,11 +8,11 @@ import (
 
 // While a segment of the primary's guest waits for the secondary's to say as much, the
 // primary's guest takes it for lost as soon as the peer acknowledges one that was sent
-// later, such as a retransmission, which leaves at once (RFC 8985 section 6.2). So whatever
-// waits is sent again after each loss, and goes on being sent while the first of it is on
-// its way at last. If all of that left, the peer would get much of the stream twice, over a
-// link on which something was lost a moment ago. With LowerAcks the first one leaves for
-// both.
+// later, such as a retransmission, which leaves at once (RFC 8985 section 6.2). So after
+// each loss that guest sends again all that waits, and goes on doing so while the first of
+// these packets are on their way at last. If all repetitions left, the peer would get much
+// of the stream twice, over a link on which something was lost a moment ago. With LowerAcks
+// the packet that waits leaves in place of its repetitions.
 
 // repeat takes p, which says nothing but what the primary's guest has said before, and
 // reports whether p need not leave.
@@ -39,7 +39,8 @@ func (e *Engine) repeat(c *conn, p *pkt) bool {
 			}
 		}
 	}
-	// What p acknowledges, and offers of its window, it may be the only one to say.
+	// No other packet may say what p acknowledges, and how much window it
+	// offers.
 	l := &t.left
 	edge, scaled := t.told.edgeOf(p)
 	if p.flags&packet.ACK != 0 && (!l.acks || after(p.ack, l.ack) || scaled && (!l.edges || after(edge, l.edge)) || p.nsck > 0 || t.dataAcks.news(p, 0)) {

@@ -213,9 +213,9 @@ func (e *Engine) paced() instant {
 	return e.heard.Add(min(wait, maxPace))
 }
 
-// waited calls trails for a packet whose twin has not come before a mark: it comes no
-// sooner than that. Without such packets the engine would learn nothing of twins that come
-// too late each time.
+// waited calls trails for a packet whose twin has not come before a mark: the twin takes
+// at least so long. Without these packets the engine would learn nothing of twins that
+// come too late each time.
 func (e *Engine) waited(at instant) {
 	if e.now.Sub(max(at, e.heard)) > e.late {
 		e.trails(at)

@@ -8,8 +8,8 @@ import "github.com/gocolo/lockstep/internal/packet"
 // guest, and its guest would repeat all of these too. So with LowerAcks a repetition takes
 // its turn behind what waits. It leaves sooner if either guest says the same again, and
 // after the time of one round trip, since the secondary's guest may have no room to say what
-// is before it until the peer has what it repeats. Of a crowd of them no more wait than leave
-// room for what is new.
+// is before it until the peer has what it repeats. Only so many repetitions wait that new
+// segments find room.
 
 // turn takes p, which repeats what has left, and reports whether it waits for its turn. It
 // lets those leave that wait for theirs and that p repeats.
@@ -26,14 +26,14 @@ func (e *Engine) turn(c *conn, p *pkt) bool {
 	return true
 }
 
-// turned lets those repetitions leave, before their turn, some bytes of which s says again.
-// It reports whether there were any.
+// turned lets the repetitions leave, before their turn, of which s repeats some bytes. It
+// reports whether there were any.
 func (e *Engine) turned(c *conn, s *pkt) bool {
 	return e.hurry(c, func(q *pkt) bool { return after(s.end, q.seq) && after(q.end, s.seq) })
 }
 
-// hurry lets those repetitions leave, before their turn, of which which is true, and reports
-// whether there were any.
+// hurry lets the repetitions leave, before their turn, for which the function which returns
+// true. It reports whether there were any.
 func (e *Engine) hurry(c *conn, which func(q *pkt) bool) (any bool) {
 	if c.blind || c.apart {
 		return false

@@ -64,9 +64,10 @@ func (u *urgent) receive() {
 	}
 }
 
-// urges reports whether p has no urgent pointer that the guest that would go on has not
-// given. If it has, why is ReasonFlags if that guest will not give it any more: it has sent the
-// data at that place without. One in a SYN waits for the checkpoint.
+// urges reports whether p may leave as far as its urgent pointer is concerned: p has none, or
+// the guest that would go on has given the same one. If p may not leave, why is ReasonFlags if
+// that guest will not give the pointer any more, because it has sent the data at that place
+// without one. A SYN with an urgent pointer waits for the checkpoint.
 func (t *stream) urges(p *pkt) (ok bool, why Reason) {
 	switch {
 	case p.flags&packet.URG == 0 || p.flags&packet.RST != 0:

@@ -1,11 +1,12 @@
 package filter
 
 // ComposePacket is [Buffer.WritePacket] for a packet of n bytes that does not exist yet:
-// compose writes it where it waits and leaves, as a large segment (TSO) is spared a copy. p
-// has n bytes of any content, and is valid during the call. compose is called at most once,
-// on the caller's goroutine, and nothing waits for it but other packets that are composed. If
-// it returns false there is no packet, and ComposePacket returns an [*Error] with [ErrFrame].
-// It returns [ErrFull] before the call or after it.
+// compose writes the packet into the memory in which it waits and from which it leaves, so
+// that a large segment (TSO) is not copied. p has n bytes of any content, and is valid during
+// the call. compose is called at most once, on the caller's goroutine, and nothing waits for
+// it but other packets that are composed. If it returns false there is no packet, and
+// ComposePacket returns an [*Error] with [ErrFrame]. It returns [ErrFull] before the call or
+// after it.
 func (b *Buffer) ComposePacket(n int, compose func(p []byte) bool) error {
 	if err := checkLength(n); err != nil {
 		return err

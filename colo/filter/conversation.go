@@ -167,11 +167,11 @@ func (c *life) stamps(h packet.TCP) {
 	}
 }
 
-// past lowers the timestamp's echo in a segment for the guest if the guest has not sent
-// that timestamp yet, and reports whether it did. The guest of the secondary gets its input
-// later than that of the primary, and so timestamps that clients echo may be ahead of its own. A
-// guest that measures the round trip with them finds that it ended before it began, and
-// may then wait for minutes before it sends again.
+// past lowers the timestamp's echo in a segment for the guest if the guest has not sent that
+// timestamp yet, and reports whether it did. The secondary's guest gets its input later than the
+// primary's guest, so the timestamps that clients echo may be ahead of its own. A guest that
+// measures the round trip with such an echo finds that it ended before it began, and may then
+// wait for minutes before it sends again.
 func (c *life) past(h packet.TCP) (changed bool) {
 	if !c.stamped || h.Flags()&packet.ACK == 0 {
 		return false

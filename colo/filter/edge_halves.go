@@ -6,10 +6,10 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// halves are connections of an Edge whose handshake is not complete, as the Rewriter had
-// them that the Edge took them from. A Rewriter of their own follows them until the numbers
-// are known. It keeps no packet that comes too early, since an Edge cannot deliver one
-// later, and follows no new connection.
+// halves are the connections of an Edge whose handshake is not complete, in the state in
+// which the Edge took them over from a Rewriter. Another Rewriter, in here, follows them
+// until their numbers are known. It keeps no packet that comes too early, since an Edge
+// cannot deliver one later, and follows no new connection.
 type halves struct {
 	r     *Rewriter
 	since time.Time // when the last of them was taken over

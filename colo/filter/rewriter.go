@@ -468,11 +468,11 @@ func (r *Rewriter) refuses(k packet.Key, h packet.TCP) {
 
 // Commit says that the guest has the state of the primary's guest at epoch: its
 // connections have the same numbers, so that there is nothing to translate but what is
-// opened from now on. That a client has asked for a connection before it is forgotten. Where
-// the primary's output is compared, or leaves with checkpoints, that is safe: if the primary's
-// guest has answered before the mark, both guests have its number, and an answer that it gives
-// later leaves once the secondary's guest has answered too, by way of Outbound, or once a
-// later checkpoint has that answer. So no client acknowledges a number that is unknown here.
+// opened from now on. The SYNs that clients sent before are forgotten. Where the primary's
+// output is compared, or leaves with checkpoints, that is safe: if the primary's guest has
+// answered before the mark, both guests have its number, and an answer that it gives later
+// leaves once the secondary's guest has answered too, by way of Outbound, or once a later
+// checkpoint has that answer. So no client acknowledges a number that is unknown here.
 func (r *Rewriter) Commit(epoch uint64) error {
 	r.over = false
 	if r.strict != nil {

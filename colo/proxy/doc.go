@@ -19,9 +19,9 @@
 // and lets what the guest sends leave as soon as the secondary's guest has said
 // the same, or the checkpoint that covers it is received. [Secondary] gives the
 // copies to its guest, and sends what that says to the primary, which compares;
-// it keeps all of it as well, since its last checkpoint, for a takeover. With
-// Continuous nothing is mirrored or compared, and all output waits for its
-// checkpoint.
+// it also keeps what its guest has sent since the last checkpoint, for a
+// takeover. With Continuous nothing is mirrored or compared, and all output
+// waits for its checkpoint.
 //
 // A host does these things:
 //
@@ -38,11 +38,12 @@
 //
 // Input is delivered only to a guest that runs: that is why a side stands between
 // the session and the VM. On the primary a packet is delivered and mirrored in
-// one step, which a pause comes before or after. So what was delivered before the
-// mark is part of the state that the checkpoint has, and stands before the marker
-// in the mirrored stream; what comes after the resume is in neither. The secondary
-// drops what is older than its guest, and lets what is newer wait until that
-// epoch is committed.
+// one step, which a pause comes before or after. So a packet that was delivered
+// before the mark is part of the checkpoint's state, and comes before the
+// marker in the mirrored stream; a packet that is delivered after the resume is
+// not part of that state, and comes behind the marker. The secondary drops what
+// is older than its guest, and lets what is newer wait until that epoch is
+// committed.
 //
 // Output before the mark leaves when the checkpoint is received, if it has not
 // left before. What may leave and has not at the mark goes with the checkpoint:

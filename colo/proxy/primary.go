@@ -205,7 +205,8 @@ func limitOf(n int) int {
 	return min(max(n, 1<<20), 1<<30) &^ 3
 }
 
-// ask asks for a checkpoint. The caller must not hold p.mu.
+// ask asks the session for a checkpoint, for the cause c. The caller must not
+// hold p.mu.
 func (p *Primary) ask(c event.Cause) {
 	p.mu.Lock()
 	active := p.active
@@ -300,12 +301,14 @@ func (p *Primary) took(n int) {
 
 func checkPacket(packet []byte, vnetHdr int) error { return checkLength(len(packet), vnetHdr) }
 
-// errNoPacket is for what was to be composed and was not.
+// errNoPacket returns the error for a packet that is empty, or that compose did
+// not make.
 func errNoPacket() error {
 	return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
 }
 
-// checkLength is checkPacket for a packet of n bytes.
+// checkLength returns an error for a length that no packet of the guest has;
+// its virtio-net header, of vnetHdr bytes, counts.
 func checkLength(n, vnetHdr int) error {
 	switch {
 	case vnetHdr < 0, n <= vnetHdr:

@@ -31,7 +31,8 @@ func (p *Primary) attach() {
 	}
 }
 
-// detach ends a connection. Packets that wait for their twins will get none.
+// detach ends a connection. Packets that wait for their twins, the same packets
+// of the secondary's guest, will get none.
 func (p *Primary) detach() {
 	p.mu.Lock()
 	p.connected, p.inStep, p.stalled = false, false, false

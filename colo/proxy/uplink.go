@@ -9,8 +9,8 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 )
 
-// An uplink is a network as Run uses it: packets of edge's connections are translated, and
-// announcements may be written between the packets.
+// An uplink wraps the network that Run is given: it translates the packets of the
+// connections that edge has, and lets announcements be written between the packets.
 type uplink struct {
 	network Network
 	edge    *filter.Edge

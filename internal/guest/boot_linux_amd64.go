@@ -4,10 +4,11 @@ import gokvm "github.com/bobuhiro11/gokvm/kvm"
 
 // SetBootState changes a vCPU's reset state to the one that the program is entered with: 64-bit
 // mode, paging on, CPL3, so that the load runs natively even where KVM emulates the
-// supervisor's instructions. Both its I/O privilege level and the task state in memory allow it
-// the device's ports: a software KVM may not keep the one, an emulated CPU may not look at the
-// other. There is no interrupt table: any exception is a triple fault, which KVM reports as a
-// shutdown. The caller writes both back and makes the vCPU runnable.
+// supervisor's instructions. Both its I/O privilege level and the task state in memory allow
+// the vCPU to use the device's ports: a KVM that emulates the CPU may lose the former, and an
+// emulated CPU may ignore the latter. There is no interrupt table: any exception is a triple
+// fault, which KVM reports as a shutdown. The caller writes both back and makes the vCPU
+// runnable.
 func SetBootState(vcpu int, regs *gokvm.Regs, sregs *gokvm.Sregs) {
 	const (
 		cr0PE, cr0MP, cr0ET, cr0NE, cr0WP, cr0PG = 1 << 0, 1 << 1, 1 << 4, 1 << 5, 1 << 16, 1 << 31

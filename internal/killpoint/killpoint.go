@@ -157,7 +157,8 @@ func (k *Point) Conn(side event.Mode, c net.Conn) net.Conn {
 	return &limitedConn{Conn: c, limit: &k.limit, reads: side == event.ModeSecondary}
 }
 
-// limit ends a stream after a number of bytes.
+// limit stops a stream after a number of bytes, where the side waits to be
+// killed or to go on.
 type limit struct {
 	mu      sync.Mutex
 	armed   bool
@@ -176,7 +177,8 @@ func (l *limit) said(hit func()) {
 	l.next = hit
 }
 
-// wrote is called after such a write.
+// wrote is called after each write on a connection whose reads the limit
+// bounds.
 func (l *limit) wrote() {
 	l.mu.Lock()
 	hit := l.next

@@ -68,7 +68,7 @@ func (b *breaking) Err() error {
 	return nil
 }
 
-// ended returns what Err returns, and errClosed for lanes that were closed in order.
+// ended returns what Err returns, or errClosed if the lanes were closed in order.
 func (b *breaking) ended() error {
 	select {
 	case <-b.bad:

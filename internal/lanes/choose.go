@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
 
-// way says how pages are sent: as they are, or compressed.
+// way is one of the ways in which pages are sent: as they are, or compressed.
 type way uint8
 
 const (
@@ -28,7 +28,7 @@ type outcome struct {
 	before load          // of the lane, from its packet before
 }
 
-// load is whether a lane has more to send than it can.
+// load says how full the buffer of a lane's connection is.
 type load uint8
 
 const (
@@ -72,7 +72,7 @@ type chooser struct {
 	pages  *[]mark
 }
 
-// mark records whether compressing one page has paid.
+// mark records how often in a row compressing one page has not paid.
 type mark struct {
 	skip  uint8 // times that it goes plain before it is tried again
 	level uint8 // how often in turn it was not worth it
@@ -83,7 +83,7 @@ const (
 	firstSkip = 4
 	maxLevel  = 4
 	// absorbs is how many bytes a lane's buffer may take at once: twice unsentBytes, since
-	// the kernel counts what it has given to the device no more.
+	// the kernel no longer counts the bytes that it has given to the device.
 	absorbs = 2 * unsentBytes
 	// fewest is how many pages a packet has that says how fast the lane is.
 	fewest = 32
@@ -133,7 +133,7 @@ func (c *chooser) worth(m *mark, page []byte) bool {
 	return false
 }
 
-// shrank records whether compressing the page has paid.
+// shrank records in the mark of a page whether compressing it has paid.
 func (m *mark) shrank(yes bool) {
 	if yes {
 		*m = mark{}

@@ -36,7 +36,8 @@ const Max = 255
 // ErrStuck says that a packet has not left a lane within the patience of its Sender.
 var ErrStuck = errors.New("a channel is stuck")
 
-// errClosed breaks the lanes of those that were closed in order.
+// errClosed is the error of lanes that Close or Halt has ended in order; Err
+// does not return it.
 var errClosed = errors.New("the channels are closed")
 
 // wait is the waiting of one goroutine within a Limit.

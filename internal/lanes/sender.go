@@ -242,7 +242,8 @@ func (s *Sender) flush(l *outward) error {
 	return l.w.Flush()
 }
 
-// inTime stops a lane's timer. What that may be doing already is waited for as a lane is.
+// inTime stops a lane's timer. If its function runs already, Close waits for it, as for
+// the lanes.
 func (s *Sender) inTime(l *outward) {
 	if l.late.Stop() {
 		s.group.Done()

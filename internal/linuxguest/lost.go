@@ -12,7 +12,7 @@ import (
 // QEMU 7.2 changes a CPU's pending interrupts, where the CPU enters and leaves a guest,
 // without the lock under which its other threads do that. One of the machine's own can be
 // lost on the way: it stands in the local APIC for ever, and the CPU does not hear of it.
-// If that was the timer's, and the timer rings once, nothing of the machine runs again.
+// If it was that of a timer which rings only once, nothing of the machine runs again.
 
 // look is the state of a machine's CPUs and their local APICs, as the emulator's monitor
 // prints it.

@@ -75,9 +75,9 @@ func reports(said string) []report {
 // events. A machine with machineMemory bytes ran a guest with guestMemory bytes.
 //
 // Evidence is an oops of the machine's own kernel, or a GS base in the guest's registers that
-// lies in the machine's memory beyond the guest's. (What Machine.LostInterrupt finds is some
-// too.) That a guest was reset, or fell silent, is none; and a guest that has printed a panic
-// has failed in any case.
+// lies in the machine's memory beyond the guest's. (What Machine.LostInterrupt finds is
+// evidence too.) It is no evidence that a guest was reset, or fell silent; and a guest that
+// has printed a panic has failed in any case.
 func Spoilt(console, events string, guestMemory, machineMemory uint64) string {
 	if GuestPanic(console, events) != "" {
 		return ""

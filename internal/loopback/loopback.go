@@ -1,5 +1,6 @@
-// Package loopback finds addresses of this host that nobody else takes before whoever is
-// told them listens there, nor while the process that listened there is dead.
+// Package loopback finds addresses of this host for listeners of tests. Nobody else
+// takes such an address before the listener does, nor while the process that listened
+// there is dead.
 package loopback
 
 import (

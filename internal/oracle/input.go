@@ -47,8 +47,8 @@ func (o *Oracle) Reply(p []byte) (is bool) {
 	return true
 }
 
-// finishInput compares what was answered with the survivor's own memory: an input
-// that the guest has said to have taken it must have taken.
+// finishInput compares what was answered with the survivor's own memory: the
+// survivor must have taken every input that the guest has answered.
 func (o *Oracle) finishInput(histories []History) {
 	for v := range histories[:min(len(histories), len(o.told))] {
 		t, h := &o.told[v], histories[v]

@@ -5,8 +5,9 @@
 // not follow from the one before it is corrupted; two that say different things of one
 // round, or one that the survivor does not remember, contradict each other; one that
 // never left while later ones did is lost; one that left twice in the same words is
-// counted and harmless. What the guest has answered to have been told the survivor must
-// have been told, and its disk is what its memory has written, sector by sector.
+// counted and harmless. An input that the guest has answered the survivor must have
+// taken, and the survivor's disk must have, sector by sector, what its memory says that
+// it wrote.
 //
 // Those who test a pair of sides need it: it knows nothing of how they work.
 package oracle

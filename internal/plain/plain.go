@@ -1,6 +1,6 @@
 // Package plain makes texts that others have chosen fit for logs and terminals, where they are printed
-// among words of this side: Text as they are read from the other side, so that nothing else is kept,
-// and Line as a program prints what may have one in it.
+// among words of this side. Text is called when a text is read from the other side, so that only its
+// result is kept; Line is called by a program that prints a text which may contain one.
 package plain
 
 import (

@@ -9,9 +9,10 @@ type test interface {
 	Cleanup(func())
 }
 
-// Dir returns a new directory, which goes with the test, for its Unix sockets. Their names may
-// have a hundred bytes, of which the test's own name takes most in the directories of package
-// testing: too many where that of the directory for what is temporary is a long one, too.
+// Dir returns a new directory for the Unix sockets of a test; it is removed when the test
+// ends. The name of a socket may have only some hundred bytes. In a directory of package
+// testing the name of the test takes most of them: too many if the name of the directory for
+// temporary files is long too.
 func Dir(t test) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "s")

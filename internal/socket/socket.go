@@ -1,5 +1,6 @@
-// Package socket listens where a process that was killed may have left its socket. Its name
-// stays, though nobody listens at it, and keeps the next process from listening there.
+// Package socket listens where a process that was killed may have left its Unix socket. The
+// name of that socket stays, though nobody listens at it, and would keep the next process
+// from listening.
 package socket
 
 import (
@@ -20,8 +21,8 @@ func Listen(network, address string) (net.Listener, error) {
 }
 
 // RemoveDead removes the Unix socket of that path if nobody listens at it, and reports whether the
-// path is free now. What is no socket, as an image that was named by mistake, answers nobody
-// either, and is left.
+// path is free now. A file that is no socket, such as an image that was named by mistake,
+// stays.
 func RemoveDead(path string) bool {
 	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
 		return false

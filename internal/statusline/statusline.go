@@ -1,5 +1,5 @@
-// Package statusline writes lines of which the last may be a status: on a terminal the
-// next line, or the next status, takes its place.
+// Package statusline writes lines of which the last may be a status. On a terminal the
+// next line, or the next status, takes the place of a status.
 package statusline
 
 import (

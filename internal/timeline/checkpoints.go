@@ -74,7 +74,8 @@ type slot struct {
 	n int
 }
 
-// slots makes one bar of what would be less than so many pixels apart.
+// slots makes one bar of checkpoints that would be less than so many pixels
+// apart.
 func slots(all []Checkpoint, x func(time.Time) float64, apart float64) (bars []slot) {
 	last := -1e9
 	for _, c := range all {

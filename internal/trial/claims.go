@@ -27,8 +27,8 @@ type Claimed struct {
 	Answer Answer `json:"answer"`
 }
 
-// Heard returns an arbiter whose answers to claims are told, before the host has them.
-// Renewals are not, nor is a claim that could not be asked.
+// Heard returns an arbiter that calls tell with the answer to each claim, before the
+// host gets the answer. It tells neither renewals nor claims that could not be asked.
 func Heard(a failover.Arbiter, tell func(Claimed)) failover.Arbiter { return &heard{a, tell} }
 
 type heard struct {

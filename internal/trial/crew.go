@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A crew is the processes that a run has started, and what comes from them. It belongs to one
-// goroutine.
+// A crew has the processes that a run has started, and receives what they report. It belongs
+// to one goroutine.
 type crew struct {
 	inbox   chan message
 	readers sync.WaitGroup

@@ -136,7 +136,8 @@ func (p *pair) wait(handle func(message) error) wait {
 	}
 }
 
-// settling returns what handles a message and, if no other waits, has printed what has gathered.
+// settling returns a function that handles a message and, if no other message waits, has the
+// Printer print what has gathered.
 func (p *pair) settling(handle func(message) error) func(message) error {
 	return func(m message) error {
 		err := handle(m)
@@ -169,7 +170,7 @@ func (p *pair) verified() error {
 	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(p.missed[:min(n, 10)], ", "))
 }
 
-// beside adds other to err, if there is another.
+// beside joins err and other, if both are errors.
 func beside(err, other error) error {
 	if other == nil {
 		return err

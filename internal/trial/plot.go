@@ -80,8 +80,9 @@ func (r *Run) drive(ctx context.Context) error {
 // that the primary has said up to its death, and would be taken for what became of the secondary.
 func (r *Run) inStep() bool { return !r.protected.IsZero() && r.state[Secondary] == stateFollowing }
 
-// wakeVictim lets a victim go on that was stopped, and waits until it has found out that
-// it no longer has the guest. A secondary whose primary goes on by order does the same.
+// wakeVictim lets a victim that was stopped go on, and waits until the victim has found
+// out that it no longer has the guest. It waits for a secondary whose primary goes on
+// by order in the same way.
 func (r *Run) wakeVictim(ctx context.Context) error {
 	gaveUp := func() bool { return r.gaveUp != "" }
 	if r.victim == "" {

@@ -89,7 +89,8 @@ func (s *Series) drive(ctx context.Context) error {
 	return s.judge(ctx)
 }
 
-// kinds returns the changes to make: those of each kind by turns, for as long as there are any.
+// kinds returns the kinds of the changes to make, in their order: failovers and
+// switchovers by turns, until there are as many of both as the configuration says.
 func (s *Series) kinds() []string {
 	failover := changeKilled
 	if s.o.Signal == SignalStop {

@@ -8,8 +8,8 @@ import (
 // stallTick is how often it is looked whether processes run.
 const stallTick = 20 * time.Millisecond
 
-// watchStalls looks whether this machine lets processes run: end stops that, and returns the
-// longest time for which this process has not come to look. It waits for its goroutine.
+// watchStalls watches whether this machine lets processes run, on a goroutine. end stops it,
+// waits for the goroutine, and returns the longest time for which this process did not run.
 func watchStalls(now func() time.Time) (end func() time.Duration) {
 	done, longest := make(chan struct{}), make(chan time.Duration)
 	last := now()
@@ -34,9 +34,9 @@ func watchStalls(now func() time.Time) (end func() time.Duration) {
 	}
 }
 
-// stalled adds to the error of a run that the machine stood still for so long that its hosts may
-// have lost each other, or the time that something may take, for want of a CPU. Such a run
-// says nothing of the hosts: .ci/run repeats it.
+// stalled adds to the error of a run that the machine stood still for gap, if that is so long
+// that, for want of a CPU, the hosts may have lost each other or something may have taken too
+// long. Such a run says nothing about the hosts: .ci/run repeats it.
 func stalled(err error, gap, lost time.Duration) error {
 	if err == nil || gap < lost/2 {
 		return err

@@ -1,7 +1,8 @@
-// Package uffd is the door to the two parts of Linux that tell a process about its own
-// memory: userfaultfd, which says that a page is missing or was written, and the request
-// PAGEMAP_SCAN on /proc/self/pagemap, which lists the pages that were written and
-// protects them again in one step. Nothing else in this module makes these system calls.
+// Package uffd makes the system calls of the two parts of Linux that tell a process
+// about its own memory: userfaultfd, which says that a page is missing or was written,
+// and the request PAGEMAP_SCAN on /proc/self/pagemap, which lists the pages that were
+// written and protects them again in one step. Nothing else in this module makes these
+// system calls.
 //
 // An [FD] is a userfaultfd. [Open] negotiates features and, where the kernel lacks one or
 // does not let the process in, says which and what would help ([FeatureError],

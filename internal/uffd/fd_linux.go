@@ -50,7 +50,8 @@ func open(k kernel, features Feature) (*FD, error) {
 	return f, nil
 }
 
-// create gets a descriptor by one of the two ways.
+// create makes a userfaultfd by the system call or, if the process may not use
+// that, by /dev/userfaultfd.
 func create(k kernel) (int, error) {
 	const flags = unix.O_CLOEXEC | unix.O_NONBLOCK
 	fd, err := k.userfaultfd(flags)
@@ -69,8 +70,8 @@ func create(k kernel) (int, error) {
 	return fd, nil
 }
 
-// refused says why the kernel did not take the features: a descriptor that asks for none
-// is told which there are.
+// refused returns why the kernel did not take the features. It asks the kernel which
+// features there are, with another descriptor that requests none.
 func refused(k kernel, features Feature, err error) error {
 	fd, cerr := create(k)
 	if cerr != nil {

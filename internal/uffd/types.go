@@ -1,6 +1,7 @@
 package uffd
 
-// A Mode says what of a range a userfaultfd is told (UFFDIO_REGISTER_MODE_*).
+// A Mode says which faults in a range a userfaultfd reports
+// (UFFDIO_REGISTER_MODE_*).
 type Mode uint64
 
 // The modes, which may be combined.

@@ -1,5 +1,5 @@
-// Package usage reads the command lines of programs, and prints what they say to -h and of a
-// command line that is wrong, in one format.
+// Package usage reads the command lines of programs. For all of them it prints in one format
+// what -h prints, and what is wrong with a command line.
 package usage
 
 import (
@@ -12,7 +12,7 @@ import (
 )
 
 // ErrWrong is found by errors.Is in the errors of a wrong command line. Their text does not
-// have it: Tell says how the right one is found.
+// contain its text: Tell says how to find the right command line.
 var ErrWrong = errors.New("wrong command line")
 
 // wrong is an error of a command line; it says what is wrong with it, and nothing else.

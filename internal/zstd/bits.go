@@ -5,7 +5,7 @@ import (
 	"math/bits"
 )
 
-// ErrCorrupt is the error of everything that no compressor would write.
+// ErrCorrupt is the error for data that no compressor would write.
 var ErrCorrupt = errors.New("corrupt zstd data")
 
 // forward reads bits from the lowest of the first byte on (RFC 8878, 4.1.1).

@@ -32,7 +32,8 @@ const (
 	slotDisk
 )
 
-// own lists the devices that the host has added to a machine.
+// own lists the devices of a machine that a Host replaces by its own: those
+// that AddDisk and AddTapIf have made.
 type own struct {
 	slots []slotKind // in the order of the bus; the bridge is the first
 	disk  *diskParts
@@ -98,8 +99,8 @@ func (o *own) places() (nic, disk pc.Place) {
 		pc.Place{Slot: uint8(slices.Index(plan, slotDisk)), Ports: portDisk, Interrupt: irqDisk}
 }
 
-// quiet puts gokvm's device goroutines to rest for good, and says so in the devices
-// themselves: to do it again does nothing. No vCPU may run in gokvm's loop.
+// quiet ends gokvm's device goroutines for good, by closing the channels of the
+// devices; calling it again does nothing. No vCPU may run in gokvm's loop.
 func (o *own) quiet() {
 	if d := o.disk; d != nil {
 		closeOnce(d.kick)

@@ -108,11 +108,11 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 	return h, nil
 }
 
-// sink is a caller's Uplink that brings no frames, whatever else it is: frames for the guest
-// come by ReceivePacket only.
+// sink hides all methods of a caller's Uplink but those of pc.Uplink, so that it is no
+// pc.Source: frames for the guest come by ReceivePacket only.
 type sink struct{ pc.Uplink }
 
-// composer is the sink of a pc.Composer.
+// composer does what sink does, for an Uplink that is a pc.Composer.
 type composer struct{ pc.Composer }
 
 func sinkOf(u pc.Uplink) pc.Uplink {
@@ -122,8 +122,8 @@ func sinkOf(u pc.Uplink) pc.Uplink {
 	return sink{u}
 }
 
-// devices says what the Host's devices are connected to, where cfg does not say it to
-// what the machine has.
+// devices returns what the Host's devices are connected to: what cfg names, and
+// otherwise what the machine has.
 func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 	d := pc.Devices{Console: cfg.Console, Log: cfg.Log}
 	if p.handlers != nil {

@@ -48,7 +48,8 @@ type parts struct {
 	handlers *portHandlers // nil: none
 }
 
-// partsOf takes apart what is a *machine.Machine, except in tests.
+// partsOf returns the parts of m, which is a *machine.Machine, or in tests
+// another type.
 func partsOf(m any) (p parts, err error) {
 	if x, ok := m.(interface{ VMFd() uintptr }); ok {
 		p.vm = x.VMFd()

@@ -55,8 +55,9 @@ func New(cfg MachineConfig) (*Machine, error) {
 	return m, nil
 }
 
-// alone is held while the garbage collector is switched off, which is read and written for
-// the whole process: of two that do it at once, the last would keep it switched off.
+// alone is held while the garbage collector is switched off. The setting is one for the
+// whole process: of two callers at the same time, the second would find it switched off,
+// and leave it so.
 var alone sync.Mutex
 
 // undisturbed calls fn on a stack that neither grows nor shrinks meanwhile, on a

@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tapUplink is the tap that was given to AddTapIf, both ways.
+// tapUplink is the tap that was given to AddTapIf: it takes frames from the
+// guest and brings frames for it.
 type tapUplink struct {
 	file *os.File
 	old  int // flags that the tap had
 	raw  syscall.RawConn
-	room chan struct{} // never: a tap that is full drops, as a network does
+	room chan struct{} // never receives a value: a tap that is full drops frames, as a network does
 	log  *slog.Logger
 }
 

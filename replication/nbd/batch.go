@@ -31,7 +31,7 @@ type kept struct {
 	late *time.Timer // passes the turn on, if it is kept
 }
 
-// What kept is.
+// The states of a kept turn.
 const (
 	notKept int32 = iota
 	isKept

@@ -8,14 +8,15 @@ import (
 	"time"
 )
 
-// pulse is what a client knows of the time in which nothing has moved over its
-// connection. A slow link is told from one that is lost by that: while a byte moves, either
-// way, an answer is waited for, however long the queue before it is. Client.mu guards what
-// is not atomic.
+// pulse records when something has moved over a client's connection last. By that a slow
+// link is told from a lost one: while bytes move, in either direction, the client waits for
+// an answer, however much is queued before it. Client.mu guards the fields that are not
+// atomic.
 //
-// That the kernel has taken what was to be sent says nothing, since a link that is lost
-// leaves it room for megabytes. It says how much the other host has got, where it can be
-// asked; elsewhere a write counts that had to wait for room and has ended.
+// It says nothing that the kernel has taken the bytes of a write, since it has room for
+// megabytes also when the link is lost. Where the kernel can be asked, it says how much
+// the other host has got; elsewhere a write counts that had to wait for room and has
+// ended.
 type pulse struct {
 	base  time.Time                  // other times are relative to it
 	heard atomic.Int64               // when something was read last

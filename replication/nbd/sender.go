@@ -14,7 +14,7 @@ type sender struct {
 	conn    net.Conn
 	whole   bool          // conn takes any number of parts with one system call
 	timeout time.Duration // in which a piece of what is sent has to leave
-	endless bool          // nothing here bounds that
+	endless bool          // timeout does not bound a send: the pulse of a client does
 	lost    func(error)   // see handOver; nil: the sending goroutine goes on as long as there is something to send
 
 	mu      sync.Mutex

@@ -97,7 +97,8 @@ func (b *Blk) Work(ctx context.Context, gate *Gate) {
 	others.Wait()
 }
 
-// Kick has Work look for requests, after Apply or a time without Work.
+// Kick has Work look for requests, after Apply or after a time in which Work
+// did not run.
 func (b *Blk) Kick() { b.work.kick() }
 
 // step serves one request, and wakes another server if there are more.

@@ -21,9 +21,9 @@ type CMOS struct {
 	saved cmosState
 }
 
-// The clock says so long before each second that an update is in progress, as the chip does: a
-// driver that begins to read when it does not say so has time to read the whole of it before
-// one register is of another second than the next.
+// Like the chip, the clock says for this long before each new second that an update is in
+// progress. A driver that begins to read while it does not say so has time to read all
+// registers before the second changes.
 const (
 	cmosUpdate   = (244 + 1984) * time.Microsecond
 	cmosUpdating = 1 << 7

@@ -33,7 +33,8 @@ var (
 // Line is an input of the interrupt controllers.
 type Line func(level bool)
 
-// irq is what a device sets its line by. It calls the line only if the level changes.
+// irq remembers the level of a device's interrupt line, and calls the line only if
+// the level changes.
 type irq struct {
 	line  Line
 	level bool
@@ -46,7 +47,7 @@ func (i *irq) set(level bool) {
 	}
 }
 
-// force sets the level even if the line was set to it last: the interrupt controllers
+// force calls the line even if it has that level already: the interrupt controllers
 // may have been loaded since, with another level.
 func (i *irq) force(level bool) {
 	i.level = level

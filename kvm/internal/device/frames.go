@@ -22,8 +22,8 @@ const (
 	frameOver = frameLen + vnetLen
 )
 
-// In version 1 of a card's section a length has two bytes and is the frame's, which has
-// no header.
+// In version 1 of a card's section a length has two bytes, and a frame has no
+// virtio-net header.
 const (
 	oldFrameLen = 2
 	oldQueued   = 512 << 10

@@ -10,8 +10,8 @@ import (
 // seldomApart is how far apart the records of a seldom are at least.
 const seldomApart = time.Second
 
-// A seldom logs what a guest can make happen as often as it likes: it must not fill the
-// host's log.
+// A seldom logs, at most once in seldomApart, an event that a guest can cause as often
+// as it likes, so that the guest cannot fill the host's log.
 type seldom struct {
 	mu     sync.Mutex
 	last   time.Time

@@ -153,7 +153,8 @@ func (v *virtio) reset() {
 	v.irq.set(false)
 }
 
-// release ends work on a chain. mu is held.
+// release is called when the device has ended its work on a chain: it wakes the
+// calls that wait for busy to become 0. mu is held.
 func (v *virtio) release() {
 	if v.busy--; v.busy == 0 {
 		v.idle.Broadcast()
@@ -227,7 +228,8 @@ func (v *virtio) fields(f *vmstate.Fields, optional uint32) {
 	f.StructArray("queues", "virtqueue", 1, len(s.queues), func(i int, f *vmstate.Fields) { s.queues[i].vmstate(f) })
 }
 
-// worker is a goroutine that a device's driver wakes.
+// worker wakes the goroutine that serves a device, when the guest's driver has
+// notified the device.
 type worker chan struct{}
 
 func (w worker) kick() {
