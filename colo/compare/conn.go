@@ -76,6 +76,8 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	switch {
 	case p.Fragment:
 		return kindFragment
+	case p.L4OK && p.Routed: // it is not known to whom it goes
+		return kindMangled
 	case p.segment.is && !p.offloads(packet.VNetOf(p.Data, p.VNetHdr)):
 		return kindMangled
 	case p.segment.is:

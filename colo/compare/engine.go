@@ -385,7 +385,7 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 		return p
 	}
 	p.Parse(f.Data[f.VNetHdr:])
-	if p.IsTCP() {
+	if p.IsTCP() && !p.Routed {
 		p.parseSegment()
 	} else {
 		p.segment = segment{}

@@ -152,7 +152,7 @@ func (e *Engine) overhear(f Frame) {
 		return
 	}
 	p := &e.inbound
-	if p.Parse(f.Data[f.VNetHdr:]); !p.IsTCP() || p.TCP().Flags()&(packet.SYN|packet.RST|packet.ACK) != packet.ACK {
+	if p.Parse(f.Data[f.VNetHdr:]); !p.IsTCP() || p.Routed || p.TCP().Flags()&(packet.SYN|packet.RST|packet.ACK) != packet.ACK {
 		return
 	}
 	k := &e.key // which lies there already

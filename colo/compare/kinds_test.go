@@ -142,7 +142,7 @@ func kinds() []kind {
 		{what: "a fragment of no data", say: one(wireIPv4(6, 0x2000, nil))},
 		{what: "a TCP header in two fragments", say: one(wireIPv4(6, 0x2000, kindsSegment(0, wireACK, "", "abcd")[34:42]), wireIPv4(6, 1, kindsSegment(0, wireACK, "", "abcd")[42:]))},
 		{what: "IPv6 hop-by-hop", say: ext(0, "\x06\x00\x01\x04\x00\x00\x00\x00")},
-		{what: "IPv6 routing, with segments left", say: ext(43, "\x06\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x09")},
+		{what: "IPv6 routing, with segments left", say: ext(43, "\x06\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x09"), waits: 1},
 		{what: "IPv6 twenty extensions", say: ext(60, strings.Repeat("\x3c\x00\x01\x04\x00\x00\x00\x00", 19)+"\x06\x00\x01\x04\x00\x00\x00\x00")},
 		{what: "IPv6 hop-by-hop behind another", say: ext(60, "\x00\x00\x01\x04\x00\x00\x00\x00\x06\x00\x01\x04\x00\x00\x00\x00")},
 		{what: "IPv6 extension that ends behind the packet", say: ext(60, "\x06\xff\x01\x04\x00\x00\x00\x00"), waits: 1},

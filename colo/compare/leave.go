@@ -271,7 +271,7 @@ func (e *Engine) echoes(f Frame) bool {
 	}
 	p := &e.inbound
 	p.Parse(f.Data[f.VNetHdr:])
-	if !p.IsTCP() {
+	if !p.IsTCP() || p.Routed {
 		return false
 	}
 	flags := p.TCP().Flags() & (packet.SYN | packet.ACK)

@@ -112,7 +112,7 @@ func (s *Scales) opening(frame []byte, vnetHdr int) *pkt {
 	p := &s.pkt
 	p.Frame = f
 	p.Parse(frame[vnetHdr:])
-	if !p.IsTCP() || p.deep() {
+	if !p.IsTCP() || p.Routed || p.deep() {
 		return nil
 	}
 	if p.parseSegment(); !p.opens() {

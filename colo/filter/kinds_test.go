@@ -86,6 +86,16 @@ func withExtension(first byte, ext string) func(f []byte) []byte {
 	}
 }
 
+// throughSegment sends a packet of IPv6 to its destination by way of another (RFC 8754).
+func throughSegment(f []byte) []byte {
+	if f[12] != 0x86 {
+		return f
+	}
+	f = withExtension(43, "\x06\x02\x04\x01\x00\x00\x00\x00"+string(f[38:54]))(f)
+	copy(f[38:54], "\xfd\x00a segment...")
+	return f
+}
+
 // frameKinds returns kinds of frames that are translated.
 func frameKinds() (list []frameKind) {
 	add := func(what string, say func(toGuest, v6 bool, v view) []byte) {
@@ -156,15 +166,16 @@ func frameKinds() (list []frameKind) {
 		"PPPoE in a VLAN in a VLAN": func(f []byte) []byte {
 			return behind("\x88\xa8\x00\x05\x81\x00\x00\x06")(inPPPoE(f))
 		},
-		"segment routing, at its end":        withExtension(43, "\x06\x02\x04\x00\x00\x00\x00\x00"+strings.Repeat("a", 16)),
-		"an atomic fragment between options": withExtension(0, "\x2c\x00\x01\x04\x00\x00\x00\x00\x3c\x00\x00\x00\x00\x00\x00\x07\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"PPPoE in a VLAN":                    func(f []byte) []byte { return behind("\x81\x00\x00\x05")(inPPPoE(f)) },
-		"a record route, or hop-by-hop":      withExtension(0, "\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"destination options":                withExtension(60, "\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"an atomic fragment":                 withExtension(44, "\x06\x00\x00\x00\x00\x00\x00\x07"),
-		"twenty extensions":                  withExtension(60, strings.Repeat("\x3c\x00\x01\x04\x00\x00\x00\x00", 19)+"\x06\x00\x01\x04\x00\x00\x00\x00"),
-		"padding":                            func(f []byte) []byte { return append(f, "\xff is behind the packet"...) },
-		"the same addresses, cast":           func(f []byte) []byte { copy(f, "\x01\x00\x5e\x00\x00\x01"); return f },
+		"segment routing, at its end":         withExtension(43, "\x06\x02\x04\x00\x00\x00\x00\x00"+strings.Repeat("a", 16)),
+		"segment routing, with segments left": throughSegment,
+		"an atomic fragment between options":  withExtension(0, "\x2c\x00\x01\x04\x00\x00\x00\x00\x3c\x00\x00\x00\x00\x00\x00\x07\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"PPPoE in a VLAN":                     func(f []byte) []byte { return behind("\x81\x00\x00\x05")(inPPPoE(f)) },
+		"a record route, or hop-by-hop":       withExtension(0, "\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"destination options":                 withExtension(60, "\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"an atomic fragment":                  withExtension(44, "\x06\x00\x00\x00\x00\x00\x00\x07"),
+		"twenty extensions":                   withExtension(60, strings.Repeat("\x3c\x00\x01\x04\x00\x00\x00\x00", 19)+"\x06\x00\x01\x04\x00\x00\x00\x00"),
+		"padding":                             func(f []byte) []byte { return append(f, "\xff is behind the packet"...) },
+		"the same addresses, cast":            func(f []byte) []byte { copy(f, "\x01\x00\x5e\x00\x00\x01"); return f },
 	} {
 		list = append(list, frameKind{what, wrap, wrap, data})
 	}

@@ -55,7 +55,7 @@ func (p *Packet) PseudoSum() uint16 {
 	if p.Kind == IP4 {
 		sum = Sum(0, p.Frame[p.L3+12:p.L3+20])
 	} else {
-		sum = Sum(0, p.Frame[p.L3+8:p.L3+40])
+		sum = Sum(Sum(0, p.Frame[p.L3+8:p.L3+24]), p.Frame[p.dst6():][:16])
 	}
 	return add(add(sum, uint16(p.Proto)), uint16(p.End-p.L4))
 }

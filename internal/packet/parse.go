@@ -28,12 +28,14 @@ type Packet struct {
 	End int // the end of the IP packet; what is behind it is padding
 
 	bound int // where the frame's data ends, as far as the link says so
+	last  int // IPv6: where the address of the last destination is, in a segment routing header; 0: in the IP header
 
 	Proto    uint8 // IANA's number of the protocol at L4
 	Fragment bool  // the packet is a fragment: what is at L4 is part of something
 	First    bool  // it is the first one, and has the transport header
 	Ident    int   // of a fragment of IPv6: where the identification is
 	Sealed   bool  // an authentication header of IPv6 covers the packet (RFC 4302), which no change of it survives
+	Routed   bool  // IPv6: it goes to other destinations first, and which is the last is not known here
 	L4OK     bool  // TCP, UDP, ICMP and ICMPv6: the transport header is whole and consistent
 }
 
@@ -103,6 +105,11 @@ func (p *Packet) ipv6() bool {
 				return false
 			}
 			n = 8 + 8*int(p.Frame[at+1])
+			if next == ProtoRouting && p.Frame[at+3] > 0 && n <= end-at {
+				l, ok := lastSegment(p.Frame[at : at+n])
+				p.Routed = p.Routed || !ok || p.last > 0
+				p.last = at + l
+			}
 		case ProtoAH:
 			if end-at < 8 {
 				return false
@@ -133,6 +140,15 @@ func (p *Packet) ipv6() bool {
 			return true
 		}
 	}
+}
+
+// lastSegment returns where the address of the last destination is in a routing header of
+// IPv6 that has segments left: of segment routing it is the first in the list (RFC 8754
+// section 2). Of other types the last address stands elsewhere, or in another form (RFC 5095,
+// RFC 6275 section 6.4, RFC 6554), and ok is false.
+func lastSegment(b []byte) (at int, ok bool) {
+	const segmentRouting = 4
+	return 8, b[2] == segmentRouting && len(b) >= 8+16
 }
 
 func (p *Packet) transport() bool {
@@ -184,7 +200,16 @@ type Key struct {
 	Outer    uint32 // the VLAN around it, and the number of the session
 }
 
-// Key sets k to the flow of an IP packet. What is a fragment has no ports, all
+// dst6 returns where the address is of the last destination of a packet of IPv6: of the end of
+// a connection, which the checksum has too (RFC 8200 section 8.1).
+func (p *Packet) dst6() int {
+	if p.last > 0 && !p.Routed {
+		return p.last
+	}
+	return p.L3 + 24
+}
+
+// Key sets k to the flow of an IP packet, to its last destination where that is known. What is a fragment has no ports, all
 // of the fragments between two hosts are one flow. What is no IP packet has no
 // addresses.
 func (p *Packet) Key(k *Key) {
@@ -198,7 +223,7 @@ func (p *Packet) Key(k *Key) {
 		*(*[4]byte)(k.Dst[:]) = [4]byte(p.Frame[p.L3+16:])
 	} else if p.Kind == IP6 {
 		k.Src = [16]byte(p.Frame[p.L3+8:])
-		k.Dst = [16]byte(p.Frame[p.L3+24:])
+		k.Dst = [16]byte(p.Frame[p.dst6():])
 	}
 	if p.Fragment {
 		return

@@ -88,12 +88,12 @@ func (p *Packet) Quoted(q *Quoted) bool {
 		if h.Version() != 6 {
 			return false
 		}
-		n, ok := quotedExtensions(b)
+		n, last, ok := quotedExtensions(b)
 		if !ok {
 			return false
 		}
 		copy(q.Key.Src[:], h.Src())
-		copy(q.Key.Dst[:], h.Dst())
+		copy(q.Key.Dst[:], b[last:][:16])
 		q.L4 = at + n
 	}
 	if end-q.L4 < 8 {
@@ -104,15 +104,22 @@ func (p *Packet) Quoted(q *Quoted) bool {
 }
 
 // quotedExtensions returns how long the headers of a quoted IPv6 packet are in
-// front of its TCP segment.
-func quotedExtensions(b []byte) (n int, ok bool) {
+// front of its TCP segment, and where the address of its last destination is, as far as that is
+// known.
+func quotedExtensions(b []byte) (n, last int, ok bool) {
+	const dst = 24
+	last = dst
+	routed := false
 	next := IPv6(b).NextHeader()
 	for n = IPv6Len; ; {
 		if next == ProtoTCP {
-			return n, true
+			if routed {
+				last = dst
+			}
+			return n, last, true
 		}
 		if len(b)-n < 8 {
-			return 0, false
+			return 0, 0, false
 		}
 		step := 8
 		switch next {
@@ -122,13 +129,18 @@ func quotedExtensions(b []byte) (n int, ok bool) {
 			step += 4 * int(b[n+1])
 		case ProtoFragment:
 			if binary.BigEndian.Uint16(b[n+2:])&^7 != 0 {
-				return 0, false
+				return 0, 0, false
 			}
 		default:
-			return 0, false
+			return 0, 0, false
 		}
 		if step > len(b)-n {
-			return 0, false
+			return 0, 0, false
+		}
+		if next == ProtoRouting && b[n+3] > 0 {
+			l, ok := lastSegment(b[n : n+step])
+			routed = routed || !ok || last != dst
+			last = n + l
 		}
 		next = b[n]
 		n += step

@@ -40,6 +40,39 @@ func TestAnErrorQuotesASegment(t *testing.T) {
 			p.Quoted(&q)
 		}
 	}
+	// What goes by way of others has the address of its end in the list of segments.
+	for why, c := range map[string]struct{ routing, end string }{
+		"segments left":          {"0602 0401 00000000" + strings.Repeat("aa", 16), strings.Repeat("\xaa", 16)},
+		"none left":              {"0602 0400 00000000" + strings.Repeat("aa", 16), ""},
+		"to a home address":      {"0602 0201 00000000" + strings.Repeat("aa", 16), ""},
+		"two lists":              {"2b02 0401 00000000" + strings.Repeat("aa", 16) + "0602 0401 00000000" + strings.Repeat("bb", 16), ""},
+		"segments, and no list":  {"0600 0401 00000000", ""},
+		"a list behind an empty": {"2b00 0400 00000000" + "0602 0401 00000000" + strings.Repeat("aa", 16), strings.Repeat("\xaa", 16)},
+	} {
+		segment := "0050 9c40 00000064 00000000 5010 0000 0000 0000"
+		var p, in Packet
+		var k Key
+		var q Quoted
+		whole := unhex(t, macs+"86dd"+ip6hdr("0000", "2b")+c.routing+segment)
+		whole[19] = byte(len(whole) - 54)
+		p.Parse(whole)
+		p.Key(&k)
+		error := unhex(t, macs+"86dd"+ip6hdr("0000", "3a")+"0200 0000 0000 0500")
+		error = append(error, whole[14:]...)
+		error[19] = byte(len(error) - 54)
+		in.Parse(error)
+		end := c.end
+		if end == "" {
+			end = string(p.IPv6().Dst())
+		}
+		if !p.IsTCP() || string(k.Dst[:]) != end || !in.Quoted(&q) || q.Key != k {
+			t.Errorf("%s: %+v, quoted as %+v", why, k, q.Key)
+		}
+		p.TCP().SetChecksum(p.TCPChecksum())
+		if sum := Sum(Sum(Sum(0, p.IPv6().Src()), k.Dst[:]), p.TCP()); add(add(sum, ProtoTCP), uint16(len(p.TCP()))) != 0xffff {
+			t.Errorf("%s: the checksum is not that of its end", why)
+		}
+	}
 	for why, frame := range map[string]string{
 		"an echo":               macs + "0800" + icmpIP4 + "0800 0000 0000 0500" + quotedTCP4,
 		"a datagram":            macs + "0800" + udpIP4 + udp,
