@@ -14,6 +14,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/internal/damage"
 )
 
 // FuzzLink: whatever a peer says, a link reads what was expected or says what
@@ -147,21 +148,29 @@ func FuzzSecondary(f *testing.F) {
 			f.Add(b)
 		}
 	}
+	second := r.second(r.ram, r.devices)
+	for _, b := range damage.Copies(1, 20, damage.Input{Bytes: second, Cuts: marks(second, r.ramID)}) {
+		f.Add(b)
+	}
 	good, err := feed(f, slices.Concat(r.initial, r.first), options{})
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Fuzz(func(t *testing.T, in []byte) {
-		v, err := feed(t, slices.Concat(r.initial, r.first, in), options{})
-		defer v.close()
-		if errors.Is(err, colo.ErrGoodbye) && v.guest.Paused() {
-			return // the peer said so
-		}
-		if err != nil {
-			t.Fatalf("takeover: %v", err)
-		}
-		if v.committed() == 1 && (!bytes.Equal(v.memory, good.memory) || !slices.Equal(v.rounds, good.rounds)) {
-			t.Fatalf("the guest was touched by a checkpoint that failed: %v", v.cause)
-		}
-	})
+	f.Fuzz(func(t *testing.T, in []byte) { goesOnAsItWas(t, r, good, in) })
+}
+
+// goesOnAsItWas has a secondary that has committed one checkpoint, as good has, take another.
+func goesOnAsItWas(t *testing.T, r recording, good *victim, in []byte) {
+	t.Helper()
+	v, err := feed(t, slices.Concat(r.initial, r.first, in), options{})
+	defer v.close()
+	if errors.Is(err, colo.ErrGoodbye) && v.guest.Paused() {
+		return // the peer said so
+	}
+	if err != nil {
+		t.Fatalf("takeover: %v", err)
+	}
+	if v.committed() == 1 && (!bytes.Equal(v.memory, good.memory) || !slices.Equal(v.rounds, good.rounds)) {
+		t.Fatalf("the guest was touched by a checkpoint that failed: %v", v.cause)
+	}
 }

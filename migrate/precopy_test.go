@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/internal/damage"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -212,8 +213,7 @@ func record(t testing.TB, postcopy bool) []byte {
 	return sent.Bytes()
 }
 
-// FuzzDestination gives a destination what no source sends: it returns, and a guest of which
-// anything is missing does not run but in postcopy.
+// FuzzDestination gives a destination what no source sends.
 func FuzzDestination(f *testing.F) {
 	for _, postcopy := range []bool{false, true} {
 		p := record(f, postcopy)
@@ -224,22 +224,30 @@ func FuzzDestination(f *testing.F) {
 			q[i] ^= 0x41
 			f.Add(q, postcopy)
 		}
+		for _, q := range damage.Copies(1, 20, records(f, p, postcopy)) {
+			f.Add(q, postcopy)
+		}
 	}
-	f.Fuzz(func(t *testing.T, p []byte, postcopy bool) {
-		g := newTarget(t)
-		d := NewDestination(DestinationConfig{
-			VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Machine: "test", Postcopy: postcopy,
-		})
-		err := d.Run(context.Background(), stream{bytes.NewReader(p)})
-		running, _ := g.runs()
-		if running != (err == nil || errors.Is(err, ErrPaused) && d.Stats.Postcopy) && !(err != nil && d.Stats.Postcopy) {
-			t.Errorf("the guest runs: %v, after %v", running, err)
-		}
-		if err == nil && d.Stats.Postcopy && g.lazy.Missing() > 0 {
-			t.Error("pages are missing and there is no error")
-		}
-		check(t, g.lazy.Close())
+	f.Fuzz(runsWithAllOrNot)
+}
+
+// runsWithAllOrNot gives a destination a stream: it returns, and a guest of which anything is
+// missing does not run but in postcopy.
+func runsWithAllOrNot(t *testing.T, p []byte, postcopy bool) {
+	t.Helper()
+	g := newTarget(t)
+	d := NewDestination(DestinationConfig{
+		VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Machine: "test", Postcopy: postcopy,
 	})
+	err := d.Run(context.Background(), stream{bytes.NewReader(p)})
+	running, _ := g.runs()
+	if running != (err == nil || errors.Is(err, ErrPaused) && d.Stats.Postcopy) && !(err != nil && d.Stats.Postcopy) {
+		t.Errorf("the guest runs: %v, after %v", running, err)
+	}
+	if err == nil && d.Stats.Postcopy && g.lazy.Missing() > 0 {
+		t.Error("pages are missing and there is no error")
+	}
+	check(t, g.lazy.Close())
 }
 
 func TestADestinationGetsWhatASourceHasSent(t *testing.T) {
