@@ -131,8 +131,11 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 func (k *Keeper) Promised(generation uint64, sent time.Time, term time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	was := k.holder.Until()
 	k.holder.Promised(generation, sent, term)
-	k.gate.Until(k.holder.Until())
+	if now := k.holder.Until(); !now.Equal(was) { // what somebody has shut stays shut by a promise that changes nothing
+		k.gate.Until(now)
+	}
 }
 
 // Fenced opens the gate by an operator's word that no other host can act as the

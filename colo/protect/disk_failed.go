@@ -72,10 +72,13 @@ func (j *Job) betterThere(s *session, c colo.Claim) error {
 // or is not there. A claim of this host that comes later, after the same generation, is refused
 // if the other was faster after all.
 func (j *Job) giveForDisk(ctx context.Context, s *session, why error) error {
-	why = fmt.Errorf("%w: %w", failover.ErrRefused, why)
 	if j.manual != nil {
-		return why // only an operator knows whether the other host goes on, and says so there
+		// Only an operator knows whether the other host can go on. If he says so there, this
+		// host hears it from that one; if that is dead, there is no guest but the one here.
+		j.note(why)
+		return nil
 	}
+	why = fmt.Errorf("%w: %w", failover.ErrRefused, why)
 	p := s.peer
 	if p.endedWhy() == nil {
 		j.releaseForDisk(ctx, s)

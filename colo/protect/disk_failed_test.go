@@ -157,7 +157,7 @@ func TestASecondaryThatIsOutOfReachHasTheGuestOfAHostWhoseDiskFails(t *testing.T
 }
 
 // Where no arbiter says who has the guest, an operator does, on the host whose disk is
-// good: the one whose disk is not leaves it and says why.
+// good: the one whose disk is not stands still and says why, until the other has gone on.
 func TestAHostWhoseDiskFailsLeavesTheGuestToAnOperatorsWord(t *testing.T) {
 	t.Parallel()
 	withDisk(t, "", func(t *testing.T, w *world) {
@@ -168,7 +168,7 @@ func TestAHostWhoseDiskFailsLeavesTheGuestToAnOperatorsWord(t *testing.T) {
 		b.is(Following)
 		time.Sleep(300 * time.Millisecond)
 		a.image.breaks(errWorn)
-		a.is(Waiting)
+		a.is(Asking)
 		if err := a.job.Query().LastError; err == nil || !strings.Contains(err.Error(), errWorn.Error()) {
 			t.Errorf("it says %v", err)
 		}
@@ -177,9 +177,46 @@ func TestAHostWhoseDiskFailsLeavesTheGuestToAnOperatorsWord(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.is(Alone)
+		a.is(Waiting)
 		b.halt()
 		a.halt()
 	})
+}
+
+// Where the other host has died as well there is no guest but that of the host whose disk has failed,
+// and an operator can have it go on.
+func TestAHostWhoseDiskFailsGoesOnByAnOperatorsWordIfTheOtherHasDied(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"the disk fails", "the other host dies"} {
+		withDisk(t, "first "+first, func(t *testing.T, w *world) {
+			nobody := func(c *Config) { c.Arbiter = nil }
+			b := w.boot("b", false, nobody)
+			a := w.boot("a", true, nobody)
+			a.is(Protected)
+			b.is(Following)
+			time.Sleep(300 * time.Millisecond)
+			if first == "the disk fails" {
+				a.image.breaks(errWorn)
+				a.is(Asking)
+				b.kill(true)
+			} else {
+				b.kill(true)
+				a.image.breaks(errWorn)
+				a.is(Asking)
+			}
+			b.bury()
+			time.Sleep(time.Minute)
+			if s := a.job.State(); s != Asking {
+				t.Fatalf("before the operator's word a is %v", s)
+			}
+			if err := a.job.Failover(); err != nil {
+				t.Fatal(err)
+			}
+			a.is(Alone)
+			w.hearsMore()
+			a.halt()
+		})
+	}
 }
 
 // A host that goes on alone over a disk that has failed leaves its guest to the next

@@ -98,8 +98,9 @@
 // [Job.SaveMapped] and [OpenSaved] by way of a file, from which it runs before its memory
 // has been read.
 //
-// Without an arbiter an operator is asked: a pair that has lost each other stands still until
-// Failover or Fenced is called on one of the hosts. The other follows that one as soon as it is
+// Without an arbiter an operator is asked: a pair that has lost each other stands still, and
+// nothing leaves either host, until Failover or Fenced is called on one of them. A host that leaves
+// may let out what its guest has said before until its Run has returned. The other follows that one as soon as it is
 // reached by it: a host that seeks a secondary says in which session it has taken the guest over.
 // A primary also asks its secondary, as soon as that is reached, and goes on by itself if the
 // secondary says that it will not: its copy was not whole, or it has left the session.

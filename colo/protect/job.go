@@ -409,6 +409,11 @@ func (j *Job) enter(in input, reason string, of *session) (State, error) {
 		return from, err
 	}
 	to := j.m.state
+	if in == broke && j.manual != nil {
+		// Of this gate no time runs out, and an operator may tell the other host to go on from now
+		// on. The guest stands still, and nothing else leaves either until this host is told so.
+		j.keeper.Gate().Shut()
+	}
 	if (in == handed || in == migrated) && j.current != nil {
 		j.current.handed = true
 	}

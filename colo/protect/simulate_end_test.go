@@ -57,7 +57,7 @@ func (s *simulation) again(h *host) {
 		s.say("%s comes again: %v", h.name, h.err)
 		if h.err == nil && h.migrates.Load() {
 			s.migrated++
-		} else if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) {
+		} else if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) && !strings.Contains(h.err.Error(), errGuest.Error()) {
 			s.t.Errorf("the job of %s has ended: %v", h.name, h.err)
 		}
 		h.leave()
@@ -82,6 +82,9 @@ func (h *host) over() bool {
 // lost returns why it is not true that the guest is lost; "" if it is: the hosts that had
 // it last, since they were granted it or had followed and were in step, are dead.
 func (s *simulation) lost() string {
+	if s.manual {
+		return s.manualLost()
+	}
 	r, _ := s.store.Load(s.t.Context())
 	last := max(r.Generation, s.word.Load())
 	has := func(h *host) bool { return h.copyOf.Load() == last }

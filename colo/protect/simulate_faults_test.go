@@ -31,6 +31,10 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
+	if s.fresh != nil && s.fresh.IntN(8) == 0 {
+		s.befalls(h)
+		return
+	}
 	switch what {
 	case 0, 1:
 		for _, o := range s.facing(h) {
@@ -130,6 +134,9 @@ func (s *simulation) disk(h *host, much time.Duration, slow bool) {
 }
 
 func (s *simulation) verb(h *host, name string, do func(context.Context) error) {
+	if s.manual && (name == "failover" || name == "fenced") {
+		return // the operator says that
+	}
 	s.say("%s: %s", h.name, name)
 	s.verbs.Go(func() {
 		ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
@@ -141,8 +148,21 @@ func (s *simulation) verb(h *host, name string, do func(context.Context) error) 
 // kill kills a host if another has the guest as well, or alone. It comes back at once, or,
 // of three, maybe later.
 func (s *simulation) kill(h *host, silent, power bool) (killed bool) {
+	if !s.survives(h) {
+		return false
+	}
+	follows := s.followerOf(h)
+	s.dies(h, silent, power)
+	if follows != nil && s.wide != nil && s.wide.IntN(4) == 0 {
+		s.fences(follows)
+	}
+	return true
+}
+
+// survives reports whether another host has the guest as well as this one, or alone.
+func (s *simulation) survives(h *host) bool {
 	mine := h.job.State()
-	survives := func(o *host) bool {
+	has := func(o *host) bool {
 		switch others := o.job.State(); mine {
 		case Protected:
 			return others == Following
@@ -152,15 +172,7 @@ func (s *simulation) kill(h *host, silent, power bool) (killed bool) {
 			return false
 		}
 	}
-	if !slices.ContainsFunc(s.up(), func(o *host) bool { return o != h && survives(o) }) {
-		return false
-	}
-	follows := s.followerOf(h)
-	s.dies(h, silent, power)
-	if follows != nil && s.wide != nil && s.wide.IntN(4) == 0 {
-		s.fences(follows)
-	}
-	return true
+	return slices.ContainsFunc(s.up(), func(o *host) bool { return o != h && has(o) })
 }
 
 // dies kills a host.
@@ -195,6 +207,7 @@ func (s *simulation) heal(reset bool) {
 		for _, left := range []interface{ Store(int64) }{&h.slow, &h.tardy, &h.forget, &h.late, &h.lag} {
 			left.Store(0)
 		}
+		h.ails.heal()
 		if s.disks {
 			for _, d := range h.allDisks() {
 				d.image.breaks(nil)

@@ -41,6 +41,11 @@ type simulation struct {
 	newer    *rand.Rand       // and later still; nil: of a seed that is kept, and does none of that
 	wide     *rand.Rand       // the same, of what was added then
 	latest   *rand.Rand       // of what was added last; nil: of any seed that is kept
+	fresh    *rand.Rand       // of what befalls one host and nobody else; nil: of seeds below freshSeeds
+	uneven   bool             // the hosts are configured differently
+	cuts     bool             // they have fencers
+	alone    bool             // there is no arbiter, unless there are three hosts
+	insists  bool             // host a is always told to start the guest
 	live     map[string]*host // by name, the process that was booted last; nil: none was
 	dead     []*host
 	ended    []*host // that followed nobody, and were booted anew
@@ -58,13 +63,16 @@ type simulation struct {
 	begun  bool // a session was broken off while its first state was sent or loaded
 	third  bool // the third host was in step with another
 	tended int  // how many
-	log    []string
+	saying sync.Mutex
+	log    []string // guarded by saying
 	verbs  sync.WaitGroup
 	reach  atomic.Int64 // how long making a connection takes at most, in nanoseconds
 }
 
 func (s *simulation) say(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
+	s.saying.Lock()
+	defer s.saying.Unlock()
 	s.log = append(s.log, fmt.Sprintf("%8s ", time.Since(epochOfBubbles).Round(time.Millisecond))+line)
 	s.record.add("fault", line, len(s.log))
 }
@@ -90,6 +98,9 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	}
 	if s.newer != nil && !slices.Contains(keptAsTheyAre, seed) {
 		s.latest = rand.New(rand.NewPCG(seed, 7))
+		if seed >= freshSeeds {
+			s.isFresh(seed)
+		}
 	}
 	s.stands = seed%8 == 5
 	if w.compared = seed%8 == 0; w.compared {
@@ -109,6 +120,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		w.guest.Disk, w.guest.DiskEvery = uint64(w.size), 2
 		w.makeImages()
 	}
+	w.manual = s.fresh != nil && s.alone && len(w.names) == 2
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
 	s.begins = seed%8 == 7 && s.newer != nil
@@ -170,6 +182,7 @@ func (s *simulation) start(name string, first bool) {
 		c.Channels.Count = s.channels
 		c.Lost = s.patience
 		c.Session.Step = s.steps.passes
+		s.varies(c)
 		if c.Session.EarlyShare = s.early.share; s.early.share > 0 {
 			c.Session.Trace = s.early.hears
 		}
@@ -189,6 +202,8 @@ func (s *simulation) up() (up []*host) {
 // run is one seed. It returns whether the guest died with the only host, or the
 // only disk, that had it, which no pair survives.
 func (s *simulation) run() (lost bool) {
+	retires := s.operates()
+	defer retires()
 	if len(s.names) > 2 && s.more.IntN(2) == 0 {
 		s.start("c", false)
 	}
@@ -223,7 +238,10 @@ func (s *simulation) run() (lost bool) {
 		s.t.Error("nothing leaves")
 		s.standings()
 	}
-	s.answered()
+	if !lost || !s.manual { // otherwise an operator's word is waited for, who has none to say
+		s.answered()
+	}
+	retires()
 	for _, d := range s.dead {
 		select {
 		case <-d.done:
@@ -242,6 +260,7 @@ func (s *simulation) run() (lost bool) {
 	for _, h := range all {
 		h.halt()
 	}
+	s.answered()
 	s.clean()
 	return lost
 }

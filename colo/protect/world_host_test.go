@@ -32,6 +32,8 @@ type host struct {
 	image  *image
 	wrote  [2][]write // by each vCPU, since its last frame
 	second second     // of a world that is twofold
+	ails   ailing     // what of it does not work
+	lean   bool       // it keeps no copy of the memory
 
 	killed    atomic.Bool
 	gone      atomic.Bool   // killed, and not only not heard any more
@@ -105,6 +107,9 @@ func (h *host) note(e event.Event) (hook func()) {
 	case event.JobStatusChange:
 		h.trace(e.State, int(e.Generation))
 		h.told = e.State
+		if h.w.manual {
+			h.has(h.job.keeper.Generation())
+		}
 		for c, s := range h.awaited {
 			if s.String() == e.State {
 				close(c)
@@ -124,7 +129,7 @@ func (h *host) halt() error {
 	whole, followed := h.whole(), strings.Count(h.states(), "following")
 	h.stop(errHalt)
 	<-h.done
-	if !h.w.lean || h.ran || whole && strings.Count(h.states(), "following") == followed {
+	if !h.lean && !h.ails.loaded.Load() || h.ran || whole && strings.Count(h.states(), "following") == followed {
 		h.w.verify(h)
 	} // or its memory is that of a synchronisation that was cut off
 	h.leave()

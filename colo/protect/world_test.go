@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,8 @@ type world struct {
 	twofold bool // the guest has two vCPUs, each of which has a NIC and half of the disk, which is two
 	late    bool // it stands still until its checkpoint is complete
 
+	manual  bool // there is no arbiter
+	ailing  bool // the VMM of a host may fail
 	outside bool // of a bubble: between two looks at gates any time may pass
 
 	compared bool   // the guests' output is, instead of waiting for checkpoints
@@ -48,12 +51,15 @@ type world struct {
 	record *trace            // nil: nothing is recorded
 	counts *counts           // nil: nothing is counted
 
+	announced atomic.Int64 // frames in which hosts have said where the guest is
+
 	mu     sync.Mutex
 	writes map[uint64][]write // by the hash of the round that made them
 	wire   [][]byte
 	oracle *colotest.Oracle
 	last   string // the host that the last frame came from
 	hosts  []*host
+	booted []*host // all that there ever were
 }
 
 func newWorld(t *testing.T) *world {
@@ -107,6 +113,7 @@ func (w *world) hear(h *host, p []byte) error {
 	}
 	if announces(p) {
 		h.trace("announces", len(p))
+		w.announced.Add(1)
 		return nil
 	}
 	w.oracle.Frame(p)
@@ -182,6 +189,10 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if h.guest, err = colotest.NewGuest(g); err != nil {
 		w.t.Fatal(err)
 	}
+	var guest Guest = h.guest
+	if w.ailing {
+		guest = ailingGuest{h.guest, h}
+	}
 	var network Network
 	if w.compared {
 		h.proxy, err = NewProxy(ProxyConfig{Uplink: uplink{h}, Deliver: func([]byte) error { return nil }})
@@ -201,7 +212,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	bus := new(event.Bus)
 	bus.SubscribeAll(h.observe)
 	cfg := Config{
-		Name: "guest", Host: name, Guest: h.guest, Network: []Network{network}, Start: start, Events: bus,
+		Name: "guest", Host: name, Guest: guest, Network: []Network{network}, Start: start, Events: bus,
 		Peer: Peer{
 			Port: port, PortConfig: PortConfig{Insecure: true},
 			Dialer: func(ctx context.Context) (net.Conn, error) {
@@ -222,15 +233,19 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if w.twofold {
 		h.addSecond(&cfg)
 	}
+	if w.manual {
+		cfg.Arbiter = nil
+	}
 	if change != nil {
 		change(&cfg)
 	}
+	h.lean = cfg.NoMemoryCopy
 	if h.job, err = New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
 	h.token = h.job.token
 	w.mu.Lock()
-	w.hosts = append(w.hosts, h)
+	w.hosts, w.booted = append(w.hosts, h), append(w.booted, h)
 	w.mu.Unlock()
 	w.f.open(l) // who finds it finds the host
 	ctx, cancel := context.WithCancelCause(w.t.Context())
