@@ -72,7 +72,7 @@ type CacheConfig struct {
 // [vmstate.LiveLoader]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#LiveLoader
 type Cache struct {
 	blocks []cacheBlock
-	index  map[string]int
+	index  map[string]int // by name, the block's place in blocks
 	log    DirtyLog
 	cfg    CacheConfig
 
@@ -86,8 +86,8 @@ type Cache struct {
 
 	inflate   inflater
 	stats     CacheStats
-	statsDone bool
-	logging   bool
+	statsDone bool // stats have counted a Flush: the next page begins anew
+	logging   bool // the cache has switched the dirty log on
 	kept      bool // Discard has kept what the last Flush made
 	resumed   bool // Resume was called, and NewSession not yet
 	unlogged  bool // the dirty log failed, or a block could not change its length: in which pages the guest differs is not known

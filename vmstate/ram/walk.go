@@ -168,11 +168,11 @@ type Walker struct {
 	origin  int64
 	bitmaps func(info BlockInfo, m *MappedBlock, words []byte)
 
-	size    int  // of pages as detected; 0: not yet
-	certain bool // a page of contents has proved it
-	proof   bool // a page of contents was read with size
-	block   string
-	named   bool
+	size    int               // of pages as detected; 0: not yet
+	certain bool              // a page of contents has proved it
+	proof   bool              // a page of contents was read with size
+	block   string            // of the record before, if named
+	named   bool              // a record has named its block
 	blocks  map[string]uint64 // lengths; nil before a list
 	rec     Record
 }
