@@ -69,10 +69,10 @@ type Net struct {
 	virtio
 	vnet    int // length of the header before the uplink's frames, 0: none
 	work    worker
-	sending sending // Work's
-	waiting frames
-	wire    frames // waiting, in a stream
-	dropped atomic.Uint64
+	sending sending       // Work's
+	waiting frames        // frames for the guest, until its ring takes them
+	wire    frames        // waiting, in a stream
+	dropped atomic.Uint64 // see Dropped
 }
 
 // NewNet returns a network card. If mac is all zero, the guest chooses an address. The
