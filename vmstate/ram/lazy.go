@@ -222,8 +222,7 @@ func (l *Lazy) Listen() error {
 	return nil
 }
 
-// dropMissing gives the memory of the pages that have not come back to the
-// kernel.
+// dropMissing returns to the kernel the memory of the pages that have not come.
 func (b *lazyBlock) dropMissing() error {
 	each := int(b.size / PageSize)
 	n := int(b.length) / PageSize
