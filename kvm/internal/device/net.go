@@ -40,8 +40,8 @@ const (
 )
 
 // netQueued is how many bytes of frames wait for the guest at most, with what the queue
-// adds to each. All that waited in a card of version 1 fits: there a frame took 2 bytes
-// beside its own, of which it had 14 at least, and here it takes 14 beside its own.
+// adds to each. It has room for all frames that may have waited in a card of version 1:
+// there a frame of at least 14 bytes took 2 more, and here it takes 14 more.
 const netQueued = 1 << 20
 
 // Errors of Receive.
@@ -219,8 +219,8 @@ func (n *Net) deliver() {
 	}
 }
 
-// headerLen returns how long the header is that the driver puts before a frame, and
-// expects. mu is held.
+// headerLen returns the length of the header that the driver puts before a
+// frame that it sends, and expects before one that it receives. mu is held.
 func (n *Net) headerLen() int {
 	if n.features&netMerge != 0 {
 		return netMergeHeader
