@@ -88,11 +88,11 @@ type beside struct {
 		Close()
 		Bytes() uint64
 	}
-	start func()
+	start func() // starts the goroutines of the lanes
 	halt  func() // ends staging: when it returns, no page is being staged; nil: nothing to end
 	stop  func() // makes the RAM forget the channels
-	count int
-	used  bool // both sides have agreed to use them; only the goroutine in Run reads or writes it
+	count int    // the number of channels
+	used  bool   // both sides have agreed to use them; only the goroutine in Run reads or writes it
 }
 
 // broken returns the error with which a channel broke by itself, nil if none has.

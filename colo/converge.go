@@ -107,7 +107,7 @@ func (p *Primary) converge(ctx context.Context) error {
 
 // digested waits until the secondary has taken in a round of so many bytes, which began at the time
 // began: it waits about as long as the link needs for those bytes. What has left this host may
-// still be on its way, in the buffers of both kernels, and a guest that were paused now would
+// still be on its way, in the buffers of both kernels, and a guest that is paused now would
 // stand still until the secondary has all of it. A guest that runs meanwhile writes pages, and the
 // next round sends those. A checkpoint that is requested meanwhile, for packets that wait, ends
 // the wait.

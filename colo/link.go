@@ -163,12 +163,12 @@ type deadliner interface {
 // transfer is bounded by its progress and not by its size.
 type timedConn struct {
 	conn      io.ReadWriteCloser
-	deadlines deadliner // nil: closing is the only way to end a wait
-	timeout   atomic.Int64
-	until     time.Time  // belongs to the goroutine in Run
-	ahead     func() int // bytes that the reader of the Link has buffered
-	half      bool       // a write ended in the middle
-	inlet     *inlet     // nil: reads go to the connection
+	deadlines deadliner    // nil: closing is the only way to end a wait
+	timeout   atomic.Int64 // a time.Duration: how long an operation may stand still; 0: for ever
+	until     time.Time    // belongs to the goroutine in Run
+	ahead     func() int   // bytes that the reader of the Link has buffered
+	half      bool         // a write ended in the middle
+	inlet     *inlet       // nil: reads go to the connection
 
 	// alive, if set, is asked when an operation has stood still for timeout: it
 	// goes on waiting while that is true. Set before the first operation.

@@ -17,7 +17,7 @@ type Primary struct {
 	session
 	cfg PrimaryConfig
 
-	delay   atomic.Int64
+	delay   atomic.Int64                // CheckpointDelay, a time.Duration; negative: back to back
 	changed chan struct{}               // the delay was changed
 	request chan struct{}               // capacity one: requests coalesce
 	why     atomic.Pointer[event.Cause] // of the pending request
@@ -29,21 +29,21 @@ type Primary struct {
 
 	description []byte // of epoch 0's device state, made with it: devices change when the guest runs on
 
-	trigger   time.Time // when the checkpoint under way was called for
-	began     time.Time // when the initial synchronisation began
-	cp        event.CheckpointCommit
-	stopped   time.Time // when the guest stood still
-	received  time.Time
-	earlier   time.Time   // when the checkpoint before began
-	ends      time.Time   // the mark of the checkpoint under way
-	marked    time.Time   // and that of the last one that was received
-	whole     bool        // all state is captured: nothing more is read from the paused guest
-	sending   bool        // vmstate-send has left
-	before    int64       // bytes sent before this checkpoint
-	last      uint64      // bytes of the last checkpoint
-	sentAhead uint64      // those of last that were sent while the guest ran
-	picky     AheadSender // nil: RAM is none
-	aheadRest int         // timer checkpoints until memory is sent ahead again
+	trigger   time.Time              // when the checkpoint under way was called for
+	began     time.Time              // when the initial synchronisation began
+	cp        event.CheckpointCommit // the figures of the checkpoint under way
+	stopped   time.Time              // when the guest stood still
+	received  time.Time              // when vmstate-received came
+	earlier   time.Time              // when the checkpoint before began
+	ends      time.Time              // the mark of the checkpoint under way
+	marked    time.Time              // and that of the last one that was received
+	whole     bool                   // all state is captured: nothing more is read from the paused guest
+	sending   bool                   // vmstate-send has left
+	before    int64                  // bytes sent before this checkpoint
+	last      uint64                 // bytes of the last checkpoint
+	sentAhead uint64                 // those of last that were sent while the guest ran
+	picky     AheadSender            // nil: RAM is none
+	aheadRest int                    // timer checkpoints until memory is sent ahead again
 
 	early   early
 	sendsAt time.Time // when the memory of the checkpoint under way began to be sent

@@ -33,10 +33,10 @@ type Secondary struct {
 	idle    time.Duration // IdleTimeout; 0: no bound
 	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
 
-	began  time.Time
-	offset int64 // received when the checkpoint began, in bytes
-	cp     event.CheckpointCommit
-	whole  bool // the guest has been loaded once: there is something to go on with
+	began  time.Time              // when the checkpoint under way began
+	offset int64                  // received when the checkpoint began, in bytes
+	cp     event.CheckpointCommit // the figures of the checkpoint under way
+	whole  bool                   // the guest has been loaded once: there is something to go on with
 }
 
 // NewSecondary makes the secondary's side of a session. The Secondary owns conn from now

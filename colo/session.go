@@ -25,17 +25,17 @@ type session struct {
 	disks   replication.Group
 	events  told
 	arbiter Arbiter
-	stopper Stopper       // nil: nobody measures the pauses
-	holder  OutputHolder  // nil: the network cannot say
-	patient time.Duration // PeerTimeout; 0: no bound
-	hosts   time.Duration // how long VM and disks may take; 0: PeerTimeout
-	step    func(op string, epoch uint64)
+	stopper Stopper                       // nil: nobody measures the pauses
+	holder  OutputHolder                  // nil: the network cannot say
+	patient time.Duration                 // PeerTimeout; 0: no bound
+	hosts   time.Duration                 // how long VM and disks may take; 0: PeerTimeout
+	step    func(op string, epoch uint64) // the hook of the configuration
 
 	link    *Link
 	beside  *beside // channels for memory; nil: none
 	machine *failover.Machine
 
-	ran     atomic.Bool
+	ran     atomic.Bool   // Run was called
 	quit    chan struct{} // closed when a failover is active
 	yields  chan struct{} // closed by Yield
 	fenced  chan struct{} // closed by Fenced
@@ -53,7 +53,7 @@ type session struct {
 	due        time.Time     // when the checkpoint under way is too old; zero: never
 	since      time.Time     // when it began
 	stoppedFor time.Duration // the pause of stoppedOf, as the VM says
-	stoppedOf  uint64
+	stoppedOf  uint64        // the epoch of that pause
 	heldFor    time.Duration // how long output of the checkpoint can have been held
 	ours       bool          // the peer is this library: it knows the words that QEMU does not
 

@@ -130,8 +130,8 @@ func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 
 // A question is one to the arbiter that is being asked. The zero question is none.
 type question struct {
-	end     context.CancelFunc
-	ordered bool // an order was given before: another is no news
+	end     context.CancelFunc // ends the context of the call
+	ordered bool               // an order was given before: another is no news
 }
 
 // overtake ends the question since an order was given: by Fenced or Yield, after which nobody is

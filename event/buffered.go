@@ -21,7 +21,7 @@ type Buffered struct {
 	ring    []Record
 	head, n int
 	gap     uint64 // dropped since the last record that was taken out
-	total   uint64
+	total   uint64 // dropped since the beginning
 }
 
 // NewBuffered returns a Buffered for at most limit records, at least one. Its

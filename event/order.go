@@ -57,7 +57,7 @@ type Order struct {
 	jobs      map[string]*jobOrder
 	clients   map[string]bool // connected; true: initialized
 	migration MigrationStatus
-	pass      int
+	pass      int  // of the last MIGRATION_PASS
 	left      bool // COLO_EXIT was the last of MIGRATION colo and COLO_EXIT
 }
 

@@ -36,15 +36,15 @@ type hiddenLog struct {
 	dev *stableDisk
 
 	mu      sync.Mutex
-	nonce   [16]byte
-	seq     uint64
-	settled uint64 // the records before it are stable
-	end     int64  // where the next record goes
-	at      int64  // where pending begins
-	pending []byte
-	spare   []byte
-	writing bool
-	batch   *batch
+	nonce   [16]byte // of the superblock; all records carry it
+	seq     uint64   // the number of the next record
+	settled uint64   // the records before it are stable
+	end     int64    // where the next record goes
+	at      int64    // where pending begins
+	pending []byte   // records that are to be written, at at
+	spare   []byte   // memory for the next pending
+	writing bool     // a goroutine writes a batch
+	batch   *batch   // of the appends in pending
 	err     error
 }
 

@@ -36,15 +36,15 @@ func intentBytes(size int64) int64 {
 // checksum; a sector whose checksum is wrong counts as one with all bits set.
 type intent struct {
 	dev     *stableDisk
-	base    int64
-	size    int64
-	regions int64
+	base    int64 // where the bitmap begins on dev
+	size    int64 // of the disk, in bytes
+	regions int64 // how many the disk has
 
 	mu      sync.Mutex
 	ended   sync.Cond // broadcast when a write of the bitmap has ended
-	writing bool
-	want    []uint32 // regions that the secondary may not have
-	disk    []uint32 // regions that are marked on stable storage: all of want after a write of the bitmap
+	writing bool      // a goroutine writes the bitmap
+	want    []uint32  // regions that the secondary may not have
+	disk    []uint32  // regions that are marked on stable storage: all of want after a write of the bitmap
 	err     error
 	lost    *atomic.Pointer[MetadataError] // is told of err
 }

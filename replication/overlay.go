@@ -50,24 +50,24 @@ type slots interface {
 type overlay struct {
 	name  string
 	store slots
-	solid bool // zero sectors need a slot too
-	dir   []atomic.Pointer[leaf]
-	gen   atomic.Uint32
-	max   uint32 // bound in slots, map included
+	solid bool                   // zero sectors need a slot too
+	dir   []atomic.Pointer[leaf] // the leaves, by their place in the disk
+	gen   atomic.Uint32          // the present generation, see leaf
+	max   uint32                 // bound in slots, map included
 	// spare is how many slots of max are reserved for writes that cannot wait. urgent says
 	// that this holds for all writes at present.
 	spare  uint32
 	urgent atomic.Bool // set by Drain, cleared by reset
 
 	mu      sync.Mutex
-	used    uint32   // slots in use, with those that the map is charged as
-	next    uint32   // the last slot that was given out; 0: none
-	unused  []uint32 // slots that were lent, and have been given back
-	lent    int      // how many slots are lent, see fill
-	touched []uint32 // leaves in use, indices into dir
-	placed  []uint32 // those of them that are not in stale
-	stale   []uint32 // leaves of past generations, for reuse; some of them are in use again
-	blocks  atomic.Int64
+	used    uint32       // slots in use, with those that the map is charged as
+	next    uint32       // the last slot that was given out; 0: none
+	unused  []uint32     // slots that were lent, and have been given back
+	lent    int          // how many slots are lent, see fill
+	touched []uint32     // leaves in use, indices into dir
+	placed  []uint32     // those of them that are not in stale
+	stale   []uint32     // leaves of past generations, for reuse; some of them are in use again
+	blocks  atomic.Int64 // how many blocks are held
 }
 
 func newOverlay(name string, size, maxBytes int64, store slots) *overlay {

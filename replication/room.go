@@ -18,9 +18,9 @@ import (
 type room struct {
 	charged atomic.Pointer[overlay] // nil: the bound is not known; changed with the whole disk locked
 	on      bool                    // a Mark has begun an epoch; changed with the whole disk locked
-	asked   atomic.Bool
-	zeroes  int64 // what a run of blocks of zeroes takes, in bytes; changed with the whole disk locked
-	zeroed  int64 // what such runs have taken, in bytes; guarded by charged's mu
+	asked   atomic.Bool             // a checkpoint was asked for in this epoch
+	zeroes  int64                   // what a run of blocks of zeroes takes, in bytes; changed with the whole disk locked
+	zeroed  int64                   // what such runs have taken, in bytes; guarded by charged's mu
 	wakeup
 }
 

@@ -19,7 +19,7 @@ type Snapshotter interface {
 // capturedDevices holds what CaptureDevices has taken: sections in memory, and between them
 // devices whose sections are written from their own copies.
 type capturedDevices struct {
-	there bool
+	there bool // CaptureDevices has succeeded, and SaveCaptured was not called since
 	b     sectionBytes
 	w     *qemufile.Writer // to b
 	later []laterSection

@@ -83,8 +83,8 @@ type entry struct {
 
 	known       bool   // the peer has introduced the device
 	peerID      uint32 // the section id under which the peer sends it
-	peerVersion uint32
-	loads       int // how often it was loaded since the last Commit or Rollback
+	peerVersion uint32 // the version with which the peer has introduced it
+	loads       int    // how often it was loaded since the last Commit or Rollback
 
 	saved    bool  // whether the last SaveDevices, or the SaveSetup before it, has saved it
 	early    bool  // whether SaveSetup has saved it

@@ -213,9 +213,9 @@ type ReturnReader struct {
 	// are RECV_BITMAP and RESUME_ACK in order.
 	Recovering bool
 
-	block string
-	shut  bool
-	acked atomic.Bool
+	block string      // that the last request has named
+	shut  bool        // SHUT has come
+	acked atomic.Bool // SWITCHOVER_ACK has come
 }
 
 // SwitchoverAcked reports whether the destination has agreed to the switch. A

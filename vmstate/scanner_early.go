@@ -33,7 +33,7 @@ func (s *Scanner) earlyLength(r *qemufile.Reader) int {
 // earlySearch is a search for the first live section behind a footer.
 type earlySearch struct {
 	s       *Scanner
-	tries   int
+	tries   int // how many candidates for the first live section may still be tried
 	settled int // the first live section does not begin before this
 	done    bool
 	length  int // the length of the early devices, once found

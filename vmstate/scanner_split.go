@@ -113,10 +113,10 @@ type cutter struct {
 	records   []Record
 	dead      []uint64 // bitmap of positions from which no cut leads to the end
 	budget    int      // how many bytes may still be looked at
-	furthest  int
-	err       error // what went wrong there
-	end       int   // behind EOF
-	footless  error // the first section whose footer is not there, in a guess
+	furthest  int      // the greatest position at which a cut has failed
+	err       error    // what went wrong there
+	end       int      // behind EOF
+	footless  error    // the first section whose footer is not there, in a guess
 }
 
 // run cuts all of the state and reports whether that succeeds. With guess, a section may

@@ -16,9 +16,9 @@ import (
 type vcpu struct {
 	g       *Guest
 	regs    guest.Regs
-	frame   uint64 // address of the frame that waits to be taken; 0: none
-	pages   []uint32
-	touched func(off, n uint64)
+	frame   uint64              // address of the frame that waits to be taken; 0: none
+	pages   []uint32            // that the present round has written, to be marked after it
+	touched func(off, n uint64) // touch, as one value
 	tsc     func() uint64
 
 	image image

@@ -48,12 +48,12 @@ type Network struct {
 
 	mu       sync.Mutex
 	holding  bool
-	held     []held // by this side's guest, in order
-	spare    [][]byte
+	held     []held   // by this side's guest, in order
+	spare    [][]byte // memory of frames that have left, for reuse
 	carried  [][]byte // by the primary's guest, covered by our checkpoint, perhaps not sent yet
 	released []Released
 	calls    []Call
-	last     Call
+	last     Call   // the last call, which says what may come next
 	now      uint64 // the epoch that the guest's output belongs to
 	received uint64
 	image    frames

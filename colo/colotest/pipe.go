@@ -122,9 +122,9 @@ type half struct {
 	at      int
 	traffic Traffic
 	reads   int64 // of the bytes in traffic, those that were read
-	stalled bool
-	closedW bool // the writer has closed its end
-	closedR bool // the reader has closed its end
+	stalled bool  // nothing that is written arrives any more
+	closedW bool  // the writer has closed its end
+	closedR bool  // the reader has closed its end
 	readBy  deadline
 	writeBy deadline
 }

@@ -102,10 +102,11 @@ func (w *flight) latest(was uint32) uint32 {
 	return was
 }
 
-// floor returns the echo that the guests are to get in place of echo, which the peer sent. While the primary's guest
-// recovers from a loss that is a newer one: a packet that the peer echoes then may come from either guest, or may
-// have been sent before the first repetition and have left after it. The timestamps of the secondary's guest count
-// only up to the newest one that has left, which l has, since the clock of that guest may be ahead.
+// floor returns the echo that the guests are to get in place of echo, which the peer sent.
+// While the primary's guest recovers from a loss that is a newer one: a packet that the peer
+// echoes then may come from either guest, or may have been sent before the first repetition
+// and have left after it. The timestamps of the secondary's guest count only up to the newest
+// one that has left, which l has, since the clock of that guest may be ahead.
 func (w *flight) floor(echo uint32, l *left) uint32 {
 	if w == nil || !w.recovers || !w.withheld && after(w.began, echo) {
 		return echo

@@ -82,7 +82,7 @@ type Conn struct {
 	wmu  sync.Mutex // serialises whole frames
 	w    io.Writer
 	wbuf []byte
-	woff int64
+	woff int64 // stream offset of the next byte to be written
 	werr error // sticky: after a partial write the peer cannot find the next frame
 }
 

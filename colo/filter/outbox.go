@@ -21,8 +21,8 @@ type Outbox struct {
 	mu     sync.Mutex
 	ring   ring
 	flying bool // the first one is being written from the ring, where it still is
-	told   bool
-	closed bool
+	told   bool // Lost was called since the last Mark
+	closed bool // packets are dropped, from Failover to the next Mark
 	lost   uint64
 }
 

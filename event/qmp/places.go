@@ -25,8 +25,8 @@ type places struct {
 type place struct {
 	in    *places
 	conn  net.Conn
-	since time.Time
-	stays bool // it has negotiated, or was closed already; guarded by in.mu
+	since time.Time // when the client came
+	stays bool      // it has negotiated, or was closed already; guarded by in.mu
 }
 
 func newPlaces(most int, log *slog.Logger) *places {

@@ -161,12 +161,12 @@ func (k *Point) Conn(side event.Mode, c net.Conn) net.Conn {
 // killed or to go on.
 type limit struct {
 	mu      sync.Mutex
-	armed   bool
-	fromEnd bool  // left counts from the end of the next write
-	left    int64 // bytes that may still pass
-	done    int64
-	hit     func(done int64)
-	next    func() // is called once, after the next write of a side that the limit has read; nil: nothing is
+	armed   bool             // a limit is set
+	fromEnd bool             // left counts from the end of the next write
+	left    int64            // bytes that may still pass
+	done    int64            // bytes that have passed since
+	hit     func(done int64) // is called when the last byte has passed
+	next    func()           // is called once, after the next write of a side that the limit has read; nil: nothing is
 }
 
 // said calls hit when the side, a secondary, has written its next message: that of a commit is

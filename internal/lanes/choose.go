@@ -60,16 +60,16 @@ type chooser struct {
 	ratio float64       // of bytes on the lane to bytes of pages, where they were compressed
 	wire  float64       // ns that a lane needs to take a byte
 	sure  bool          // wire was measured, and is no mere bound
-	best  way
-	seen  [ways]bool
+	best  way           // the way that costs less, as far as is known
+	seen  [ways]bool    // the way has been measured
 
-	lanes  int
+	lanes  int // how many there are
 	left   int // pages until the other way is tried
 	trying int // pages that are still to go that way
 
-	blocks map[string]*[]mark
-	block  string // the block that the pages are of
-	pages  *[]mark
+	blocks map[string]*[]mark // the marks of the pages, by block
+	block  string             // the block that the pages are of
+	pages  *[]mark            // the marks of block
 }
 
 // mark records how often in a row compressing one page has not paid.

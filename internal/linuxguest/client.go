@@ -24,11 +24,11 @@ type Client struct {
 	begun  bool          // there was a record
 	sum    *job.Checksum // at the pass of the last record
 	err    error
-	stops  bool
-	quiet  time.Duration // the longest silence since Watch
-	broken time.Time     // when it ended
-	heard  time.Time
-	watch  time.Time
+	stops  bool            // the guest was told to stop
+	quiet  time.Duration   // the longest silence since Watch
+	broken time.Time       // when it ended
+	heard  time.Time       // when the last byte came
+	watch  time.Time       // when Watch was called
 	delays []time.Duration // from asking for a chunk to having all of it
 }
 

@@ -31,11 +31,11 @@ type Client struct {
 	free chan *call // calls that are not under way
 
 	mu       sync.Mutex
-	calls    []*call // all calls that were ever needed, by slot
-	made     int     // of those, how many are for requests
-	err      error   // why the connection has ended
-	answered uint64
-	active   int
+	calls    []*call       // all calls that were ever needed, by slot
+	made     int           // of those, how many are for requests
+	err      error         // why the connection has ended
+	answered uint64        // counts the requests that were answered
+	active   int           // how many requests are under way
 	posted   int           // requests that were left to the sender to go with others; 0 once they have gone
 	dead     chan struct{} // closed when err is set
 

@@ -18,18 +18,18 @@ type sender struct {
 	lost    func(error)   // see handOver; nil: the sending goroutine goes on as long as there is something to send
 
 	mu      sync.Mutex
-	free    *sync.Cond // signals room in pending, or that sending is false
-	sending bool
-	restful func()   // rest, as one value, so that it is allocated once
-	pending []byte   // small messages
-	large   []*large // messages whose callers wait; the first may be that of the sending goroutine itself
-	spare   []byte
+	free    *sync.Cond  // signals room in pending, or that sending is false
+	sending bool        // a goroutine is sending
+	restful func()      // rest, as one value, so that it is allocated once
+	pending []byte      // small messages
+	large   []*large    // messages whose callers wait; the first may be that of the sending goroutine itself
+	spare   []byte      // memory for the next pending
 	batch   []*large    // used by the sending goroutine, as are parts, vec and until
 	parts   [][]byte    // the parts of all of batch
 	vec     net.Buffers // parts; a write removes what it has sent
 	until   time.Time   // the deadline of the connection
-	unused  []*large
-	calls   uint64 // how many system calls have ended
+	unused  []*large    // for reuse
+	calls   uint64      // how many system calls have ended
 	err     error
 }
 

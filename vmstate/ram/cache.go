@@ -19,9 +19,9 @@ type CacheConfig struct {
 	// StagedOnly has the cache hold only the pages that have come and are not committed, in
 	// place of a copy of the primary's memory. The primary then sends again the pages that
 	// the secondary's guest wrote itself: [Cache.SaveDirty] says what the caller must do
-	// for that, and by [Cache.Resent] the caller tells the cache that it does it. With a
-	// primary that sends nothing again (a QEMU) the cache keeps a copy all the same: it
-	// then copies all of the guest's memory at once, at the end of the initial
+	// for that, and by [Cache.Resent] the caller says that it does so. With a primary
+	// that sends nothing again (a QEMU) the cache keeps a copy all the same: it then
+	// copies all of the guest's memory at once, at the end of the initial
 	// synchronisation, before the secondary says that it is ready for the first
 	// checkpoint ([Cache.KeepCopy]). It needs Linux with pages of 4 KiB, which arm64 and
 	// ppc64 hosts may not have; NewCache elsewhere gives an error that wraps
@@ -72,7 +72,7 @@ type CacheConfig struct {
 // [vmstate.LiveLoader]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#LiveLoader
 type Cache struct {
 	blocks []cacheBlock
-	index  map[string]int
+	index  map[string]int // by name, the block's place in blocks
 	log    DirtyLog
 	cfg    CacheConfig
 
@@ -86,8 +86,8 @@ type Cache struct {
 
 	inflate   inflater
 	stats     CacheStats
-	statsDone bool
-	logging   bool
+	statsDone bool // stats have counted a Flush: the next page begins anew
+	logging   bool // the cache has switched the dirty log on
 	kept      bool // Discard has kept what the last Flush made
 	resumed   bool // Resume was called, and NewSession not yet
 	unlogged  bool // the dirty log failed, or a block could not change its length: in which pages the guest differs is not known

@@ -32,8 +32,8 @@ type KeepStats struct {
 type keeping struct {
 	log   DirtyKeeper // nil: it keeps none
 	after int         // less than 1: none is to be kept
-	round int
-	named bool // the log was told of pages that it may leave writable, and not since to leave none
+	round int         // counts checkpoints: it says which sixteenth of the kept pages is tried
+	named bool        // the log was told of pages that it may leave writable, and not since to leave none
 	stats KeepStats
 }
 

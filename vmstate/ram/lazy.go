@@ -47,23 +47,23 @@ var (
 // [vmstate.LiveLoader]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#LiveLoader
 type Lazy struct {
 	blocks []lazyBlock
-	index  map[string]int
+	index  map[string]int // by name, the block's place in blocks
 	cfg    Format
 	fd     *uffd.FD  // from Listen on
 	from   *lazyFile // which has the memory; nil: a stream brings it
 
-	last      int // the block of the last record on this connection, or noBlock
-	listening atomic.Bool
-	done      atomic.Bool
+	last      int         // the block of the last record on this connection, or noBlock
+	listening atomic.Bool // Listen has succeeded
+	done      atomic.Bool // all of the memory is ordinary again
 	inflate   inflater
-	barrier   func() error
+	barrier   func() error // see SetBarrier; nil: none
 
 	// A page of the host that is coming in parts.
 	part      []byte
-	partBlock *lazyBlock
-	partAt    uint64 // where it begins in the block
-	partHave  uint64 // how many bytes of the page have come
-	partData  bool   // not all zeros
+	partBlock *lazyBlock // the block of that page
+	partAt    uint64     // where it begins in the block
+	partHave  uint64     // how many bytes of the page have come
+	partData  bool       // not all zeros
 	zeros     []byte
 
 	placed atomic.Uint64 // pages of the host placed since Listen
@@ -222,8 +222,7 @@ func (l *Lazy) Listen() error {
 	return nil
 }
 
-// dropMissing gives the memory of the pages that have not come back to the
-// kernel.
+// dropMissing returns to the kernel the memory of the pages that have not come.
 func (b *lazyBlock) dropMissing() error {
 	each := int(b.size / PageSize)
 	n := int(b.length) / PageSize

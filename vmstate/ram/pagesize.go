@@ -106,11 +106,11 @@ func (k *Walker) detect(r *qemufile.Reader) {
 type sizeTrial struct {
 	k    *Walker
 	size int
-	p    []byte
+	p    []byte // what is left of the bytes ahead
 
-	block string
+	block string // of the record before
 	last  uint64 // offset of the page before, in block
-	begun bool
+	begun bool   // last is the offset of a page
 	step  uint64 // smallest distance of two pages one after the other; 0: none seen
 }
 

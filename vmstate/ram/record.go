@@ -51,8 +51,8 @@ func isZero(page []byte) bool {
 // of them at once, and not for each. The zero value knows nothing yet.
 type zeroHeads struct {
 	block *saverBlock
-	word  int // of the dirty bitmap
-	zero  uint64
+	word  int    // of the dirty bitmap
+	zero  uint64 // of the pages in word, those that begin with zeros
 }
 
 // has reports whether page i of b, which is dirty, begins with zeros.

@@ -92,19 +92,19 @@ type Saver struct {
 	captured bool // Capture was called and SaveComplete not yet
 	whole    bool // it took everything
 
-	deltas     *xbzrle.Cache // nil: off
-	sendDeltas bool          // the first round, in which every page is new, is over
-	delta      [PageSize]byte
+	deltas     *xbzrle.Cache  // nil: off
+	sendDeltas bool           // the first round, in which every page is new, is over
+	delta      [PageSize]byte // memory for one difference
 
-	aheads uint64 // checkpoints that memory was sent ahead of
-	ahead  bool   // BeginAhead was called, and SaveComplete not yet
-	rounds bool   // BeginRounds was called, so that nothing is left out
-	most   int    // bytes that SaveIterate sends; 0: as configured
-	spared int    // of dirty, pages that SaveIterate leaves out
-	sent   aheadCount
+	aheads uint64     // checkpoints that memory was sent ahead of
+	ahead  bool       // BeginAhead was called, and SaveComplete not yet
+	rounds bool       // BeginRounds was called, so that nothing is left out
+	most   int        // bytes that SaveIterate sends; 0: as configured
+	spared int        // of dirty, pages that SaveIterate leaves out
+	sent   aheadCount // what became of the pages that were sent ahead
 
-	elsewhere     PageSender
-	sentElsewhere int64 // bytes, in this SaveIterate
+	elsewhere     PageSender // takes the pages with contents; nil: the stream does
+	sentElsewhere int64      // bytes, in this SaveIterate
 
 	resume resumption
 	keep   keeping
@@ -112,7 +112,7 @@ type Saver struct {
 	stats         Stats
 	statsDone     bool  // stats count a checkpoint that is complete
 	beforeCapture Stats // stats as they were before the capture
-	logging       bool
+	logging       bool  // the saver has switched the dirty log on
 }
 
 // saverBlock is a block of a Saver.

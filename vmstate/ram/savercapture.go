@@ -40,7 +40,7 @@ type batches struct {
 	parts [][]byte      // the place of each batch, and then what it became; empty: this capture is the arena's own
 	ready atomic.Bool   // list is whole; helpers are woken before
 	left  atomic.Uint64 // batches nobody has taken: the first, and in the upper half the end
-	zero  atomic.Uint64
+	zero  atomic.Uint64 // how many of the pages were zeros
 	hands hands
 	group sync.WaitGroup // helpers that may still be about to wake up
 	help  func()         // what a helper runs

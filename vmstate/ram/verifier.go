@@ -50,7 +50,7 @@ type verified struct {
 	mem         []byte
 	sums        []uint64 // of each page, at the last pause
 	seen, known Bitmap   // since then, of the tracker and of Log
-	scratch     Bitmap
+	scratch     Bitmap   // what one call of the checked log has reported
 }
 
 // sum returns the checksum of page i.

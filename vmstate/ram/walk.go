@@ -90,7 +90,8 @@ func (rec *Record) Put(w *qemufile.Writer, f Format) {
 			w.Fail(errors.New("ram: records of mapped-ram are no stream"))
 			return
 		}
-		// A CONTINUE flag means nothing here, and stays.
+		// A CONTINUE flag has no meaning here, but was in the stream, and
+		// stays.
 		putBlockList(w, rec.Blocks, rec.Total|word&flagMask, f)
 	case KindZero:
 		rec.putHead(w, word|flagZero)
@@ -123,9 +124,10 @@ func (rec *Record) putHead(w *qemufile.Writer, word uint64) {
 	}
 }
 
-// Apply makes page, which is a page long and holds the page as it was, what
-// the record says. It does nothing for a record without a page. A delta or
-// compressed page that is corrupt gives [ErrXBZRLE] or [ErrCompressed].
+// Apply changes page, which is a page long and holds the page as it was, into
+// the page that the record describes. It does nothing for a record without a
+// page. A delta or compressed page that is corrupt gives [ErrXBZRLE] or
+// [ErrCompressed].
 func (rec *Record) Apply(page []byte) error {
 	page = page[:rec.pageSize()]
 	switch rec.Kind {
@@ -158,22 +160,23 @@ type Walker struct {
 	// stream turns out to have.
 	PageSize int
 
-	// Detect lets the walker find the size out that PageSize does not say: from
-	// as much of the stream as the reader can look ahead, when the first page
-	// comes, and again where zero pages only have come and one contradicts.
+	// Detect lets the walker find out the size of pages if PageSize is 0. It
+	// looks ahead in the stream, as far as the reader can, when the first page
+	// comes; and again if only zero pages have come and a page contradicts the
+	// size found.
 	Detect bool
 
-	// For OpenMapped: the offset in the file of what the reader reads first, and
-	// who is told of the bitmaps instead of the pages.
+	// For OpenMapped: the offset in the file of what the reader reads first,
+	// and a function that gets the bitmaps instead of the pages.
 	origin  int64
 	bitmaps func(info BlockInfo, m *MappedBlock, words []byte)
 	told    uint64 // pages of the blocks of a mapped-ram file so far
 
-	size    int  // of pages as detected; 0: not yet
-	certain bool // a page of contents has proved it
-	proof   bool // a page of contents was read with size
-	block   string
-	named   bool
+	size    int               // of pages as detected; 0: not yet
+	certain bool              // a page of contents has proved it
+	proof   bool              // a page of contents was read with size
+	block   string            // of the record before, if named
+	named   bool              // a record has named its block
 	blocks  map[string]uint64 // lengths; nil before a list
 	rec     Record
 }

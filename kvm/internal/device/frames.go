@@ -12,7 +12,7 @@ import (
 // endian, a virtio-net header of vnetLen bytes, and the frame.
 type frames struct {
 	buf        []byte
-	start, end uint32
+	start, end uint32 // the frames are buf[start:end]
 }
 
 const (

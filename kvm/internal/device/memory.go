@@ -26,8 +26,8 @@ func NewMemory(ram []byte, low int, mark func(gpa, n uint64)) *Memory {
 	return &Memory{ram: ram, low: uint64(low), mark: mark}
 }
 
-// Ensure has f called before n bytes of ram from off on are touched: it returns when they
-// are there. Nil: all of it is. No device may be at work.
+// Ensure has f called before n bytes of ram from off on are touched; f returns when they
+// are there. Nil: all memory is there. No device may be at work when Ensure is called.
 func (m *Memory) Ensure(f func(off, n uint64)) { m.ensure = f }
 
 // has reports whether n bytes from address a on are memory, in one piece.

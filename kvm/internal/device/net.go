@@ -40,8 +40,8 @@ const (
 )
 
 // netQueued is how many bytes of frames wait for the guest at most, with what the queue
-// adds to each. All that waited in a card of version 1 fits: there a frame took 2 bytes
-// beside its own, of which it had 14 at least, and here it takes 14 beside its own.
+// adds to each. It has room for all frames that may have waited in a card of version 1:
+// there a frame of at least 14 bytes took 2 more, and here it takes 14 more.
 const netQueued = 1 << 20
 
 // Errors of Receive.
@@ -69,10 +69,10 @@ type Net struct {
 	virtio
 	vnet    int // length of the header before the uplink's frames, 0: none
 	work    worker
-	sending sending // Work's
-	waiting frames
-	wire    frames // waiting, in a stream
-	dropped atomic.Uint64
+	sending sending       // Work's
+	waiting frames        // frames for the guest, until its ring takes them
+	wire    frames        // waiting, in a stream
+	dropped atomic.Uint64 // see Dropped
 }
 
 // NewNet returns a network card. If mac is all zero, the guest chooses an address. The
@@ -219,8 +219,8 @@ func (n *Net) deliver() {
 	}
 }
 
-// headerLen returns how long the header is that the driver puts before a frame, and
-// expects. mu is held.
+// headerLen returns the length of the header that the driver puts before a
+// frame that it sends, and expects before one that it receives. mu is held.
 func (n *Net) headerLen() int {
 	if n.features&netMerge != 0 {
 		return netMergeHeader

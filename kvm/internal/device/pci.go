@@ -56,7 +56,7 @@ type PCI struct {
 type function struct {
 	config   [256]byte
 	saved    [256]byte
-	writable [256]byte
+	writable [256]byte // the bits of config that the guest may change
 	ports    Ports
 	size     uint16
 	base     atomic.Uint32 // where the ports are; 0: nowhere

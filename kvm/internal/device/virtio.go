@@ -54,7 +54,7 @@ type virtio struct {
 type virtioState struct {
 	offered  uint32 // to the driver: what the host on which the guest began could offer
 	features uint32 // of those, what the driver has taken
-	selected uint16
+	selected uint16 // the queue that regSelect names
 	status   uint8
 	isr      uint8
 	queues   []queue
