@@ -206,6 +206,8 @@ func TestAnswersInAnyOrderAndOfOtherGenerationsAreHarmless(t *testing.T) {
 		t.Errorf("until %v of generation %d, want %v of 5", h.Until(), h.Generation(), until)
 	}
 	h.Over(5)
+	h.Over(3) // an answer to an earlier claim, heard later
+	h.Granted(grant(4, time.Minute))
 	h.Granted(grant(5, time.Minute))
 	h.Promised(5, at.Add(time.Minute), time.Second)
 	if !h.Until().IsZero() || h.Generation() != 0 {

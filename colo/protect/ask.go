@@ -2,6 +2,7 @@ package protect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 )
@@ -29,6 +30,9 @@ type Standing struct {
 func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
 	if err := p.check(); err != nil {
 		return Standing{}, err
+	}
+	if words := p.dialsNoPort(); words != "" {
+		return Standing{}, errors.New(words)
 	}
 	conn, answer, err := dial(ctx, &Config{Peer: p}, hello{Channel: chAsk, Guest: guest, Host: host})
 	if err != nil {

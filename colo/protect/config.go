@@ -84,7 +84,7 @@ type Gate interface {
 // A Peer is the other host, and how the two reach each other.
 type Peer struct {
 	// Listen is the address at which this host is reached, and Dial that of the
-	// other. The host that has the guest dials; the other listens. Of a name that has
+	// other, which has a port. The host that has the guest dials; the other listens. Of a name that has
 	// several addresses the one that answers first is taken.
 	Listen, Dial string
 	// Port takes the place of Listen for a host of many guests: it is served by
@@ -110,6 +110,22 @@ func (p *Peer) dial(ctx context.Context) (net.Conn, error) {
 		return p.Dialer(ctx)
 	}
 	return dialTCP(ctx, p.Dial)
+}
+
+// dialsNoPort says in words why Dial is no address that can be dialled; "" if it is one, or is not
+// set. Whether there is such a host is found out when it is dialled.
+func (p *Peer) dialsNoPort() string {
+	if p.Dial == "" {
+		return ""
+	}
+	_, port, err := net.SplitHostPort(p.Dial)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("protect: Peer.Dial must be a host and a port, as in host:7777: %v", err)
+	case port == "" || port == "0":
+		return fmt.Sprintf("protect: Peer.Dial, %q, has no port: it must be a host and a port, as in host:7777", p.Dial)
+	}
+	return ""
 }
 
 // A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
@@ -301,6 +317,8 @@ func (c *Config) check() error {
 		return errors.New("protect: Peer needs one of Dial and Dialer, and not both")
 	case p.Listen == "" && p.Port == nil, p.Listen != "" && p.Port != nil:
 		return errors.New("protect: Peer needs one of Listen and Port, and not both")
+	case p.dialsNoPort() != "":
+		return errors.New(p.dialsNoPort())
 	case p.TLS != nil && p.Name == "":
 		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
 	case c.Held > 0 && !c.Start:

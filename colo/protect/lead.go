@@ -90,7 +90,12 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		if err := j.vm.runOn(ctx); err != nil {
 			return err
 		}
-		j.alone("went on without " + s.peer.host)
+		why := "went on without " + s.peer.host
+		switch s.getPurpose() {
+		case toPause, toCancel, toComplete: // which the state is about to say
+			why = s.whoEnded()
+		}
+		j.alone(why)
 		switch s.getPurpose() {
 		case toPause:
 			var reason string

@@ -8,6 +8,33 @@ import (
 	"time"
 )
 
+// On the way to what an operator has ordered the guest is alone for a moment. That reads as his order,
+// and not as a loss.
+func TestAnOrderThatEndsTheProtectionDoesNotReadAsALoss(t *testing.T) {
+	for order, want := range map[string]string{
+		"pause":  "the protection was paused on this host",
+		"cancel": "the protection was ended on this host",
+	} {
+		bubble(t, order, func(t *testing.T, w *world) {
+			a, b := w.protected()
+			err := error(nil)
+			if order == "pause" {
+				err = a.job.Pause(t.Context(), "an upgrade")
+			} else {
+				err = a.job.Cancel(t.Context())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if said := a.reasons(); strings.Contains(said, "went on without") || !strings.Contains(said, want) {
+				t.Errorf("it says\n%s", said)
+			}
+			a.halt()
+			b.halt()
+		})
+	}
+}
+
 // The guest's writes are on their way to the other host's slow disk when the protection is paused:
 // neither host's log calls that a loss.
 func TestAPauseWithWritesUnderWayIsNoLossInTheLog(t *testing.T) {

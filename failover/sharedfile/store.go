@@ -35,6 +35,7 @@ const (
 type Store struct {
 	dir  string
 	link func(oldname, newname string) error // os.Link
+	sync func(*os.File) error                // of a file, or of the directory: (*os.File).Sync
 }
 
 var _ failover.Store = (*Store)(nil)
@@ -62,7 +63,7 @@ func openBy(dir string, link func(oldname, newname string) error) (*Store, error
 	} else if err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	s := &Store{dir, link}
+	s := &Store{dir, link, (*os.File).Sync}
 	// Find out now, and not in a failover, whether it can be used.
 	if _, _, err := s.newest(); err != nil {
 		return nil, err
@@ -93,7 +94,7 @@ func (s *Store) try() error {
 	case !errors.Is(err, fs.ErrExist):
 		return err
 	}
-	return syncDir(s.dir)
+	return s.syncDir()
 }
 
 // Load implements failover.Store.
@@ -140,7 +141,7 @@ func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	} else if err != nil {
 		return false, err
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := s.syncDir(); err != nil {
 		return false, err
 	}
 	// The name was free because it was the next one, or because it was removed
@@ -249,19 +250,20 @@ func (s *Store) write(b []byte) (name string, err error) {
 		return "", err
 	}
 	_, err = f.Write(b)
-	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, f.Chmod(0o644), s.sync(f), f.Close()); err != nil {
 		os.Remove(f.Name())
 		return "", err
 	}
 	return f.Name(), nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncDir makes the names in the directory stable.
+func (s *Store) syncDir() error {
+	d, err := os.Open(s.dir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(s.sync(d), d.Close())
 }
 
 // tidy removes states that are long over, and what killed processes left. What
