@@ -179,8 +179,18 @@ func frameKinds() (list []frameKind) {
 	} {
 		list = append(list, frameKind{what, wrap, wrap, data})
 	}
-	// A tag that has a priority, and no VLAN, may come and go.
+	// A tag that has a priority, and no VLAN, may come and go, as may padding and a check sequence,
+	// and each end chooses the priorities and links of what it sends.
+	padding := func(f []byte) []byte { return append(f, "\xff is behind the packet"...) }
 	for what, wraps := range map[string][2]func(f []byte) []byte{
+		"another priority in a VLAN":                       {behind("\x81\x00\xe0\x05"), behind("\x81\x00\x00\x05")},
+		"one that may be dropped, in a VLAN":               {behind("\x81\x00\x00\x05"), behind("\x81\x00\x10\x05")},
+		"other priorities in two VLANs":                    {behind("\x88\xa8\xe0\x05\x81\x00\x00\x06"), behind("\x88\xa8\x10\x05\x81\x00\xa0\x06")},
+		"the priority of a provider around a VLAN":         {behind("\x81\x00\x00\x05"), behind("\x88\xa8\xe0\x00\x81\x00\x00\x05")},
+		"padding, where the opening has none":              {bare, padding},
+		"padding in a VLAN, where the opening is bare":     {behind("\x81\x00\x00\x05"), func(f []byte) []byte { return padding(behind("\x81\x00\x00\x05")(f)) }},
+		"padding behind a session, in the opening alone":   {func(f []byte) []byte { return padding(inPPPoE(f)) }, inPPPoE},
+		"another link of a bond":                           {bare, func(f []byte) []byte { copy(f, "\x02\x00\x00\x00\x00\x07\x02\x00\x00\x00\x00\x08"); return f }},
 		"a priority, where the opening has none":           {behind("\x81\x00\xe0\x00"), bare},
 		"none, where the opening has a priority":           {bare, behind("\x81\x00\xe0\x00")},
 		"a priority in a VLAN, where the opening has none": {behind("\x88\xa8\x00\x05\x81\x00\xe0\x00"), behind("\x88\xa8\x00\x05")},
