@@ -147,6 +147,7 @@ func TestARequestIsAnsweredByTheRules(t *testing.T) {
 		{"write that fails", blkOut, 0, []part{data(512, false)}, errors.New("no"), blkIOErr, 1},
 		{"read that fails", blkIn, 0, []part{data(512, true)}, errors.New("no"), blkIOErr, 1},
 		{"identity", blkGetID, 0, []part{data(20, true)}, nil, blkOK, 21},
+		{"identity, with room to spare", blkGetID, 0, []part{data(512, true)}, nil, blkOK, 21},
 		{"identity, short", blkGetID, 0, []part{data(3, true)}, nil, blkOK, 4},
 		{"something else", 77, 0, []part{data(512, true)}, nil, blkUnsupported, 1},
 	} {
@@ -264,6 +265,102 @@ func TestClosingTheGateWaitsForTheRequestThatWasBegun(t *testing.T) {
 			}
 		}
 		r.want("the next", usedEntry{8, 1})
+	})
+}
+
+// A request may be longer than what the backend is given at a time: the driver names the same memory
+// again and again. If the backend fails at the second piece, so does the request.
+func TestARequestLongerThanAPieceIsServedWhole(t *testing.T) {
+	const each, again = 64 << 10, blkChunk / (64 << 10)
+	parts := func(write bool) (list []part) {
+		for range again {
+			list = append(list, part{testData, each, write})
+		}
+		for i := range uint64(4) {
+			list = append(list, part{testData + (1+i)*each, each, write})
+		}
+		return list
+	}
+	random := rand.NewChaCha8([32]byte{1})
+	r := newBlkRig(t, 2<<20)
+	random.Read(r.mem[testData:][:5*each])
+	want := append(bytes.Repeat(r.mem[testData:][:each], again), r.mem[testData+each:][:4*each]...)
+	r.request(blkOut, 0, parts(false)...)
+	r.wantStatus("write", blkOK, 1)
+	if !bytes.Equal(r.disk.data[:len(want)], want) {
+		t.Error("the disk has something else than what was written")
+	}
+	random.Read(r.disk.data)
+	r.request(blkIn, 0, parts(true)...)
+	r.wantStatus("read", blkOK, blkChunk+4*each+1)
+	if !bytes.Equal(r.mem[testData:][:5*each], r.disk.data[blkChunk-each:][:5*each]) {
+		t.Error("something else is read than what the disk has")
+	}
+	for kind, n := range map[uint32]uint32{blkOut: 1, blkIn: blkChunk + 1} {
+		r.blk.backend = &late{store: r.disk}
+		r.request(kind, 0, parts(kind == blkIn)...)
+		r.wantStatus("a second piece that fails", blkIOErr, n)
+	}
+}
+
+// late is a store that fails from the second call on.
+type late struct {
+	*store
+	begun bool
+}
+
+func (l *late) call() error {
+	if l.begun {
+		return errors.New("no")
+	}
+	l.begun = true
+	return nil
+}
+
+func (l *late) ReadAt(p []byte, off int64) (int, error) {
+	if err := l.call(); err != nil {
+		return 0, err
+	}
+	return l.store.ReadAt(p, off)
+}
+
+func (l *late) WriteAt(p []byte, off int64) (int, error) {
+	if err := l.call(); err != nil {
+		return 0, err
+	}
+	return l.store.WriteAt(p, off)
+}
+
+// The driver may free a ring when it has taken the queue elsewhere: what was begun is answered in
+// the ring from which it came.
+func TestAQueueIsTakenElsewhereWhenTheRequestHasEnded(t *testing.T) {
+	r := newBlkRig(t, 1<<20)
+	r.disk.hold, r.disk.begun = make(chan struct{}), make(chan struct{})
+	run(r.blk.Work, r.gate, func() {
+		r.request(blkOut, 0, part{testData, 512, false})
+		r.kick()
+		<-r.disk.begun
+		moved := make(chan struct{})
+		go func() {
+			r.out(regPFN, 4, 0x40000/queueAlign)
+			close(moved)
+		}()
+		for waits := false; !waits; {
+			select {
+			case <-moved:
+				t.Error("the queue is elsewhere, and the request has not ended")
+				waits = true
+			default:
+				waits = r.awaited()
+				runtime.Gosched()
+			}
+		}
+		close(r.disk.hold)
+		<-moved
+		r.want("the request", usedEntry{0, 1})
+		if r.blk.queues[0].pfn != 0x40000/queueAlign {
+			t.Error("the queue is where it was")
+		}
 	})
 }
 

@@ -15,6 +15,7 @@ type uplink struct {
 	mu     sync.Mutex
 	frames [][]byte
 	full   bool
+	refuse chan struct{} // told of a frame that was not taken
 	room   chan struct{}
 	sent   chan struct{}
 	also   func(frame []byte)
@@ -24,6 +25,9 @@ func (u *uplink) WritePacket(f []byte) error {
 	u.mu.Lock()
 	if u.full {
 		u.mu.Unlock()
+		if u.refuse != nil {
+			u.refuse <- struct{}{}
+		}
 		return errors.New("full")
 	}
 	u.frames = append(u.frames, bytes.Clone(f))
@@ -113,8 +117,10 @@ func TestAFrameThatTheUplinkDoesNotTakeStaysInTheRing(t *testing.T) {
 			drain(r.nic.step)
 		}
 	})
+	r.up.refuse = make(chan struct{})
 	run(r.nic.Work, r.gate, func() {
 		r.tx.kick()
+		<-r.up.refuse
 		r.up.mu.Lock()
 		r.up.full = false
 		r.up.mu.Unlock()
@@ -123,6 +129,27 @@ func TestAFrameThatTheUplinkDoesNotTakeStaysInTheRing(t *testing.T) {
 	})
 	r.tx.want("then", usedEntry{0, 0})
 	if len(r.up.frames) != 1 || !bytes.Equal(r.up.frames[0], frame(1, 100)) {
+		t.Error("another frame left")
+	}
+}
+
+// A frame that waits in the ring is state, and sent by the host that has loaded it.
+func TestAFrameThatHasNotLeftIsSentByAnother(t *testing.T) {
+	r, twin := newNetRig(t), newNetRig(t)
+	r.up.full = true
+	r.send(0, frame(1, 100))
+	drain(r.nic.step)
+	copy(twin.mem, r.mem)
+	must(t, load(twin.nic, stream(t, r.nic)))
+	twin.nic.Kick()
+	select {
+	case <-twin.nic.work:
+		drain(twin.nic.step)
+	default:
+		t.Error("nobody looks for what is to be sent")
+	}
+	twin.tx.want("there", usedEntry{0, 0})
+	if len(twin.up.frames) != 1 || !bytes.Equal(twin.up.frames[0], frame(1, 100)) {
 		t.Error("another frame left")
 	}
 }

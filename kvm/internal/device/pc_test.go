@@ -66,6 +66,14 @@ func TestADriverFindsItsFunctionAndItsPorts(t *testing.T) {
 	if v := p.config(2, 0xfc); v != 0 { // gokvm's own would go beyond its 64 bytes
 		t.Errorf("the last register is %#x", v)
 	}
+	for at, want := range []byte{0xf4, 0x1a, 0x01, 0x10} {
+		if v := p.read(0x80000000|2<<11|uint32(at), 1); v != uint32(want) {
+			t.Errorf("byte %d is %#x", at, v)
+		}
+	}
+	if v := p.read(0x80000000|2<<11|2, 2); v != 0x1001 {
+		t.Errorf("the device is %#x", v)
+	}
 	if got, off := p.Find(0x63ff); got != dev || off != 0xff {
 		t.Error("the ports are not where they are said to be")
 	}
@@ -208,6 +216,18 @@ func TestTheTimerNeverStepsBack(t *testing.T) {
 	if v := read(twin); v != before {
 		t.Errorf("%d there after %d here", v, before)
 	}
+	elsewhere = elsewhere.Add(time.Hour)
+	must(t, load(twin, saved)) // rolled back
+	if v := read(twin); v != before {
+		t.Errorf("%d after %d, when the guest was rolled back", v, before)
+	}
+	for at := range uint16(4) {
+		p := []byte{0}
+		PMTimer{twin}.In(at, p)
+		if p[0] != byte(before>>(8*at)) {
+			t.Errorf("byte %d of %#x is %#x", at, before, p[0])
+		}
+	}
 	elsewhere = elsewhere.Add(-time.Hour)
 	if v := read(twin); v != before {
 		t.Errorf("%d after %d, when the host's clock stepped back", v, before)
@@ -228,8 +248,11 @@ func TestTheGuestSwitchesItselfOff(t *testing.T) {
 	if read(0) != 0 || read(2) != 0x120 {
 		t.Errorf("status %#x, enable %#x", read(0), read(2))
 	}
-	must(t, c.Out(4, []byte{0, SleepOff << 2}))   // the type alone
-	must(t, c.Out(4, []byte{0, 0x20 | 1<<2}))     // another type
+	must(t, c.Out(4, []byte{0, SleepOff << 2})) // the type alone
+	must(t, c.Out(4, []byte{0, 0x20 | 1<<2}))   // another type
+	if v := read(4); v != 1<<10|sciEnabled {
+		t.Errorf("control is %#x: the order to sleep is not to be read", v)
+	}
 	must(t, c.Out(4, []byte{0x20 | SleepOff<<2})) // a byte
 	if err := c.Out(4, []byte{1, 0x20 | SleepOff<<2}); !errors.Is(err, ErrPowerOff) {
 		t.Error("it stays on:", err)

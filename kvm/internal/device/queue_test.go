@@ -11,7 +11,14 @@ func TestAQueueThatBreaksTheRulesIsLeftAlone(t *testing.T) {
 	ok := part{testData, 512, true}
 	for name, hostile := range map[string]func(r *blkRig){
 		"available index too far ahead": func(r *blkRig) {
+			r.request(blkSync, 0)
 			binary.LittleEndian.PutUint16(r.mem[r.base+availAt+2:], QueueSize+1)
+		},
+		"next behind the table": func(r *blkRig) { // what is there would do
+			binary.LittleEndian.PutUint16(r.mem[r.base+availAt+8:], 1)          // bytes
+			binary.LittleEndian.PutUint16(r.mem[r.base+availAt+12:], descWrite) // flags
+			r.desc(0, part{testHeader, blkHeader, false}, descNext, QueueSize)
+			r.push(0)
 		},
 		"available index behind":   func(r *blkRig) { binary.LittleEndian.PutUint16(r.mem[r.base+availAt+2:], 0xffff) },
 		"head beyond the table":    func(r *blkRig) { r.push(QueueSize) },

@@ -47,7 +47,13 @@ func TestADriverFindsA16550A(t *testing.T) {
 	if v := c.in(uartMSR) & 0xf0; v != 0x90 {
 		t.Errorf("MSR is %#x in a loop of RTS and OUT2", v)
 	}
-	c.out(uartMCR, 0)
+	for reg, bits := range map[uint16]byte{uartIER: 0x0f, uartMCR: 0x1f} { // what a 16550A has of them
+		c.out(reg, 0xff)
+		if v := c.in(reg); v != bits {
+			t.Errorf("register %d is %#x after ones", reg, v)
+		}
+		c.out(reg, 0)
+	}
 	c.out(uartFCR, fcrEnable)
 	if v := c.in(uartIIR) >> 6; v != 3 {
 		t.Errorf("IIR says FIFOs are %d", v)
@@ -119,9 +125,17 @@ func TestInputWaitsUntilItIsRead(t *testing.T) {
 	if n, err := c.Input(c.gate, long); n != serialInput || !errors.Is(err, ErrFull) {
 		t.Error(n, err)
 	}
-	c.out(uartFCR, fcrEnable|fcrClearReceive)
-	if c.in(uartLSR)&lsrReady != 0 {
-		t.Error("input is left in a FIFO that was cleared")
+	for _, fcr := range []byte{fcrEnable, fcrEnable | fcrClearReceive, 0} { // switched on, cleared, switched off
+		if c.in(uartLSR)&lsrReady == 0 {
+			t.Error("no input to be cleared")
+		}
+		c.out(uartFCR, fcr)
+		if c.in(uartLSR)&lsrReady != 0 {
+			t.Errorf("input is left in a FIFO after %#x", fcr)
+		}
+		if n, err := c.Input(c.gate, []byte("x")); n != 1 || err != nil {
+			t.Error(n, err)
+		}
 	}
 }
 
@@ -219,6 +233,25 @@ func TestAConsoleThatBlocksMakesThePortBusy(t *testing.T) {
 	want := strings.Repeat("abcdefghijklmnopqrstuvwxyz", sent/26+1)[:sent]
 	if w.got.String() != want {
 		t.Errorf("%d bytes sent, %d written, or others", sent, w.got.Len())
+	}
+}
+
+// That the console of this host was full is no news to a guest that came from another, whose
+// transmitter was not busy.
+func TestAGuestIsNotToldOfAConsoleThatItHasNotSeen(t *testing.T) {
+	c := newCom(t)
+	c.out(uartIER, ierTransmit)
+	c.in(uartIIR) // acknowledged
+	state := stream(t, c.Serial)
+	c.con.buf = c.con.buf[:serialOutput]
+	if c.in(uartLSR)&lsrEmpty != 0 {
+		t.Fatal("the transmitter is not busy")
+	}
+	must(t, load(c.Serial, state))
+	c.con.buf = c.con.buf[:0]
+	c.Kick()
+	if level, _ := c.raised(); level {
+		t.Error("an interrupt of a transmitter that was not busy")
 	}
 }
 
