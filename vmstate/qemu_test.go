@@ -280,12 +280,19 @@ func counted(t *testing.T, b *bodies) uint32 {
 func TestQEMUsCapabilitiesComeBackByteForByte(t *testing.T) {
 	args := []string{"-accel", "tcg", "-machine", "pc", "-m", "8", "-bios", countingBIOS(t)}
 	for capability, format := range map[string]ram.Format{
-		"xbzrle": {}, "compress": {}, "zero-blocks": {}, "x-ignore-shared": {IgnoreShared: true},
+		"xbzrle": {}, "compress": {}, "zero-blocks": {}, "background-snapshot": {}, "x-ignore-shared": {IgnoreShared: true},
 	} {
 		if testing.Short() && capability != "x-ignore-shared" {
 			continue
 		}
 		t.Run(capability, func(t *testing.T) {
+			if capability == "background-snapshot" {
+				lazy, err := ram.NewLazy(nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				require.Granted(t, require.Userfaultfd, lazy.Probe()) // which the QEMU has to have
+			}
 			source := startQEMU(t, args...)
 			source.enable(capability)
 			source.waitCounted(0)
@@ -301,9 +308,14 @@ func TestQEMUsCapabilitiesComeBackByteForByte(t *testing.T) {
 			if err := w.Flush(); err != nil || !bytes.Equal(again.Bytes(), stream) {
 				t.Fatalf("put together, it differs: %v", err)
 			}
-			target := resume(t, stream, []string{capability}, args...)
+			set := []string{capability}
+			if capability == "background-snapshot" {
+				set = nil // which is of the source alone, whose guest ran on
+				source.waitCounted(source.waitCounted(counted(t, b)))
+			}
+			target := resume(t, stream, set, args...)
 			target.wantRunsOn(counted(t, b))
-			target = resume(t, compose(t, doc, b), []string{capability}, args...)
+			target = resume(t, compose(t, doc, b), set, args...)
 			target.wantRunsOn(counted(t, b))
 		})
 	}

@@ -62,6 +62,14 @@ func build(t *testing.T, addr string) string {
 // answers sends a text, then what ends anything that it has begun, and returns
 // the lines up to the answer to a last command.
 func answers(addr string, negotiate bool, in string) (out []string, err error) {
+	if negotiate {
+		return answersAfter(addr, `{"execute":"qmp_capabilities"}`, in)
+	}
+	return answersAfter(addr, "", in)
+}
+
+// answersAfter does that after a first command, if there is one.
+func answersAfter(addr, first, in string) (out []string, err error) {
 	conn, err := net.Dial("unix", addr)
 	if err != nil {
 		return nil, err
@@ -72,8 +80,8 @@ func answers(addr string, negotiate bool, in string) (out []string, err error) {
 	if _, err := r.ReadString('\n'); err != nil {
 		return nil, err
 	}
-	if negotiate {
-		fmt.Fprint(conn, `{"execute":"qmp_capabilities"}`)
+	if first != "" {
+		fmt.Fprint(conn, first)
 		if _, err := r.ReadString('\n'); err != nil {
 			return nil, err
 		}
@@ -169,7 +177,7 @@ func TestAQEMUAndTheServerGiveTheSameAnswers(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(7, uint64(*randomInputs)))
 	for range *randomInputs {
-		corpus = append(corpus, random(r), oddArguments(r))
+		corpus = append(corpus, random(r), oddArguments(r), oddID(r))
 	}
 	for _, negotiate := range []bool{true, false} {
 		for i, in := range corpus {
@@ -187,4 +195,28 @@ func TestAQEMUAndTheServerGiveTheSameAnswers(t *testing.T) {
 		}
 	}
 	t.Logf("%d inputs", len(corpus))
+}
+
+// A command out of band is answered by who reads it, and each of these inputs has one command.
+func TestAQEMUAndTheServerGiveTheSameAnswersOutOfBand(t *testing.T) {
+	qemu := emulator(t)
+	_, s := newHost()
+	s.Version.Package = build(t, qemu)
+	ours := listen(t, s)
+	corpus := odd()
+	r := rand.New(rand.NewPCG(8, uint64(*randomInputs)))
+	for range *randomInputs {
+		corpus = append(corpus, oddArguments(r), oddID(r), strings.Replace(oddArguments(r), `"execute"`, `"exec-oob"`, 1))
+	}
+	const enable = `{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}`
+	for _, in := range corpus {
+		want, err := answersAfter(qemu, enable, in)
+		if err != nil {
+			t.Fatalf("QEMU: %.200q: %q, %v", in, want, err)
+		}
+		got, err := answersAfter(ours, enable, in)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%.200q\ngot  %.700q %v\nwant %.700q", in, got, err, want)
+		}
+	}
 }

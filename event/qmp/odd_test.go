@@ -75,6 +75,63 @@ func oddArguments(r *rand.Rand) string {
 	return b.String() + "}"
 }
 
+// oddID returns a command, good or not, with an id that was drawn: a value of any type, in which
+// there may be others.
+func oddID(r *rand.Rand) string {
+	commands := []string{`"execute":"query-name"`, `"execute":"nope"`, `"exec-oob":"query-name"`, `"exec-oob":"migrate-pause"`, `"execute":1`, `"execute":"stop","arguments":{"a":1}`, `"execute":"query-name","x":0`}
+	id, command := `"id":`+value(r, 4), commands[r.IntN(len(commands))]
+	if r.IntN(2) == 0 {
+		return "{" + id + "," + command + "}"
+	}
+	return "{" + command + "," + id + "}"
+}
+
+// value returns a value of JSON, in which others are nested so deep at most.
+func value(r *rand.Rand, depth int) string {
+	pick := func(of ...string) string { return of[r.IntN(len(of))] }
+	text := func() string {
+		var b strings.Builder
+		for range r.IntN(6) {
+			b.WriteString(pick("a", "b", "id", "Z", "0", " ", "_", "-", "/", "é", "€", "😀", `\u00e9`, `\u20AC`, `\ud83d\ude00`, `\n`, `\t`, `\b`, `\\`, `\"`, `\/`, "'", `\u0000`, `\u001f`, "\x7f", `\u007f`, `\ufffd`, "long-name"))
+		}
+		return `"` + b.String() + `"`
+	}
+	var b strings.Builder
+	switch kind := r.IntN(8); {
+	case kind == 0:
+		return pick("null", "true", "false")
+	case kind == 1:
+		return pick("0", "-0", "7", "-1", "255", "65536", "2147483648", "-2147483649", "4294967295", "9007199254740993", "9223372036854775807", "9223372036854775808", "18446744073709551615")
+	case kind == 2:
+		return pick("0.5", "1.0", "-1.25", "1e3", "1E-3", "3.141592653589793", "1e15", "1e16", "123456789.125", "0.1", "1e-7", "2.5e-5", "6.02e23", "99999999999999999999")
+	case kind == 3 || depth == 0:
+		return text()
+	case kind < 6:
+		b.WriteString("[")
+		for i := range r.IntN(5) {
+			if i > 0 {
+				b.WriteString(pick(",", ", "))
+			}
+			b.WriteString(value(r, depth-1))
+		}
+		return b.String() + "]"
+	}
+	b.WriteString("{")
+	seen := make(map[string]bool)
+	for range r.IntN(8) {
+		key := text()
+		if seen[key] {
+			continue
+		}
+		if len(seen) > 0 {
+			b.WriteString(",")
+		}
+		seen[key] = true
+		b.WriteString(key + pick(":", " : ") + value(r, depth-1))
+	}
+	return b.String() + "}"
+}
+
 // What a QEMU 7.2 names of several arguments that it does not know, one of them with a
 // NUL, which it does not keep as one byte.
 func TestOfUnknownArgumentsTheOneThatAQEMUNamesIsNamed(t *testing.T) {

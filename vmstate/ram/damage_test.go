@@ -40,15 +40,16 @@ func allocated(fn func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// A stream of QEMU that was damaged loads into a cache or is refused, and changes the guest with
-// a flush only; and the same goes for one with every kind of record.
-func TestADamagedStreamIsLoadedOrRefused(t *testing.T) {
-	type sample struct {
-		damage.Input
-		blocks []BlockInfo
-		format Format
-	}
-	var samples []sample
+// A sample is a RAM stream, with its blocks.
+type sample struct {
+	damage.Input
+	blocks []BlockInfo
+	format Format
+}
+
+// sampled returns the streams of the vectors, and one that has every kind of record.
+func sampled(t testing.TB) (samples []sample) {
+	t.Helper()
 	add := func(f Format, bodies ...[]byte) {
 		in, blocks := cuts(t, f, bodies...)
 		samples = append(samples, sample{in, blocks, f})
@@ -57,7 +58,14 @@ func TestADamagedStreamIsLoadedOrRefused(t *testing.T) {
 		add(x.format, ramBodies(t, readVector(t, x.file), x.format)...)
 	}
 	add(Format{}, slices.Concat(unhex(t, "0000000000008004 03 72616d 0000000000006000 03 766761 0000000000002000 0000000000001008 03 72616d"), page(1),
-		compressed(t, 0x2000, deflated(t, page(2))), unhex(t, "0000000000001060 01 0003 050001 0000000000000002 03 766761 00 0000000000001022 00"+eosHex)))
+		compressed(t, 0x2000, deflated(t, page(2))), unhex(t, "0000000000001060 01 0003 0501aa 0000000000000002 03 766761 00 0000000000001022 00"+eosHex)))
+	return samples
+}
+
+// A stream of QEMU that was damaged loads into a cache or is refused, and changes the guest with
+// a flush only; and the same goes for one with every kind of record.
+func TestADamagedStreamIsLoadedOrRefused(t *testing.T) {
+	samples := sampled(t)
 	var others []damage.Input
 	for _, s := range samples {
 		others = append(others, s.Input)
@@ -74,6 +82,76 @@ func TestADamagedStreamIsLoadedOrRefused(t *testing.T) {
 			if t.Failed() {
 				t.Fatalf("stream %d, %s", i, how)
 			}
+		}
+	}
+}
+
+// What a guest's memory makes of a stream, as far as it goes, is what a cache makes of it.
+func TestMemoryTakesWhatACacheTakes(t *testing.T) {
+	for i, s := range sampled(t) {
+		if s.format != (Format{}) {
+			continue // a Lazy has no memory that is shared, and hears of postcopy by a command
+		}
+		memory := func() (blocks []Block) {
+			for _, b := range s.blocks {
+				blocks = append(blocks, Block{Name: b.Name, Host: newMemory(t, int(b.Length))})
+			}
+			return blocks
+		}
+		cached, lazy := newGuest(t, memory()...), memory()
+		loads := func(how string, p []byte) (both bool) {
+			t.Helper()
+			for i := range lazy {
+				clear(lazy[i].Host)
+				clear(cached.blocks[i].Host)
+			}
+			c, err := NewCache(cached.blocks, cached, CacheConfig{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			l, err := NewLazy(lazy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			r, rl := reader(p), reader(p)
+			for err == nil && r.Offset() < int64(len(p)) {
+				err = c.LoadState(r, Version)
+			}
+			var lerr error
+			for lerr == nil && rl.Offset() < int64(len(p)) {
+				lerr = l.LoadState(rl, Version)
+			}
+			if e := (*Error)(nil); lerr != nil && !errors.As(lerr, &e) {
+				t.Errorf("%s: untyped error %v", how, lerr)
+			}
+			if err != nil || lerr != nil {
+				return false
+			}
+			flush(t, c)
+			for i := range lazy {
+				if !bytes.Equal(lazy[i].Host, cached.blocks[i].Host) {
+					t.Errorf("%s: block %q differs", how, lazy[i].Name)
+				}
+			}
+			return true
+		}
+		if !loads("as it was", s.Bytes) {
+			t.Errorf("stream %d is refused", i)
+		}
+		loaded, n := 0, 0
+		for how, p := range damage.Copies(3, require.Many(20, 50, 1000), s.Input) {
+			n++
+			if loads(how, p) {
+				loaded++
+			}
+			if t.Failed() {
+				t.Fatalf("stream %d, %s", i, how)
+			}
+		}
+		if t.Logf("stream %d: %d of %d were loaded by both", i, loaded, n); loaded == 0 || loaded == n {
+			t.Errorf("stream %d: %d of %d copies were loaded", i, loaded, n)
 		}
 	}
 }

@@ -20,7 +20,7 @@ func FuzzLoadState(f *testing.F) {
 		}
 	}
 	whole, _ := cuts(f, Format{}, slices.Concat(unhex(f, "0000000000006004 03 72616d 0000000000004000 03 626967 0000000000001000 04 66696c65 0000000000001000 0000000000001008 03 72616d"), page(1),
-		unhex(f, "0000000000001060 01 0003 050001 0000000000000022 00"+eosHex)))
+		unhex(f, "0000000000001060 01 0003 0501aa 0000000000000022 00"+eosHex)))
 	for _, p := range damage.Copies(1, 20, whole) {
 		f.Add(p, false, false)
 	}
