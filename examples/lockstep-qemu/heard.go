@@ -80,7 +80,7 @@ func (h *heard) goOn(generation uint64) {
 	var link *standby.Control
 	h.update(func() {
 		h.runs = max(generation, h.generation+1)
-		h.ready, link = false, h.link
+		h.ready, h.live, link = false, false, h.link // nothing is promised any more
 	})
 	if link != nil {
 		link.Send(standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs}, time.Second)

@@ -97,3 +97,47 @@ func TestNothingIsPromisedWhileTheArbiterIsAskedNorAfterItsYes(t *testing.T) {
 		})
 	}
 }
+
+// With a guest that runs on here there is no session, and no promise by which the primary's could run on.
+func TestAStandbyThatHasGoneOnHasNoSessionAndPromisesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &standbyRun{heard: newHeard(&printer{terminal: terminal{out: io.Discard, err: io.Discard}}), tries: &rehearsals{}}
+		s.heard.begin(nil)
+		here, there := net.Pipe()
+		defer there.Close()
+		s.heard.room.Enter(here)
+		ended := make(chan error, 1)
+		go func() { ended <- s.heard.guardian(t.Context(), here, nil) }()
+		g := standby.NewControl(there)
+		say := func(m standby.ControlMessage) {
+			t.Helper()
+			if err := g.Send(m, time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hears := func() standby.ControlMessage {
+			t.Helper()
+			m, err := g.Receive(time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		say(standby.ControlMessage{Say: standby.SaidHello, Version: standby.ControlVersion, Generation: 1})
+		hears()
+		say(standby.ControlMessage{Say: standby.SaidBeat, Generation: 1})
+		if m, st := hears(), s.standing(); m.Promise == 0 || !st.Session || st.GoneOn {
+			t.Fatalf("while it follows: %+v, %+v", m, st)
+		}
+		go s.heard.goOn(2)
+		if m := hears(); m.Say != standby.SaidRuns || m.Generation != 2 {
+			t.Errorf("told: %+v", m)
+		}
+		say(standby.ControlMessage{Say: standby.SaidBeat, Generation: 1})
+		if m, st := hears(), s.standing(); m.Promise != 0 || st.Session || !st.GoneOn {
+			t.Errorf("with the guest here: %+v, %+v", m, st)
+		}
+		there.Close()
+		<-ended
+	})
+}

@@ -188,6 +188,8 @@ func (o *protectOptions) checkStay() error {
 	switch {
 	case !o.stay && (o.control != "" || o.arbiter != "" || o.http != ""):
 		return errors.New("-control, -arbiter and -http are for -stay")
+	case o.controlTLS != "" && o.insecure:
+		return errors.New("-control-tls and -insecure contradict each other")
 	case o.control != "" && o.controlTLS == "" && !o.insecure:
 		return errors.New("-control wants -control-tls, or -insecure by name")
 	case o.term < time.Second, o.stall <= 0, o.silence <= 0:

@@ -153,6 +153,8 @@ func (o *standbyOptions) check() error {
 		return errors.New("-postcopy is of the QEMU after --, and there is none")
 	case o.rehearse && len(o.qemu) == 0:
 		return errors.New("-rehearse is of the QEMU after --, and there is none")
+	case o.tls != "" && o.insecure:
+		return errors.New("-tls and -insecure contradict each other")
 	case o.control != "" && o.tls == "" && !o.insecure:
 		return errors.New("-control wants -tls, or -insecure by name")
 	}

@@ -272,6 +272,8 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-control", "127.0.0.1:0"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-arbiter", "etcd:x:1"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-takeover", "always", "-arbiter", "file:x"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-control", "127.0.0.1:0", "-tls", "/no/such", "-insecure"},
+		{"protect", "-qmp", "a", "-to", "b", "-stay", "-control", "c", "-control-tls", "/no/such", "-insecure"},
 		{"protect", "-qmp", "a", "-to", "b", "-control", "c"},
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-control", "c"},
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-stall", "0s"},

@@ -66,7 +66,13 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 			}
 		}
 	}
-	if plain := f.Lookup("insecure"); plain != nil && plain.Value.String() == "false" {
+	if plain := f.Lookup("insecure"); plain != nil && plain.Value.String() == "true" {
+		for _, name := range []string{"cert", "key", "ca"} {
+			if f.Lookup(name).Value.String() != "" {
+				return usage.Wrong("-%s and -insecure contradict each other", name)
+			}
+		}
+	} else if plain != nil {
 		for _, name := range []string{"cert", "key", "ca", "peer"} {
 			if f.Lookup(name).Value.String() == "" {
 				return usage.Wrong("-%s is missing: a host has -cert, -key, -ca and -peer, or -insecure", name)

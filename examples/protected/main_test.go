@@ -115,7 +115,8 @@ func TestOnlyADemonstrationFailsWhenItIsEnded(t *testing.T) {
 func TestAHostNeedsItsAddressesAndCertificates(t *testing.T) {
 	for args, want := range map[string]string{
 		"-host a": "-listen is missing", "-host a -listen :0": "-dial is missing", "-listen :0 -dial :0": "-host is missing",
-		"-host a -listen :0 -dial :0": "-cert is missing", "-host a -listen :0 -dial :0 -cert c -key k -ca a": "-peer is missing",
+		"-host a -listen :0 -dial :0 -insecure -ca a": "-ca and -insecure contradict each other",
+		"-host a -listen :0 -dial :0":                 "-cert is missing", "-host a -listen :0 -dial :0 -cert c -key k -ca a": "-peer is missing",
 		"-host a -listen :0 -dial there -insecure": "-dial there: want [HOST]:PORT", "-host a -listen 7001 -dial :0 -insecure": "-listen 7001: want [HOST]:PORT",
 		"-host a -tls -listen :0 -dial :0": "one host has -cert, -key, -ca and -peer",
 	} {
