@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/failover"
@@ -37,8 +36,7 @@ func (b *between) run(ctx context.Context, after uint64) error {
 		fmt.Sprintf("LOCKSTEP_GENERATION=%d", after+1), "LOCKSTEP_CAUSE="+oneLine(errors.New(cause)))
 	// When the shell ends, so have the processes that it waits for. Others that still hold
 	// the output open are not waited for.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	together(cmd)
 	cmd.WaitDelay = commandPipe
 	var said head
 	cmd.Stdout, cmd.Stderr = &said, &said

@@ -7,9 +7,9 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
@@ -134,7 +134,7 @@ func (r *roamer) await() error {
 // keep runs the guest here until it ends or has moved.
 func (r *roamer) keep() error {
 	hand := make(chan os.Signal, 1)
-	r.o.hw.notify(hand, syscall.SIGUSR2)
+	r.o.hw.notify(hand, signals.User2)
 	defer signal.Stop(hand)
 	var d *departure
 	var gone chan struct{} // of d

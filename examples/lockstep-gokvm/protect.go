@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -17,6 +16,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/examples/internal/threads"
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
@@ -304,7 +304,7 @@ func (h *host) switchover() error {
 // obey carries out what the user orders by a signal, or at the console.
 func (h *host) obey(ctx context.Context) {
 	hand := make(chan os.Signal, 1)
-	h.o.hw.notify(hand, syscall.SIGUSR2)
+	h.o.hw.notify(hand, signals.User2)
 	defer signal.Stop(hand)
 	for {
 		select {

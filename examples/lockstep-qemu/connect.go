@@ -105,13 +105,7 @@ func (w *watched) Write(p []byte) (int, error) {
 // it has sent was read: it looks, without reading.
 func (w *watched) gone() bool {
 	if !w.closed.Load() && w.raw != nil {
-		w.raw.Control(func(fd uintptr) {
-			n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-			if n == 0 && err == nil {
-				err = io.EOF
-			}
-			w.note(err)
-		})
+		w.raw.Control(func(fd uintptr) { w.note(peek(fd)) })
 	}
 	return w.closed.Load()
 }

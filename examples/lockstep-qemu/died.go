@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 // ended is how a QEMU that this process has started has ended, in an operator's
@@ -37,7 +38,7 @@ func ended(err error) error {
 // it does.
 func crashes(s syscall.Signal) bool {
 	switch s {
-	case syscall.SIGABRT, syscall.SIGSEGV, syscall.SIGBUS, syscall.SIGILL, syscall.SIGFPE, syscall.SIGTRAP, syscall.SIGSYS:
+	case syscall.SIGABRT, syscall.SIGSEGV, syscall.SIGBUS, syscall.SIGILL, syscall.SIGFPE, syscall.SIGTRAP, signals.BadCall:
 		return true
 	}
 	return false

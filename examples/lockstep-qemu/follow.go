@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"os"
-	"syscall"
 
 	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/vmstate"
@@ -34,18 +33,4 @@ func (s *standbyRun) follow(w *os.File) error {
 		VM: replica, State: &reg, Memory: memory, Blocks: blocks, Machine: in.Machine, Postcopy: true, PostcopyAfter: -1,
 	}).Run(context.Background(), conn)
 	return errors.Join(err, replica.Close())
-}
-
-// socketPair returns two ends of one connection.
-func socketPair() (a, b *os.File, err error) {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	for _, fd := range fds {
-		syscall.CloseOnExec(fd)
-	}
-	return os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(fds[1]), "standby"), nil
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/gocolo/lockstep/event/qmp"
 )
@@ -35,11 +34,10 @@ func (s *standbyRun) first() {
 		s.p.object(map[string]any{"space": map[string]any{"need": want, "reserved": true}})
 		return
 	}
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.state, &st); err != nil {
+	free, err := freeIn(s.state)
+	if err != nil {
 		return
 	}
-	free := uint64(st.Bavail) * uint64(st.Bsize)
 	s.p.object(map[string]any{"space": map[string]any{"need": want, "free": free}})
 	if free < want {
 		s.p.warn("%s has %s free, and the guest may need %s: until there is more it can be brought back, but not saved", s.state, size(free), size(want))

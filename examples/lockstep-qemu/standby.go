@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -22,6 +21,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -243,13 +243,13 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 			return err
 		}
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
+	orders := make(chan os.Signal, 1)
+	signal.Notify(orders, signals.User1)
 	all.Go(func() {
-		defer signal.Stop(signals)
+		defer signal.Stop(orders)
 		for {
 			select {
-			case <-signals:
+			case <-orders:
 			case <-ctx.Done():
 				return
 			}

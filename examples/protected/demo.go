@@ -14,10 +14,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/loopback"
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
@@ -206,7 +206,7 @@ func (p *pair) close() {
 func (p *pair) end(host string) {
 	proc := p.procs[host]
 	delete(p.procs, host)
-	proc.cmd.Process.Signal(syscall.SIGCONT)
+	proc.cmd.Process.Signal(signals.Continue)
 	proc.cmd.Process.Kill()
 	proc.reader.Wait()
 	proc.cmd.Wait()
@@ -353,7 +353,7 @@ func stoppedAndContinued(ctx context.Context, w io.Writer, p *pair, lead *string
 	was, next := *lead, other(*lead)
 	p.client.mark(next)
 	at := time.Now()
-	if err := p.signal(was, syscall.SIGSTOP); err != nil {
+	if err := p.signal(was, signals.Stop); err != nil {
 		return err
 	}
 	heard, err := p.client.heard(ctx, next)
@@ -363,7 +363,7 @@ func stoppedAndContinued(ctx context.Context, w io.Writer, p *pair, lead *string
 	time.Sleep(200 * time.Millisecond)
 	p.client.mark(was)
 	after := p.mark(next)
-	if err := p.signal(was, syscall.SIGCONT); err != nil {
+	if err := p.signal(was, signals.Continue); err != nil {
 		return err
 	}
 	if err := p.protected(ctx, next, after); err != nil {
@@ -386,7 +386,7 @@ func switched(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	next := other(*lead)
 	p.client.mark(next)
 	after := p.mark(*lead)
-	if err := p.signal(*lead, syscall.SIGUSR1); err != nil {
+	if err := p.signal(*lead, signals.User1); err != nil {
 		return err
 	}
 	if _, err := p.client.heard(ctx, next); err != nil {

@@ -30,7 +30,6 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
@@ -39,6 +38,7 @@ import (
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
@@ -123,7 +123,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 	group.Go(func() { m.run(ctx) })
 	handOver := make(chan os.Signal, 1)
-	signal.Notify(handOver, syscall.SIGUSR1)
+	signal.Notify(handOver, signals.User1)
 	defer func() { signal.Stop(handOver); close(handOver) }()
 	go func() {
 		for range handOver {

@@ -9,7 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
+
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 // A process is one side, as the parent sees it.
@@ -80,8 +81,8 @@ func (p *process) tell(v any) { json.NewEncoder(p.in).Encode(v) }
 func (p *process) kill() error { return p.cmd.Process.Kill() }
 
 // pause sends SIGSTOP, and resume SIGCONT.
-func (p *process) pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
-func (p *process) resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+func (p *process) pause() error  { return p.cmd.Process.Signal(signals.Stop) }
+func (p *process) resume() error { return p.cmd.Process.Signal(signals.Continue) }
 
 // pid returns the process ID, to print it.
 func (p *process) pid() int { return p.cmd.Process.Pid }

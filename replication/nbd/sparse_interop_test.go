@@ -1,3 +1,5 @@
+//go:build unix
+
 package nbd_test
 
 import (
