@@ -276,6 +276,7 @@ var promises = []struct {
 	{"docs/security.md", "one of an old generation is refused.", []string{"colo/protect.TestOldGenerationGetsNowhere"}},
 	{"docs/security.md", "At most 256 connections are at that at one time", []string{"colo/protect.TestStrangersKeepNobodyOut"}},
 	{"docs/security.md", "a forged RST counts only with the exact sequence number.", []string{"colo/filter.TestOnlyWhatTheGuestTakesMakesRoomForOthers", "colo/filter.TestWhatAStrangerSendsChangesNothing"}},
+	{"docs/security.md", "makes the guests differ; the comparison finds that and asks for a checkpoint.", []string{"colo/compare.TestARefusalThatIsForgedBlindlyCostsACheckpointAndNothingElse"}},
 	{"docs/security.md", "fill what holds its output (bounded;", []string{"colo/filter.TestFullBufferLeavesThePacketWithTheDevice", "colo/compare.TestLimitsHoldAndAskAndLoseNothing"}},
 	{"docs/security.md", "What it puts into device state, memory or packets is bounded and checked on the other host", []string{
 		"..TestWhatIsBoundedIsBoundedByTheCodeAndTested", "colo/standby.TestAHostileCheckpointIsRefusedAndChangesNothing", "colo/filter.TestBadFramesAreErrorsThatSayWhere"}},
