@@ -11,8 +11,8 @@ import (
 )
 
 // A toldArbiter is the arbiter of a job, which tells, in an event and in Info.LastError, when the
-// arbiter is out of reach and when it answers again. What a session asks for the session tells of
-// itself.
+// arbiter is out of reach and when it answers again. What is answered to a session that session
+// tells of itself.
 type toldArbiter struct {
 	failover.Arbiter
 	j    *Job
@@ -21,8 +21,18 @@ type toldArbiter struct {
 
 func (a *toldArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
 	g, err := a.Arbiter.Acquire(ctx, c)
-	if a.j.session() == nil {
+	s := a.j.session()
+	switch {
+	case s == nil:
 		a.heard(ctx, event.ModeNone, err)
+	case err == nil:
+		a.away.Store(false)
+	case ctx.Err() == nil: // the keeper asks again, for as long as the session waits
+		mode := event.ModeSecondary
+		if s.primary != nil {
+			mode = event.ModePrimary
+		}
+		a.heard(ctx, mode, err)
 	}
 	return g, err
 }

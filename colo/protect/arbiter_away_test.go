@@ -68,6 +68,63 @@ func TestAnArbiterThatIsOutOfReachIsToldOfOnce(t *testing.T) {
 	}
 }
 
+// A host that has lost the other one, and then does not reach the arbiter, stands still. It says
+// why, on either side, once, and that it goes on in the end.
+func TestALostHostThatReachesNoArbiterSaysSoWhileItAsks(t *testing.T) {
+	for _, side := range []string{"primary", "secondary"} {
+		bubble(t, side, func(t *testing.T, w *world) {
+			w.guest.Interval = 50 * time.Millisecond // this is not about what it says
+			var away atomic.Bool
+			w.store.Before = func(context.Context, string) error {
+				if away.Load() {
+					return errors.New("no route to the arbiter")
+				}
+				return nil
+			}
+			b := w.boot("b", false, nil)
+			a := w.boot("a", true, nil)
+			a.is(Protected)
+			b.is(Following)
+			lost, stays := a, b
+			if side == "primary" {
+				lost, stays = b, a
+			}
+			away.Store(true)
+			lost.kill(false)
+			time.Sleep(4 * w.term)
+			if stays.job.State() != Asking {
+				t.Fatalf("it is %v", stays.job.State())
+			}
+			var told []event.Arbitration
+			for _, e := range said[event.Arbitration](stays) {
+				if e.Answer == event.ArbiterUnreachable {
+					told = append(told, e)
+				}
+			}
+			if len(told) != 1 || told[0].Mode.String() != side || !strings.Contains(told[0].Error, "no route") {
+				t.Errorf("told: %+v", told)
+			}
+			if err := stays.job.Query().LastError; err == nil || !strings.Contains(err.Error(), "the arbiter does not answer") {
+				t.Errorf("the last error is %v", err)
+			}
+			away.Store(false)
+			time.Sleep(4 * w.term)
+			stays.is(Alone)
+			var granted int
+			for _, e := range said[event.Arbitration](stays) {
+				if e.Answer == event.ArbiterGranted {
+					granted++
+				}
+			}
+			// That a primary's grant can be renewed again is told besides.
+			if granted == 0 || granted > 1 && side == "secondary" {
+				t.Errorf("the grant is told %d times", granted)
+			}
+			stays.halt()
+		})
+	}
+}
+
 // resting is an arbiter that renews nothing while two hosts are in step, whose promises count then.
 type resting struct {
 	failover.Arbiter

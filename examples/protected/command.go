@@ -67,7 +67,7 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 		}
 	}
 	if plain := f.Lookup("insecure"); plain != nil && plain.Value.String() == "true" {
-		for _, name := range []string{"cert", "key", "ca", "peer"} {
+		for _, name := range []string{"cert", "key", "ca"} {
 			if f.Lookup(name).Value.String() != "" {
 				return usage.Wrong("-%s and -insecure contradict each other", name)
 			}
