@@ -191,23 +191,34 @@ func (f *Forwarder) failed() error {
 // Stop ends the use of a Forwarder; it abandons whatever has not been answered, with failover or without: a
 // secondary that goes on would undo it. It closes the Remote.
 func (f *Forwarder) Stop(_ context.Context, _ bool) error {
-	f.mu.Lock()
-	if f.state == None {
-		f.mu.Unlock()
-		return ErrNotRunning
+	if done, err := f.retire(); done || err != nil {
+		return err
 	}
-	if f.state == Done {
-		f.mu.Unlock()
-		return nil
+	f.close()
+	return nil
+}
+
+// retire has the Forwarder send nothing any more, and reports whether it was stopped already.
+// Unless it was, close follows, which may wait for the other side.
+func (f *Forwarder) retire() (done bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch f.state {
+	case None:
+		return false, ErrNotRunning
+	case Done:
+		return true, nil
 	}
 	f.state = Done
 	f.drop()
-	f.mu.Unlock()
+	return false, nil
+}
+
+func (f *Forwarder) close() {
 	f.remote.Close()
 	if f.cfg.ended != nil {
 		f.cfg.ended()
 	}
-	return nil
 }
 
 // drop empties the queues, and tells of all that has not been answered as lost. The caller

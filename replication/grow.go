@@ -123,8 +123,8 @@ func (o *overlay) grow(size int64) {
 // *BrokenError. It owns remote only if it succeeds. It is called as Attach is, one
 // at a time with the others.
 func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.steer.Lock()
+	defer p.steer.Unlock()
 	if err := mayGrow(p.size.Load(), size); err != nil {
 		return err
 	}
@@ -154,6 +154,17 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 			return fmt.Errorf("%w: it is copy %v, the one that is attached %v", ErrIdentity, theirs.Copy, p.peer.run.Copy)
 		}
 	}
+	if err := p.growLocked(ctx, size, old, remote, align); err != nil || old == nil {
+		return err
+	}
+	old.close()
+	return nil
+}
+
+// growLocked does what is left of Grow once the sizes and the copies fit.
+func (p *Primary) growLocked(ctx context.Context, size int64, old *Forwarder, remote Remote, align int64) error {
+	// The guest's writes wait while those before arrive: they have to be on their way on one
+	// connection or the other. Cut ends the wait, as it does theirs.
 	h := p.lockAll()
 	defer p.locks.unlock(h)
 	if old != nil {
@@ -186,9 +197,9 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 	f.state, f.marked = Running, old.marked
 	p.align.Store(align)
 	p.link.Store(f)
-	old.Stop(ctx, false) // it has nothing under way
+	_, err := old.retire() // it has nothing under way; Grow closes it, for which no write has to wait
 	p.changed()
-	return nil
+	return err
 }
 
 func (f *Forwarder) isHeld() bool {

@@ -96,7 +96,13 @@ type Primary struct {
 
 	evacuates atomic.Bool // the local disk had failed when link was attached, and Evacuate is set; changed with mu
 
-	mu       sync.Mutex
+	// steer is held by whoever attaches, detaches, starts, stops or grows, and so also while the
+	// other side is waited for, at most as long as its Remote waits: closing that ends it. Nothing
+	// that the guest does waits for it, nor Err or Info. It comes before the lock of the whole disk,
+	// and that before mu.
+	steer sync.Mutex
+
+	mu       sync.Mutex                    // never held while the other side is waited for
 	state    atomic.Uint32                 // a State; changed with mu
 	joined   bool                          // Attach has succeeded once
 	used     bool                          // a run has begun in the present generation
@@ -153,6 +159,9 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // disk has around them. The error is ErrSize if the disk is no multiple of its blocks. A
 // [WriteChecker] that cannot be written, or not made stable, is refused with its error.
 //
+// Attach waits for the other side as long as the Remotes do, and ends when remote is closed. The
+// guest's requests do not wait for that, nor do Err, Info, and Stop where nothing runs; Detach does.
+//
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since
 // its last checkpoint, another copy of this disk everything. Unless Overwrite
@@ -172,8 +181,8 @@ func (p *Primary) Attach(remote Remote) error {
 	if err := checkWrites("the secondary's disk", remote); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.steer.Lock()
+	defer p.steer.Unlock()
 	if p.State() == Running {
 		return ErrRunning
 	}
@@ -194,6 +203,8 @@ func (p *Primary) Attach(remote Remote) error {
 	// No write is between the account of it and its forwarding.
 	h := p.lockAll()
 	defer p.locks.unlock(h)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.detach()
 	if err := p.joinedTo(theirs, lacks); err != nil {
 		return err
@@ -210,8 +221,8 @@ func (p *Primary) Attach(remote Remote) error {
 // closes it. While replication runs the error is ErrRunning: that is for Stop.
 // Without a Remote it does nothing.
 func (p *Primary) Detach() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.steer.Lock()
+	defer p.steer.Unlock()
 	if p.State() == Running {
 		return ErrRunning
 	}
@@ -228,7 +239,7 @@ func (p *Primary) Detach() error {
 }
 
 // detach forgets the link, which is stopped, and makes what the secondary may
-// not have dirty. The caller holds mu and has locked the whole disk.
+// not have dirty. The caller holds steer and has locked the whole disk.
 func (p *Primary) detach() {
 	p.link.Store(nil)
 	p.peer.detached()
@@ -250,8 +261,7 @@ func (p *Primary) Run(ctx context.Context) error {
 	ahead.Go(func() { p.syncAhead(ctx) })
 	defer ahead.Wait() // it ends with ctx
 	for {
-		// attached is read before link, so that a change of link after that closes it. mu
-		// would not do, since it is held while a Remote is closed, which may take long.
+		// attached is read before link, so that a change of link after that closes it.
 		attached := *p.attached.Load()
 		f := p.link.Load()
 		if f != nil {
@@ -287,6 +297,8 @@ func (p *Primary) State() State { return State(p.state.Load()) }
 // one the disk is not protected.
 func (p *Primary) Start(context.Context) error {
 	defer p.tellFailed()
+	p.steer.Lock()
+	defer p.steer.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.State() == Running {
@@ -404,19 +416,24 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 // copy begins the generation at the first write, if no Remote is attached before.
 func (p *Primary) Stop(_ context.Context, failover bool) error {
 	defer p.tellFailed()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch p.State() {
-	case Done:
-		return nil
-	case None:
-		return ErrNotRunning
+	// An Attach may be under way unless it runs, and is not waited for.
+	if st := p.State(); st != Running {
+		return notStopped(st)
 	}
+	p.steer.Lock()
+	defer p.steer.Unlock()
+	if st := p.State(); st != Running {
+		return notStopped(st)
+	}
+	p.mu.Lock()
 	p.state.Store(uint32(Done))
+	p.mu.Unlock()
 	// Writers who wait for room hold their ranges; this sends them on.
 	p.link.Load().Stop(context.Background(), false)
 	h := p.lockAll()
 	defer p.locks.unlock(h)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.detach()
 	p.changed()
 	if failover {
@@ -426,6 +443,14 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 	}
 	p.resumed.Store(p.used) // the first write tells which way it goes on
 	return nil
+}
+
+// notStopped returns what Stop returns in a state in which there is nothing to stop.
+func notStopped(st State) error {
+	if st == Done {
+		return nil
+	}
+	return ErrNotRunning
 }
 
 // Cut implements [Cutter]: it closes the Remote. Writers that wait for room in the

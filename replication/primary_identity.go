@@ -74,7 +74,7 @@ func (p *Primary) unguard() error {
 }
 
 // join finds out what the copy on the other side of remote lacks, and has it adopt this
-// disk's identity. The caller holds mu.
+// disk's identity. The caller holds steer, and not mu: the other side may take its time.
 func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	var known bool
 	other, ok := remote.(Identified)
@@ -84,15 +84,27 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 		}
 		known = theirs.Copy != (ID{})
 	}
+	ours, lacks, err := p.describe(theirs, known)
+	if err == nil && known {
+		err = other.Adopt(ours)
+	}
+	return theirs, lacks, err
+}
+
+// describe finds out what theirs, a secondary's copy, lacks, and returns the identity that it is
+// to adopt, which is durable on this side.
+func (p *Primary) describe(theirs Identity, known bool) (ours Identity, lacks int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	lacks, err = p.peer.lacks(p.meta.Identity(), theirs, known, p.cfg.InSync && !p.joined, p.cfg.Overwrite)
 	if err != nil {
 		if errors.Is(err, ErrOutdated) {
 			err = errors.Join(err, p.meta.Outdate())
 		}
-		return theirs, 0, err
+		return ours, 0, err
 	}
 	if err := p.unguard(); err != nil && !p.mayForget() {
-		return theirs, 0, err
+		return ours, 0, err
 	}
 	err = p.record(func(i *Identity, _ *peerBase) {
 		if i.Disk == (ID{}) {
@@ -104,7 +116,7 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 		i.State, i.Writes, i.Overwrite = CopyClean, true, false
 	})
 	if err != nil {
-		return theirs, 0, err
+		return ours, 0, err
 	}
 	if p.meta.isAhead() {
 		// After a restart this copy says that it is an older one, which no account of
@@ -113,12 +125,9 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	}
 	p.used = false
 	p.resumed.Store(false)
-	if known {
-		ours := p.meta.Identity()
-		ours.Overwrite, ours.instance = p.cfg.Overwrite, theirs.instance
-		err = other.Adopt(ours)
-	}
-	return theirs, lacks, err
+	ours = p.meta.Identity()
+	ours.Overwrite, ours.instance = p.cfg.Overwrite, theirs.instance
+	return ours, lacks, nil
 }
 
 // joinedTo makes theirs the copy to which r refers. The caller holds mu and has locked the

@@ -189,18 +189,38 @@ func Preflight(ctx context.Context, local Disk, sums io.ReaderAt, chunks int) er
 // compareSums compares p, the content of chunks from off on, with their sums
 // and calls differ for each chunk that is not the same.
 func compareSums(sums io.ReaderAt, off int64, p []byte, differ func(off, n int64)) error {
-	var table [copyStep / ChunkSize * sumSize]byte
-	chunks := (len(p) + ChunkSize - 1) / ChunkSize
-	theirs := table[:chunks*sumSize]
+	var theirs chunkTable
+	if err := theirs.read(sums, off, len(p)); err != nil {
+		return err
+	}
+	theirs.compare(off, p, differ)
+	return nil
+}
+
+// chunkTable has the sums of as many chunks as are compared at a time.
+type chunkTable [copyStep / ChunkSize][sumSize]byte
+
+// read reads the sums of the n bytes from off on, with which a chunk begins.
+func (t *chunkTable) read(sums io.ReaderAt, off int64, n int) error {
+	var table [len(t) * sumSize]byte
+	theirs := table[:(n+ChunkSize-1)/ChunkSize*sumSize]
 	if err := readFull(sums, theirs, off/ChunkSize*sumSize); err != nil {
 		return fmt.Errorf("replication: checksums: %w", err)
 	}
-	for len(p) > 0 {
-		c := min(len(p), ChunkSize)
-		if sha256.Sum256(p[:c]) != [sumSize]byte(theirs[:sumSize]) {
-			differ(off, int64(c))
-		}
-		off, p, theirs = off+int64(c), p[c:], theirs[sumSize:]
+	for i := range theirs[:len(theirs)/sumSize] {
+		t[i] = [sumSize]byte(theirs[i*sumSize:])
 	}
 	return nil
+}
+
+// compare compares p, the content from off on, with the sums that were read, and calls differ for
+// each chunk that is not the same.
+func (t *chunkTable) compare(off int64, p []byte, differ func(off, n int64)) {
+	for i := 0; len(p) > 0; i++ {
+		c := min(len(p), ChunkSize)
+		if sha256.Sum256(p[:c]) != t[i] {
+			differ(off, int64(c))
+		}
+		off, p = off+int64(c), p[c:]
+	}
 }

@@ -134,45 +134,48 @@ func (t *teller) end(now time.Time) {
 	}
 }
 
-// copyRun copies one run of dirty chunks, which nobody writes meanwhile.
+// copyRun copies one run of dirty chunks. Nobody writes them while they are read and sent. The
+// other side's sums are read before that, so that no write waits for them: nothing but
+// Synchronise changes there what is dirty.
 func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64, done *event.DiskSyncProgress) error {
-	h := p.locks.lock(start, int64(len(buf)), false)
+	n := int64(len(buf))
+	var theirs chunkTable
+	sums := cfg.Sums != nil && !p.onTheWay(f, start, n)
+	if sums {
+		if err := theirs.read(cfg.Sums, start, len(buf)); err != nil {
+			return err
+		}
+	}
+	h := p.locks.lock(start, n, false)
 	defer p.locks.unlock(h)
 	if err := readFull(p.local, buf, start); err != nil {
 		return fmt.Errorf("replication: synchronise: %w", err)
 	}
-	send := func(off, n int64) error {
-		_, err := f.send(buf[off-start:off-start+n], off, n, false)
-		if err == nil {
-			done.Copied += n
-		}
-		return err
+	differ := [][2]int64{{start, n}}
+	if sums {
+		differ = differ[:0]
+		theirs.compare(start, buf, func(off, n int64) { differ = append(differ, [2]int64{off, n}) })
 	}
-	if cfg.Sums == nil {
-		// The bits are cleared before the write: if its answer is an error, perhaps at
-		// once, they are set again.
-		p.peer.copied.Set(start, int64(len(buf)))
-		p.peer.dirty.Clear(start, int64(len(buf)))
-		if err := send(start, int64(len(buf))); err != nil {
-			p.peer.dirty.Set(start, int64(len(buf)))
-			return err
-		}
-		return nil
-	}
-	var differ [][2]int64
-	err := compareSums(cfg.Sums, start, buf, func(off, n int64) { differ = append(differ, [2]int64{off, n}) })
-	if err != nil {
-		return err
-	}
-	p.peer.copied.Set(start, int64(len(buf)))
-	p.peer.dirty.Clear(start, int64(len(buf)))
-	done.Same += int64(len(buf))
+	// The bits are cleared before the write: if its answer is an error, perhaps at
+	// once, they are set again.
+	p.peer.copied.Set(start, n)
+	p.peer.dirty.Clear(start, n)
+	done.Same += n
 	for _, d := range differ {
-		if err := send(d[0], d[1]); err != nil {
-			p.peer.dirty.Set(start, int64(len(buf)))
+		if _, err := f.send(buf[d[0]-start:][:d[1]], d[0], d[1], false); err != nil {
+			p.peer.dirty.Set(start, n)
 			return err
 		}
 		done.Same -= d[1]
+		done.Copied += d[1]
 	}
 	return nil
+}
+
+// onTheWay reports whether a write to dirty chunks is on its way to the other side, from before
+// they were dirty. Where none is, none will be: writes to them are not forwarded.
+func (p *Primary) onTheWay(f *Forwarder, off, n int64) bool {
+	h := p.locks.lock(off, n, false) // nobody who has yet to look whether they are dirty
+	defer p.locks.unlock(h)
+	return f.overlapsAny(off, n)
 }

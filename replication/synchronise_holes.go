@@ -59,14 +59,18 @@ func zeroPrefix(d any, off, n int64) (zero int64) {
 // either side if the secondary can tell. It reports false, having done nothing,
 // if a guest has written there since.
 func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *event.DiskSyncProgress) (bool, error) {
+	// As in copyRun, no write waits for what the other side says.
+	differ := [][2]int64{{start, n}}
+	if !p.onTheWay(f, start, n) {
+		var err error
+		if differ, err = notZero(f, cfg, start, n); err != nil {
+			return false, err
+		}
+	}
 	h := p.locks.lock(start, n, false)
 	defer p.locks.unlock(h)
 	if zeroPrefix(p.local.Disk, start, n) < n {
 		return false, nil
-	}
-	differ, err := notZero(f, cfg, start, n)
-	if err != nil {
-		return false, err
 	}
 	// As in copyRun: first, and again after an error.
 	p.peer.copied.Set(start, n)
@@ -86,9 +90,6 @@ func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *
 // notZero returns the parts of a range that are not known to be zero on the
 // secondary.
 func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, err error) {
-	if f.overlapsAny(start, n) {
-		return [][2]int64{{start, n}}, nil // writes may be on their way to it
-	}
 	align, err := alignOf(f.remote, f.remote.Size())
 	if err != nil {
 		return nil, err

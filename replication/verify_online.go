@@ -42,6 +42,10 @@ type VerifyConfig struct {
 // the secondary is forwarded like a write, and waits like one where the secondary has no
 // room for what it replaces. What Synchronise is still to copy is left out.
 //
+// A write of the guest to the step, of 1 MiB, waits while the other side is read, since both sides
+// have to stand still. Cut does not end that wait: close what VerifyConfig reads with as well when
+// the secondary is given up, or give it a timeout, as an nbd.Client has.
+//
 // At the end the bus is told, with an event.DiskVerified. The error is
 // ErrNotRunning without a secondary, ctx's, that of a side that could not be
 // read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
