@@ -224,6 +224,31 @@ func (m *Metadata) grow(size int64, t *intent) error {
 	return nil
 }
 
+// makeRoom makes the device long enough for the bitmap of a disk of size bytes, if it can become
+// longer: a disk may have grown as a secondary's, or outside. What it gets is zero, which is no
+// mark, so no base may be there that would take it for an account. Where there is no room, there
+// is no account, as before.
+func (m *Metadata) makeRoom(size int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	need := metadataHead + intentBytes(size)
+	if m.dev == nil || m.dev.Size() >= need {
+		return nil
+	}
+	g, ok := m.dev.Disk.(Grower)
+	if !ok {
+		return nil
+	}
+	if m.peer != (peerBase{}) {
+		if err := m.store(m.id, peerBase{}); err != nil {
+			return err
+		}
+	}
+	g.Grow(need) // or it is as long as it was
+	m.dev.wrote()
+	return nil
+}
+
 // grow makes t the bitmap of a disk of size bytes. The device has room for it.
 func (t *intent) grow(size int64) {
 	t.mu.Lock()

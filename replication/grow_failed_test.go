@@ -166,6 +166,82 @@ func TestAGrowthThatFailsOnEitherSideIsMadeUpFor(t *testing.T) {
 	}
 }
 
+// The power of both hosts fails after each operation of a growth. Both copies are those of the
+// last checkpoint then, of one size or the other, and say which of them has to grow.
+func TestWhereverThePowerFailsAGrowthIsMadeUpFor(t *testing.T) {
+	ctx := context.Background()
+	const from, to = testSize, testSize + 3*BlockSize
+	seen := map[string]int{}
+	for at, more := 0, true; more; at++ {
+		why := fmt.Sprintf("the power fails after %d operations", at)
+		local, ldev := newPoweredFake(noise(1, from)), newMetaDevice(to)
+		disk, dev := newPoweredFake(make([]byte, from)), newMetaDevice(to)
+		hidden, active := newPoweredFake(make([]byte, 2*to)), newPoweredFake(make([]byte, 2*to))
+		j, err := OpenJournal(hidden, active)
+		must(t, err)
+		p, err := NewPrimary(growingKept{reopened(t, local, ldev), new(fault)}, PrimaryConfig{})
+		must(t, err)
+		s, err := NewSecondary(growingKept{reopened(t, disk, dev), new(fault)}, SecondaryConfig{Journal: j, Blank: true})
+		must(t, err)
+		p.local.Disk.(growingKept).fault.plan(-1)
+		s.disk.Disk.(growingKept).fault.plan(-1)
+		protectFirst(t, p, s)
+		write(t, p, 0x22, 0, BlockSize)
+		checkpointBoth(t, p, s, 1)
+		checkpoint := bytes.Clone(local.data)
+		write(t, p, 0x33, BlockSize, BlockSize) // the next checkpoint would have it
+		must(t, p.Sync())
+		lead := bytes.Clone(local.data)
+
+		site := &power{left: at}
+		for _, d := range []*fakeDisk{local, ldev, disk, dev, hidden, active} {
+			d.power = site
+		}
+		err = s.Grow(ctx, to)
+		if err == nil {
+			err = p.Grow(ctx, to, WithIdentity(DiskRemote(plainDisk{s.Export()}), NewIdentityDisk(s)))
+		}
+		more = err != nil
+		rng := rand.New(rand.NewPCG(uint64(at), 4))
+		local, ldev, disk, dev = local.cutPower(rng), ldev.cutPower(rng), disk.cutPower(rng), dev.cutPower(rng)
+		hidden, active = hidden.cutPower(rng), active.cutPower(rng)
+
+		j, err = OpenJournal(hidden, active)
+		must(t, err)
+		kept := growingKept{reopened(t, disk, dev), new(fault)}
+		if epoch, _, err := j.Recover(ctx, kept); err != nil || epoch != 1 {
+			t.Fatalf("%s: recovered %d, %v", why, epoch, err)
+		}
+		wantBytes(t, why+": the last checkpoint", disk.data, append(checkpoint, make([]byte, to-from)...)[:disk.Size()], 0)
+		wantBytes(t, why+": the guest's disk", local.data, append(lead, make([]byte, to-from)...)[:local.Size()], 0)
+		s, err = NewSecondary(kept, SecondaryConfig{Journal: j})
+		must(t, err)
+		p, err = NewPrimary(growingKept{reopened(t, local, ldev), new(fault)}, PrimaryConfig{})
+		must(t, err)
+		p.local.Disk.(growingKept).fault.plan(-1)
+		kept.fault.plan(-1)
+		if ours, theirs := local.Size(), disk.Size(); ours != theirs {
+			wantErr(t, why, joinOver(p, s), ErrSize)
+			if ours > theirs {
+				t.Fatalf("%s: the primary has grown before the secondary", why)
+			}
+			must(t, p.Grow(ctx, theirs, nil))
+			seen["only the secondary's had grown"]++
+		} else {
+			seen[fmt.Sprint("both have ", ours)]++
+		}
+		must(t, joinOver(p, s))
+		if p.Dirty() == 0 {
+			t.Errorf("%s: nothing is to be copied, though the guest has written since the checkpoint", why)
+		}
+		protectFirst(t, p, s)
+		wantBytes(t, why+": the copy", disk.data, local.data, 0)
+	}
+	if len(seen) != 3 {
+		t.Errorf("it came to this: %v", seen)
+	}
+}
+
 func TestDisksOfDifferentSizesSayWhichHasToGrow(t *testing.T) {
 	p, err := NewPrimary(newFake(2*testSize, 0), PrimaryConfig{})
 	must(t, err)

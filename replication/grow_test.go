@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -168,6 +169,87 @@ func TestTheAccountOfADiskThatGrewAsASecondarysHasAllOfIt(t *testing.T) {
 	must(t, err)
 	if got := p.Dirty(); got < intentRegion || got == to {
 		t.Errorf("%d bytes are to be copied, want the region that was written after the checkpoint, of %d", got, int64(to))
+	}
+}
+
+// The account of the next 4 GiB wants more room in the metadata.
+func TestADiskThatHasOutgrownItsMetadataHasAnAccountAgain(t *testing.T) {
+	ctx := context.Background()
+	const from, to = 4000 << 20, 4100 << 20
+	if runtime.GOOS != "linux" {
+		t.Skip("holes are not told here")
+	}
+	if intentBytes(from) == intentBytes(to) {
+		t.Fatal("there is room")
+	}
+	for name, grow := range map[string]func(t *testing.T, disk *File){
+		"as a secondary's": func(t *testing.T, disk *File) {
+			s, err := NewSecondary(disk, SecondaryConfig{Overwrite: true})
+			must(t, err)
+			must(t, s.Grow(ctx, to))
+		},
+		"outside": func(t *testing.T, disk *File) {
+			must(t, disk.f.Truncate(to))
+			disk.size.Store(to)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			create := func(name string, size int64) *File {
+				f, err := CreateFile(filepath.Join(dir, name), size)
+				must(t, err)
+				t.Cleanup(func() { f.Close() })
+				return f
+			}
+			secondary := func(d Disk) *Secondary {
+				s, err := NewSecondary(d, SecondaryConfig{Overwrite: true})
+				must(t, err)
+				return s
+			}
+			// The other side tells its holes, so that none of this is read or written.
+			join := func(p *Primary, s *Secondary) { must(t, p.Attach(DiskRemote(s.Export()))) }
+			protect := func(p *Primary, s *Secondary) {
+				join(p, s)
+				must(t, p.Synchronise(ctx, SyncConfig{}))
+				must(t, p.Mark(ctx, 0))
+				must(t, s.Start(ctx))
+				must(t, p.Loaded(ctx, 0))
+				must(t, p.Start(ctx))
+			}
+			again := func(disk *File) (*File, *Primary) {
+				must(t, disk.Close()) // the process ends
+				disk, err := OpenFile(disk.f.Name())
+				must(t, err)
+				t.Cleanup(func() { disk.Close() })
+				p, err := NewPrimary(disk, PrimaryConfig{})
+				must(t, err)
+				return disk, p
+			}
+			disk := create("disk", from)
+			p, err := NewPrimary(disk, PrimaryConfig{})
+			must(t, err)
+			protect(p, secondary(create("other", from)))
+			must(t, p.Stop(ctx, false))
+			grow(t, disk)
+
+			disk, p = again(disk)
+			if got := p.Dirty(); got != to {
+				t.Errorf("without an account %d bytes are to be copied, want all %d", got, int64(to))
+			}
+			join(p, secondary(create("another", to)))
+			disk, p = again(disk) // room has been made, and nothing is known yet
+			if got := p.Dirty(); got != to {
+				t.Errorf("before a run %d bytes are to be copied, want all %d", got, int64(to))
+			}
+			s := secondary(create("a third", to))
+			protect(p, s)
+			write(t, p, 0x22, to-SectorSize, SectorSize)
+			must(t, p.Sync())
+			_, p = again(disk)
+			if got := p.Dirty(); got != intentRegion {
+				t.Errorf("%d bytes are to be copied, want the region that was written, of %d", got, int64(to))
+			}
+		})
 	}
 }
 

@@ -137,7 +137,10 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 	if r.intent == nil { // the metadata may be new
 		// What was written until now is accounted for in memory only; it will have been
 		// copied when a run begins.
-		var err error
+		err := p.meta.makeRoom(p.size.Load())
+		if err != nil && !p.mayForget() {
+			return err
+		}
 		if r.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
 			return err
 		}
