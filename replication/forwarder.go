@@ -190,7 +190,7 @@ func (f *Forwarder) failed() error {
 
 // Stop ends the use of a Forwarder; it abandons whatever has not been answered, with failover or without: a
 // secondary that goes on would undo it. It closes the Remote.
-func (f *Forwarder) Stop(context.Context, bool) error {
+func (f *Forwarder) Stop(_ context.Context, _ bool) error {
 	if done, err := f.retire(); done || err != nil {
 		return err
 	}

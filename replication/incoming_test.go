@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"testing"
@@ -111,6 +112,25 @@ func TestOnceStoppedThePrimaryIsRefused(t *testing.T) {
 		wantErr(t, "read", err, ErrGated)
 		wantErr(t, "zero", x.(ZeroWriter).WriteZeroes(0, 512), ErrGated)
 		wantErr(t, "sync", x.Sync(), ErrGated)
-		write(t, s, 0x33, 0, 512) // the guest goes on
+		if failover {
+			write(t, s, 0x33, 0, 512) // the guest goes on
+		}
 	}
+}
+
+// A primary that comes back takes the copy for that of the last checkpoint, and copies only what
+// it has written since.
+func TestOnceStoppedWithoutFailoverTheDiskStaysAtItsCheckpoint(t *testing.T) {
+	ctx := context.Background()
+	s, disk := newSecondary(t, SecondaryConfig{})
+	write(t, s, 0x22, 0, 512)
+	must(t, s.Stop(ctx, false))
+	before := bytes.Clone(disk.data)
+	_, err := s.WriteAt(make([]byte, 512), 0)
+	wantErr(t, "a write of the guest", err, ErrNotRunning)
+	wantErr(t, "zeroes", s.WriteZeroes(0, 512), ErrNotRunning)
+	wantErr(t, "a trim", s.Trim(0, 512), ErrNotRunning)
+	wantBytes(t, "the last checkpoint", read(t, s, 0, testSize), before, 0)
+	must(t, s.Start(ctx))
+	write(t, s, 0x22, 0, 512) // of the next run
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 // metadataSuffix, after the name of an image, names the file with its metadata.
@@ -69,7 +70,24 @@ func (d *File) metadataName() (string, error) {
 	if err != nil || !st.Mode().IsRegular() {
 		return "", err
 	}
-	return d.f.Name() + metadataSuffix, nil
+	return metadataBeside(d.f.Name()), nil
+}
+
+// metadataBeside returns the name of the file with the metadata of an image. It is beside the image
+// itself where name is that of a symbolic link, since an image with two names must not have two
+// accounts. One that is beside the link alone was left there when the image was moved.
+func metadataBeside(name string) string {
+	beside := name + metadataSuffix
+	image, err := filepath.EvalSymlinks(name)
+	if err != nil {
+		return beside
+	}
+	if _, err := os.Stat(image + metadataSuffix); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	return image + metadataSuffix
 }
 
 // Rebind says that the image and the file with its metadata belong together,
@@ -120,7 +138,7 @@ func ReadIdentity(name string) (Identity, error) {
 		return Identity{}, err
 	}
 	defer f.Close()
-	g, err := os.Open(name + metadataSuffix)
+	g, err := os.Open(metadataBeside(name))
 	if errors.Is(err, os.ErrNotExist) {
 		if st, err := f.Stat(); err != nil || st.Mode().IsRegular() {
 			return Identity{}, err

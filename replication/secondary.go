@@ -30,7 +30,9 @@ const (
 	// FailoverFailed: that copy met an error. The guest may still use the
 	// disk, and Commit may be tried again.
 	FailoverFailed
-	// Done: replication has ended and the disk below is the guest's.
+	// Done: replication has ended. On a primary, and after a failover, the disk below is
+	// the guest's. On a secondary that was stopped without failover it is that of the last
+	// checkpoint, which the guest may read and does not change.
 	Done
 )
 
@@ -452,7 +454,8 @@ func (s *Secondary) copyFailed() error { return cmp.Or(s.disk.failed(), s.meta.f
 // its own writes over the disk of the last checkpoint. That may be repeated
 // after an error or a context that ended, see Commit. Without failover, the
 // secondary disk is made that of the last checkpoint again, and the guest's own
-// writes are dropped; on an error nothing has changed for the guest, and Stop
+// writes are dropped; what it writes from then on is refused with ErrNotRunning, since a primary
+// that comes back takes the disk for that checkpoint. On an error nothing has changed for the guest, and Stop
 // may be called again. After a synchronisation that was not completed, too,
 // Stop without failover brings back the checkpoint of before, if a Journal has
 // kept it.

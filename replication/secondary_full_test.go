@@ -88,7 +88,7 @@ func TestWriteOfTheSecondarysGuestThatWaitsEnds(t *testing.T) {
 		"when the primary is lost":     {func(t *testing.T, x *fullRig) { Group{x.s}.Cut() }, nil},
 		"when a failover is ordered":   {func(t *testing.T, x *fullRig) { must(t, x.s.PrepareFailover(ctx)) }, nil},
 		"when a failover is done":      {func(t *testing.T, x *fullRig) { must(t, x.s.Stop(ctx, true)) }, nil},
-		"when it is stopped":           {func(t *testing.T, x *fullRig) { must(t, x.s.Stop(ctx, false)) }, nil},
+		"when it is stopped":           {func(t *testing.T, x *fullRig) { must(t, x.s.Stop(ctx, false)) }, ErrNotRunning},
 		"when its guest is fenced off": {func(t *testing.T, x *fullRig) { x.s.Fence() }, ErrFenced},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -137,8 +137,9 @@ func source(own, old blockEntry, sector int) int {
 // WriteAt is a write of the secondary's guest. In state Running it goes to
 // the active overlay. If that has no room, it waits for a checkpoint; the error is
 // ErrFull, and nothing is written, if none comes in time, see FullTimeout and
-// Drain, or if it is larger than the overlay. In state None the error is ErrNotRunning. Otherwise it goes to
-// the disk, except where that would later be overwritten by an overlay.
+// Drain, or if it is larger than the overlay. In state None, and after a Stop without failover, the
+// error is ErrNotRunning. Otherwise it goes to the disk, except where that would later be overwritten
+// by an overlay.
 func (s *Secondary) WriteAt(p []byte, off int64) (int, error) {
 	if err := s.guestWrite(p, off, int64(len(p))); err != nil {
 		return 0, err
@@ -182,7 +183,7 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 		case Failover, FailoverFailed:
 			// No checkpoint will make room any more, but Commit will.
 			err = s.Commit(context.Background())
-		default: // it has just ended, and it is the disk that is written
+		default: // it has just ended: the disk is written, or nothing is
 			_, err = s.tryGuestWrite(p, off, n)
 			return err
 		}
@@ -205,6 +206,9 @@ func (s *Secondary) tryGuestWrite(p []byte, off, n int64) (half bool, err error)
 	case Running:
 		return s.writeActive(p, off, n)
 	case Done:
+		if !s.life.tookOver() {
+			return false, ErrNotRunning
+		}
 		return false, s.writeDisk(p, off, n)
 	}
 	// Parts that an overlay holds would be overwritten when it is copied

@@ -95,6 +95,7 @@ Exit status: 0, 1 if something failed, 2 for a bad command line.
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // who interrupts it again does not wait for a disk that does not answer
 	output.Outlive()
 	out := output.New(os.Stdout)
 	err := run(ctx, os.Args[1:], os.Stdin, out, statusline.IsTerminal(os.Stdout))

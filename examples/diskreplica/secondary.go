@@ -41,7 +41,9 @@ type secondary struct {
 	disk   *replication.Secondary
 	srv    *nbd.Server
 
-	mu         sync.Mutex // one command at a time, from whichever side
+	ordered sync.WaitGroup // what commands have begun
+
+	mu         turn // one command at a time, from whichever side
 	generation uint64
 	present    *visit // the primary that the disk has adopted last; nil: none, or it is fenced off
 	promoted   bool
@@ -97,6 +99,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer s.ordered.Wait()
 	defer cancel()
 	wg.Go(func() { s.srv.Serve(ctx, ln) })
 	defer cln.Close()
@@ -108,7 +111,11 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 		})
 	})
 	s.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
-	return s.obey(ctx, commands, nil, s.command)
+	err = s.obey(ctx, commands, nil, s.command)
+	if err == nil {
+		s.ordered.Wait() // a failover that was ordered is carried out before the program ends
+	}
+	return err
 }
 
 // answer carries out a request of the primary of v.
@@ -167,31 +174,37 @@ status      state, epoch, and what the overlays hold
 quit        leave`
 
 func (s *secondary) command(ctx context.Context, line string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	switch line {
 	case "failover", "stop":
-		if s.present != nil {
-			if err := s.present.disk.Close(ctx); err != nil {
-				return err
-			}
-			s.present = nil
-		}
-		if err := s.disk.Stop(ctx, line == "failover"); err != nil {
-			return err
-		}
-		if line == "failover" {
-			s.promoted = true
-			s.events.Publish(event.FailoverDone{Mode: event.ModeSecondary, Epoch: s.disk.Epoch(), Status: "completed"})
-		} else {
-			s.returned(struct{}{}, "stop: the disk is that of checkpoint %d", s.disk.Epoch())
-		}
+		return s.patiently(ctx, line, func() error { return s.end(ctx, line) })
 	case "status":
-		s.status()
+		s.status() // which waits for nothing
 	case "help":
 		s.returned(secondaryHelp, "%s", secondaryHelp)
 	default:
 		return unknown(line)
+	}
+	return nil
+}
+
+// end carries out the commands failover and stop.
+func (s *secondary) end(ctx context.Context, line string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.present != nil {
+		if err := s.present.disk.Close(ctx); err != nil {
+			return err
+		}
+		s.present = nil
+	}
+	if err := s.disk.Stop(ctx, line == "failover"); err != nil {
+		return err
+	}
+	if line == "failover" {
+		s.promoted = true
+		s.events.Publish(event.FailoverDone{Mode: event.ModeSecondary, Epoch: s.disk.Epoch(), Status: "completed"})
+	} else {
+		s.returned(struct{}{}, "stop: the disk is that of checkpoint %d", s.disk.Epoch())
 	}
 	return nil
 }
