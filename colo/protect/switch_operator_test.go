@@ -2,8 +2,10 @@ package protect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,6 +64,45 @@ func TestASwitchoverWithoutAnArbiterIsCutOffAtAnyMoment(t *testing.T) {
 			a.halt()
 			b.halt()
 			<-done
+		})
+	}
+}
+
+// Who goes on after such a switchover an operator may say hours later. The verb does not wait for
+// him beyond its own time, and what he says then counts.
+func TestASwitchoverDoesNotWaitForAnOperatorBeyondItsTime(t *testing.T) {
+	for _, migrate := range []bool{false, true} {
+		bubble(t, fmt.Sprint("migrate ", migrate), func(t *testing.T, w *world) {
+			none := func(c *Config) { c.Arbiter = nil }
+			b := w.boot("b", false, none)
+			a := w.boot("a", true, none)
+			a.is(Protected)
+			b.is(Following)
+			a.on(SwitchingOver, func() { w.f.part("a", "b", true) })
+			verb := a.job.Switchover
+			if migrate {
+				verb = a.job.Migrate
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			begun := time.Now()
+			err := verb(ctx)
+			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "this host is asking") {
+				t.Errorf("the verb says: %v", err)
+			}
+			if time.Since(begun) > 21*time.Second {
+				t.Errorf("it took %v", time.Since(begun))
+			}
+			if s := a.job.State(); s != Asking {
+				t.Fatalf("a is %v", s)
+			}
+			b.kill(true)
+			if err := a.job.Failover(); err != nil {
+				t.Fatal(err)
+			}
+			a.is(Alone)
+			w.hearsMore()
+			a.halt()
 		})
 	}
 }

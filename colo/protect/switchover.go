@@ -18,7 +18,9 @@ import (
 // and does not hear it, is waited for as long as twice PeerTimeout: until it has heard that, and
 // until it has said that it runs the guest. The arbiter and the output that is on its way out are
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
-// and ctx bounds it all up to the word that the other host is to go on. A host that dies in the moment
+// and ctx bounds it all up to the word that the other host is to go on. It also bounds how long
+// Switchover waits where this host then has to ask who goes on (Asking): the error is ctx's too,
+// and what becomes of the guest shows in the state. A host that dies in the moment
 // between the arbiter's grant and its first output takes the guest with it, as a lone
 // host does: nobody knows what it said, and Switchover returns an error. Query reports
 // the downtime.
@@ -67,7 +69,7 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	} else {
 		j.awaitHearing(s)
 	}
-	state, _ := j.over(context.WithoutCancel(ctx), s)
+	state, left := j.settled(ctx, s)
 	j.mu.Lock()
 	moved := s.handed
 	j.mu.Unlock()
@@ -76,6 +78,8 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	switch {
 	case moved:
 		return nil
+	case left != nil:
+		s.failure = errors.Join(s.failure, left)
 	case s.failure == nil:
 		s.failure = errMoved
 	}
@@ -84,6 +88,29 @@ func (j *Job) change(ctx context.Context, verb input) error {
 		where = "this host is " + state.String()
 	}
 	return fmt.Errorf("protect: %v: %s: %w", verb, where, s.failure)
+}
+
+// settled waits until a session has ended and what became of it is the job's state, which it
+// returns. ctx ends that only while this host has to ask who goes on, for which there is no bound:
+// an operator may take hours, and an arbiter may not be reached. The error is ctx's then.
+func (j *Job) settled(ctx context.Context, s *session) (State, error) {
+	for {
+		j.mu.Lock()
+		state, changed, ended := j.m.state, j.changed, j.current != s
+		j.mu.Unlock()
+		done := ctx.Done()
+		switch {
+		case ended || state == Concluded:
+			return state, nil
+		case state != Asking:
+			done = nil
+		}
+		select {
+		case <-changed:
+		case <-done:
+			return state, context.Cause(ctx)
+		}
+	}
 }
 
 // handOver does the primary's part of a switchover, up to the note that tells the
