@@ -47,6 +47,35 @@ var mutants = []mutant.Mutant{
 		New:  "\tif err := error(nil); err != nil {\n",
 	},
 	{
+		What:  "the gate of a host that waits for an operator's word stays open",
+		File:  "colo/protect/job.go",
+		Old:   "if in == broke && j.manual != nil {",
+		New:   "if false {",
+		Tests: []string{"-run=WaitsForAnOperatorsWord", "."},
+	},
+	{
+		What:  "a promise opens a gate that was shut meanwhile",
+		File:  "failover/keeper.go",
+		Old:   "if now := k.holder.Until(); !now.Equal(was) {",
+		New:   "if now := k.holder.Until(); was != (time.Time{}) {",
+		Tests: []string{"-run=WaitsForAnOperatorsWord", "."},
+	},
+	{
+		What: "a switchover that was not carried out counts as an order to the end",
+		File: "colo/protect/settle.go",
+		Old:  "\t\ts.setPurpose(noPurpose)\n\t}\n\tif s.over.Err()",
+		New:  "\t}\n\tif s.over.Err()",
+		// What is told of the loss is all that differs.
+		Tests: []string{"-run=^TestAHostRunsOnIfTheOneThatItToldToGoOnDiesInItsCommit$", "."},
+	},
+	{
+		What:  "what was begun with of a pair stays open",
+		File:  "colo/protect/follow.go",
+		Old:   "\t\t\tp.peer.close()\n\t\t}\n\t\th.Token = failover.NewToken()",
+		New:   "\t\t}\n\t\th.Token = failover.NewToken()",
+		Tests: []string{"-run=^TestTheConnectionsOfAPairThatDoesNotComeAboutAreClosed$", "."},
+	},
+	{
 		What: "a packet leaves through a shut gate",
 		File: "colo/protect/nic.go",
 		Old:  "for !g.gate.Open() {",

@@ -183,6 +183,9 @@ func TestAHostRunsOnIfTheOneThatItToldToGoOnDiesInItsCommit(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		a.is(Alone)
+		if err := a.job.Query().LastError; err == nil || !strings.Contains(err.Error(), "the connections with b have ended") {
+			t.Errorf("the guest is unprotected since %v", err) // and not because of the order
+		}
 		b.bury()
 		w.hearsMore()
 		a.halt()
