@@ -86,6 +86,10 @@ func (h *host) stands() bool {
 	return h.still != nil
 }
 
+// waitsForever reports whether a verb may wait for an operator's word, who has none to say: the guest
+// has died with the host that he had told to go on.
+func (s *simulation) waitsForever() bool { return s.manual && s.runs() == nil && s.lost() == "" }
+
 // manualLost is what lost is in a world without an arbiter.
 func (s *simulation) manualLost() string {
 	var last uint64

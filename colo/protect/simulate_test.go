@@ -238,9 +238,7 @@ func (s *simulation) run() (lost bool) {
 		s.t.Error("nothing leaves")
 		s.standings()
 	}
-	if !lost || !s.manual { // otherwise an operator's word is waited for, who has none to say
-		s.answered()
-	}
+	s.answered()
 	retires()
 	for _, d := range s.dead {
 		select {
@@ -260,7 +258,9 @@ func (s *simulation) run() (lost bool) {
 	for _, h := range all {
 		h.halt()
 	}
-	s.answered()
+	if s.manual {
+		s.verbs.Wait()
+	}
 	s.clean()
 	return lost
 }
