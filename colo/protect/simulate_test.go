@@ -238,9 +238,7 @@ func (s *simulation) run() (lost bool) {
 		s.t.Error("nothing leaves")
 		s.standings()
 	}
-	if !lost || !s.manual { // otherwise an operator's word is waited for, who has none to say
-		s.answered()
-	}
+	s.answered()
 	retires()
 	for _, d := range s.dead {
 		select {
