@@ -57,7 +57,11 @@ func (j *Job) tell(conn net.Conn, h hello) {
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: state.String()}
 	answer.Over = h.Token != "" && h.Token == j.departed && h.Host == j.departedFrom
 	known := j.known
+	left := j.leftBy(h)
 	j.mu.Unlock()
+	if left != nil {
+		left.colo.Lost(fmt.Errorf("%s has lost the session, and asks whether this host goes on", h.Host))
+	}
 	if !known {
 		turnAway(conn, "%s has not read its disks yet", j.cfg.Host)
 		return

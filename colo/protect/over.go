@@ -20,6 +20,18 @@ func (j *Job) isOver(s *session) {
 	j.departed, j.departedFrom = s.peer.token, s.peer.host
 }
 
+// leftBy returns the session in which this host follows whoever asks, if he has lost that
+// session: he asks for no other reason. Where its connections are well but the one that broke, this
+// host hears of it by nothing else, and would follow for ever, so that nobody goes on.
+// The caller holds mu.
+func (j *Job) leftBy(h hello) *session {
+	s := j.current
+	if j.manual == nil || s == nil || s.primary != nil || h.Token == "" || h.Token != s.peer.token || h.Host != s.peer.host {
+		return nil
+	}
+	return s
+}
+
 // askWhetherOver asks the secondary of a session whose guest stands still here, and no arbiter is
 // there to be asked, whether it may still go on, again and again until ctx ends. It returns what
 // waits for the end of that.

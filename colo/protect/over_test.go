@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,49 @@ func TestAPrimaryWithoutAnArbiterGoesOnWhenItsSecondaryHasNothing(t *testing.T) 
 		b.halt()
 		a.halt()
 	})
+}
+
+// The primary loses its secondary by the session's connection alone: all others are well, and so
+// the secondary hears nothing of that. Then it is asked, and so it hears it. If it has no whole copy
+// the primary goes on; otherwise both stand still, and an operator can say who goes on.
+func TestASecondaryThatIsAskedHearsThatTheSessionIsLost(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		bubble(t, fmt.Sprint("whole ", whole), func(t *testing.T, w *world) {
+			w.f.ways = newWays(w.newest, func() time.Duration { return time.Millisecond })
+			var cut atomic.Bool
+			none := func(c *Config) {
+				c.Arbiter, c.CheckpointTimeout = nil, 500*time.Millisecond
+				c.Session.Step = func(side event.Mode, op string, epoch uint64) {
+					if side == event.ModePrimary && op == "expect checkpoint-ready" && !whole && !cut.Swap(true) {
+						w.f.ways.silenceChannel(chSession, 3)
+					}
+				}
+			}
+			b := w.boot("b", false, none)
+			a := w.boot("a", true, none)
+			if whole {
+				a.is(Protected)
+				b.is(Following)
+				w.f.ways.silenceChannel(chSession, 3)
+			}
+			a.is(Asking)
+			if whole {
+				b.is(Asking)
+				time.Sleep(time.Minute)
+				if a.job.State() != Asking || b.job.State() != Asking {
+					t.Errorf("a is %v and b is %v, though nobody has said anything", a.job.State(), b.job.State())
+				}
+				if err := a.job.Failover(); err != nil {
+					t.Error(err)
+				}
+			}
+			a.is(Protected)
+			b.is(Following)
+			w.hearsMore()
+			b.halt()
+			a.halt()
+		})
+	}
 }
 
 // Who has a whole copy, is asked for another session, by another host, or knows of a later

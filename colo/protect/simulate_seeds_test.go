@@ -47,6 +47,7 @@ var keptAsTheyAre = []uint64{
 var keptFresh = []uint64{
 	5000000702, // without an arbiter, a host whose disk had failed gave its guest up to one that was dead
 	5000002536, // a host that stood still until an operator's word went on announcing that the guest was there
+	6100000895, // a primary lost its secondary by one connection only; that did not hear of it, and both waited for each other
 	6000002842, // a migration waited for an operator without an end, though its context had ended
 }
 
