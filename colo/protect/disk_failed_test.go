@@ -169,6 +169,7 @@ func TestAHostWhoseDiskFailsLeavesTheGuestToAnOperatorsWord(t *testing.T) {
 		time.Sleep(300 * time.Millisecond)
 		a.image.breaks(errWorn)
 		a.is(Asking)
+		time.Sleep(time.Millisecond) // it says so a moment after that
 		if err := a.job.Query().LastError; err == nil || !strings.Contains(err.Error(), errWorn.Error()) {
 			t.Errorf("it says %v", err)
 		}

@@ -18,9 +18,9 @@ import (
 // and does not hear it, is waited for as long as twice PeerTimeout: until it has heard that, and
 // until it has said that it runs the guest. The arbiter and the output that is on its way out are
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
-// and ctx bounds it all up to the word that the other host is to go on. It also bounds how long
-// Switchover waits where this host then has to ask who goes on (Asking): the error is ctx's too,
-// and what becomes of the guest shows in the state. A host that dies in the moment
+// and ctx bounds it all up to the word that the other host is to go on. Where this host then has to
+// ask who goes on (Asking), and is not answered, Switchover returns PeerTimeout after the end of ctx:
+// the error is ctx's too, and what becomes of the guest shows in the state. A host that dies in the moment
 // between the arbiter's grant and its first output takes the guest with it, as a lone
 // host does: nobody knows what it said, and Switchover returns an error. Query reports
 // the downtime.
@@ -91,9 +91,11 @@ func (j *Job) change(ctx context.Context, verb input) error {
 }
 
 // settled waits until a session has ended and what became of it is the job's state, which it
-// returns. ctx ends that only while this host has to ask who goes on, for which there is no bound:
-// an operator may take hours, and an arbiter may not be reached. The error is ctx's then.
+// returns. When ctx has ended, it waits no longer than PeerTimeout while this host has to ask who
+// goes on, for which there is no bound: an operator may take hours, and an arbiter may not be
+// reached. The error is ctx's then.
 func (j *Job) settled(ctx context.Context, s *session) (State, error) {
+	var patience <-chan time.Time
 	for {
 		j.mu.Lock()
 		state, changed, ended := j.m.state, j.changed, j.current != s
@@ -103,11 +105,15 @@ func (j *Job) settled(ctx context.Context, s *session) (State, error) {
 		case ended || state == Concluded:
 			return state, nil
 		case state != Asking:
+			done, patience = nil, nil
+		case patience != nil:
 			done = nil
 		}
 		select {
 		case <-changed:
 		case <-done:
+			patience = time.After(j.cfg.PeerTimeout)
+		case <-patience:
 			return state, context.Cause(ctx)
 		}
 	}
