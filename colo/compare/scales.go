@@ -35,6 +35,9 @@ type Scales struct {
 
 // Len returns the number of connections, those included whose handshake is not complete.
 func (s *Scales) Len() int {
+	if len(s.table) == 0 {
+		return len(s.conns)
+	}
 	n := 0
 	s.all(func(*packet.Key, told) bool { n++; return true })
 	return n
