@@ -54,6 +54,7 @@ type host struct {
 	still   chan struct{} // not nil: the process is stopped, until it is closed
 	events  []event.Event
 	told    string                  // the state that the job has told of last
+	mixed   bool                    // its memory may be that of a synchronisation which has not been committed
 	awaited map[chan struct{}]State // each is closed when the job tells of its state
 	when    State
 	hook    func() // called when the job comes to that state, once
@@ -99,6 +100,7 @@ func (h *host) note(e event.Event) (hook func()) {
 		}
 		switch {
 		case e.Mode != event.ModePrimary:
+			h.mixed = false
 		case e.Epoch == 0:
 			h.trace("synchronises", 0)
 		default:
@@ -107,6 +109,9 @@ func (h *host) note(e event.Event) (hook func()) {
 	case event.JobStatusChange:
 		h.trace(e.State, int(e.Generation))
 		h.told = e.State
+		if e.State == Following.String() {
+			h.mixed = true // from the first page of the synchronisation on (ram.CacheConfig.Overlap)
+		}
 		if h.w.manual {
 			h.has(h.job.keeper.Generation())
 		}
@@ -129,7 +134,10 @@ func (h *host) halt() error {
 	whole, followed := h.whole(), strings.Count(h.states(), "following")
 	h.stop(errHalt)
 	<-h.done
-	if !h.lean && !h.ails.loaded.Load() || h.ran || whole && strings.Count(h.states(), "following") == followed {
+	h.mu.Lock()
+	mixed := h.mixed
+	h.mu.Unlock()
+	if !h.lean && !mixed && !h.ails.loaded.Load() || h.ran || whole && strings.Count(h.states(), "following") == followed {
 		h.w.verify(h)
 	} // or its memory is that of a synchronisation that was cut off
 	h.leave()
