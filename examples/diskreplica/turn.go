@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// turn is a lock that is held while a disk is waited for, which may take for ever. The zero value
-// is ready.
+// turn is a lock that is held while a disk is waited for, which may take for ever. It is no
+// sync.Mutex, since in a test with synctest who waits for one of those does not let time go on. The
+// zero value is ready.
 type turn struct {
 	mu    sync.Mutex
 	freed sync.Cond

@@ -6,11 +6,11 @@ package signals
 
 import "syscall"
 
-// None of them comes here, and to send one is an error.
+// Numbers that no system has: none of these signals comes here, and to send one is an error.
 const (
-	Stop = syscall.Signal(-1 - iota)
-	Continue
-	User1
-	User2
-	BadCall
+	Stop     = syscall.Signal(-1 - iota) // no signal here
+	Continue                             // no signal here
+	User1                                // no signal here
+	User2                                // no signal here
+	BadCall                              // no signal here
 )

@@ -7,9 +7,9 @@ package signals
 import "syscall"
 
 const (
-	Stop     = syscall.SIGSTOP
-	Continue = syscall.SIGCONT
-	User1    = syscall.SIGUSR1
-	User2    = syscall.SIGUSR2
-	BadCall  = syscall.SIGSYS
+	Stop     = syscall.SIGSTOP // stops a process, which cannot refuse
+	Continue = syscall.SIGCONT // lets a stopped process run on
+	User1    = syscall.SIGUSR1 // means what the process that takes it says
+	User2    = syscall.SIGUSR2 // does so too
+	BadCall  = syscall.SIGSYS  // ends a process that made a system call which it must not make
 )
