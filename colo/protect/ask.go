@@ -2,7 +2,6 @@ package protect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 )
@@ -31,8 +30,8 @@ func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
 	if err := p.check(); err != nil {
 		return Standing{}, err
 	}
-	if words := p.dialsNoPort(); words != "" {
-		return Standing{}, errors.New(words)
+	if err := p.checkDial(); err != nil {
+		return Standing{}, err
 	}
 	conn, answer, err := dial(ctx, &Config{Peer: p}, hello{Channel: chAsk, Guest: guest, Host: host})
 	if err != nil {

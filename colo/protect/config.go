@@ -112,20 +112,20 @@ func (p *Peer) dial(ctx context.Context) (net.Conn, error) {
 	return dialTCP(ctx, p.Dial)
 }
 
-// dialsNoPort says in words why Dial is no address that can be dialled; "" if it is one, or is not
-// set. Whether there is such a host is found out when it is dialled.
-func (p *Peer) dialsNoPort() string {
+// checkDial returns an error in words if Dial is no address that can be dialled. It is nil where
+// Dial is not used.
+func (p *Peer) checkDial() error {
 	if p.Dial == "" {
-		return ""
+		return nil
 	}
 	_, port, err := net.SplitHostPort(p.Dial)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("protect: Peer.Dial must be a host and a port, as in host:7777: %v", err)
+		return fmt.Errorf("protect: Peer.Dial must be a host and a port, as in host:7777: %w", err)
 	case port == "" || port == "0":
-		return fmt.Sprintf("protect: Peer.Dial, %q, has no port: it must be a host and a port, as in host:7777", p.Dial)
+		return fmt.Errorf("protect: Peer.Dial, %q, has no port: it must be a host and a port, as in host:7777", p.Dial)
 	}
-	return ""
+	return nil
 }
 
 // A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
@@ -317,8 +317,6 @@ func (c *Config) check() error {
 		return errors.New("protect: Peer needs one of Dial and Dialer, and not both")
 	case p.Listen == "" && p.Port == nil, p.Listen != "" && p.Port != nil:
 		return errors.New("protect: Peer needs one of Listen and Port, and not both")
-	case p.dialsNoPort() != "":
-		return errors.New(p.dialsNoPort())
 	case p.TLS != nil && p.Name == "":
 		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
 	case c.Held > 0 && !c.Start:
@@ -337,6 +335,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: MinInterval, %v, must be shorter than CheckpointTimeout, %v", c.MinInterval, c.CheckpointTimeout)
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
+	}
+	if err := p.checkDial(); err != nil {
+		return err
 	}
 	if err := c.Channels.check(); err != nil {
 		return err

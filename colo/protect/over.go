@@ -20,10 +20,10 @@ func (j *Job) isOver(s *session) {
 	j.departed, j.departedFrom = s.peer.token, s.peer.host
 }
 
-// leftBy returns the session in which this host follows whoever asks, if he has lost that
-// session: he asks for no other reason. Where its connections are well but the one that broke, this
-// host hears of it by nothing else, and would follow for ever, so that nobody goes on.
-// The caller holds mu.
+// leftBy returns the session in which this host follows the one that asks, if that has lost the
+// session: a primary asks with a token for no other reason. Where all connections but one are well,
+// this host hears of it by nothing else, and would follow for ever, so that nobody goes on. The
+// caller holds mu.
 func (j *Job) leftBy(h hello) *session {
 	s := j.current
 	if j.manual == nil || s == nil || s.primary != nil || h.Token == "" || h.Token != s.peer.token || h.Host != s.peer.host {
