@@ -223,9 +223,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// renew asks once, and waits a moment if nobody can be asked.
+// renew asks once, and waits a moment if nobody can be asked. A renewal that is not answered in
+// half a term is given up, and the next one is sent at once: there is still time for its answer
+// before the gate shuts.
 func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
-	ask, cancel := context.WithTimeout(ctx, g.Term)
+	ask, cancel := context.WithTimeout(ctx, g.Term/2)
 	defer cancel()
 	next, err := k.cfg.Arbiter.Renew(ask, g, note)
 	if err == nil {
@@ -245,7 +247,9 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 		if k.cfg.Failed != nil && !errors.Is(err, ErrNotRenewed) {
 			k.cfg.Failed(err)
 		}
-		wait.For(ctx, g.Term/10)
+		if ask.Err() == nil {
+			wait.For(ctx, g.Term/10)
+		}
 	}
 }
 
