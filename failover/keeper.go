@@ -191,6 +191,7 @@ func (k *Keeper) ReleaseGeneration(ctx context.Context, generation uint64, note 
 // is held then is not released: its term runs out. The end of a grant does not
 // end Run; another can be acquired.
 func (k *Keeper) Run(ctx context.Context) error {
+	slow := false // the last renewal had no answer within half a term
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -219,15 +220,22 @@ func (k *Keeper) Run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		k.renew(ctx, g, note)
+		patience := g.Term / 2
+		if slow {
+			patience = g.Term
+		}
+		asked := time.Now()
+		k.renew(ctx, g, note, patience)
+		slow = time.Since(asked) >= g.Term/2
 	}
 }
 
-// renew asks once, and waits a moment if nobody can be asked. A renewal that is not answered in
-// half a term is given up, and the next one is sent at once: there is still time for its answer
-// before the gate shuts.
-func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
-	ask, cancel := context.WithTimeout(ctx, g.Term/2)
+// renew asks once, and waits a moment if nobody can be asked. A renewal that is not answered
+// within patience is given up, and the next one is sent at once. Run gives half a term to the
+// first: if its answer is lost, there is still time for another one before the gate shuts. The
+// renewal after it has a whole term: the arbiter may only be slow.
+func (k *Keeper) renew(ctx context.Context, g Grant, note string, patience time.Duration) {
+	ask, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	next, err := k.cfg.Arbiter.Renew(ask, g, note)
 	if err == nil {
