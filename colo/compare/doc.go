@@ -32,8 +32,9 @@
 // order; a checksum of zero and one that was computed differ. Of what is in front of
 // these headers and of TCP's, the addresses of IP are compared and nothing else: it
 // leaves as the primary's guest has sent it. The destination is the last one where segment
-// routing names others before it (RFC 8754); with other routing headers that have segments
-// left, the packet waits for the checkpoint. Other protocols (SCTP, UDP-Lite) and
+// routing (RFC 8754) or a source route of IPv4 (RFC 791) names others before it. With other routing
+// headers that have segments left, or a header that says that the packet is from another address
+// (RFC 6275, RFC 5533), the packet waits for the checkpoint. Other protocols (SCTP, UDP-Lite) and
 // fragments are compared with their IP header and the addresses of Ethernet, except
 // for the fields that differ between two hosts by nature (identification, time to
 // live, class, flow label, checksum). Packets in a VLAN or in a session of PPP over Ethernet are

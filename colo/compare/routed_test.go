@@ -2,6 +2,7 @@ package compare_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -18,6 +19,19 @@ func routed(kind byte, hop, end byte, next byte, payload []byte) []byte {
 	return f
 }
 
+// sourceRouted returns a packet of IPv4 that goes to hop first, then to another, in an option which
+// names end. A route that is run has been followed to its end, which hop is then.
+func sourceRouted(option byte, run bool, hop, end byte, proto byte, payload []byte) []byte {
+	at := byte(4)
+	if run {
+		at = 12
+	}
+	route := []byte{1, option, 11, at, 10, 0, 0, 5, 10, 0, 0, end}
+	f := wireIPv4(proto, 0, slices.Concat(route, payload))
+	f[14], f[33] = 0x48, hop
+	return f
+}
+
 func whole(f []byte) compare.Frame { return compare.Frame{Data: f} }
 
 // Two connections, or two flows of datagrams, with the same ports go to two ends by one hop.
@@ -25,22 +39,39 @@ func whole(f []byte) compare.Frame { return compare.Frame{Data: f} }
 // changes its hop is one, as its end is one.
 func TestWhatGoesByOneHopToTwoEndsIsNotOneConnection(t *testing.T) {
 	const segments, home, source = 4, 2, 0
+	const loose, strict = 0x83, 0x89
+	type way struct {
+		what  string
+		known bool // which end the packet goes to
+		frame func(hop, end byte, proto byte, payload []byte) []byte
+	}
+	var ways []way
+	for _, kind := range []byte{segments, home, source} {
+		ways = append(ways, way{fmt.Sprint("routing of type ", kind), kind == segments, func(hop, end byte, proto byte, payload []byte) []byte {
+			return routed(kind, hop, end, proto, payload)
+		}})
+	}
+	for _, option := range []byte{loose, strict} {
+		ways = append(ways, way{fmt.Sprint("option ", option), true, func(hop, end byte, proto byte, payload []byte) []byte {
+			return sourceRouted(option, false, hop, end, proto, payload)
+		}})
+	}
 	tcp, udp := wireSegment(9, 1001, 500, wireACK, "", "data")[34:], wireDatagram(53, 5000, "data")[34:]
 	for what, c := range map[string]struct {
 		next    byte
 		payload []byte
 	}{"a segment": {packet.ProtoTCP, tcp}, "a datagram": {packet.ProtoUDP, udp}} {
-		for _, kind := range []byte{segments, home, source} {
-			to := func(hop, end byte) []byte { return sealed(routed(kind, hop, end, c.next, c.payload)) }
+		for _, w := range ways {
+			to := func(hop, end byte) []byte { return sealed(w.frame(hop, end, c.next, slices.Clone(c.payload))) }
 			x := newRig(t, everything())
 			x.checkpoint(0)
 			left := func(why string, n int, want int) {
 				t.Helper()
-				if kind != segments {
+				if !w.known {
 					want = 0 // it is not looked into
 				}
 				if n != want {
-					t.Errorf("%s, routing of type %d, %s: %d have left, want %d", what, kind, why, n, want)
+					t.Errorf("%s, %s, %s: %d have left, want %d", what, w.what, why, n, want)
 				}
 			}
 			n := len(x.Secondary(whole(to(3, 8)), x.now).Release)
@@ -49,8 +80,8 @@ func TestWhatGoesByOneHopToTwoEndsIsNotOneConnection(t *testing.T) {
 			left("to that end", len(x.Secondary(whole(to(3, 7)), x.now).Release), 1)
 			left("to the other by another hop", len(x.Primary(whole(to(4, 8)), x.now).Release), 1)
 			x.mark(1)
-			if r := x.received(1); len(r.Release) == 0 == (kind != segments) {
-				t.Errorf("%s, routing of type %d: %d have left with the checkpoint", what, kind, len(r.Release))
+			if r := x.received(1); len(r.Release) == 0 != w.known {
+				t.Errorf("%s, %s: %d have left with the checkpoint", what, w.what, len(r.Release))
 			}
 		}
 	}
@@ -81,5 +112,46 @@ func TestWhatGoesByAHopSaysNothingOfAConnectionWithIt(t *testing.T) {
 				t.Errorf("type %d: %d is acknowledged, which the other guest has not", kind, ack)
 			}
 		}
+	}
+}
+
+// A packet of IPv6 may be from another source than its header says: from a home address, or from
+// what a context of Shim6 stands for. What one of these has said, the others have not.
+func TestWhatIsFromTwoHomesIsNotOneFlow(t *testing.T) {
+	tcp, udp := wireSegment(9, 1001, 500, wireACK, "", "data")[34:], wireDatagram(53, 5000, "data")[34:]
+	for what, header := range map[string]func(next, home byte) []byte{
+		"a home address": func(next, home byte) []byte {
+			return []byte{next, 2, 1, 4, 0, 0, 0, 0, 0xc9, 16, 0xfd, 22: 0, 23: home}
+		},
+		"a home address behind paddings": func(next, home byte) []byte {
+			return []byte{next, 2, 0, 1, 0, 0xc9, 16, 0xfd, 20: home, 21: 1, 22: 1, 23: 0}
+		},
+		"a context": func(next, home byte) []byte { return []byte{next, 0, 0x80, 0, 0, 0, 0, home} },
+	} {
+		first := byte(packet.ProtoDestOpts)
+		if what == "a context" {
+			first = packet.ProtoShim6
+		}
+		for proto, payload := range map[byte][]byte{packet.ProtoTCP: tcp, packet.ProtoUDP: udp} {
+			from := func(home byte) compare.Frame {
+				return whole(sealed(extended(header(proto, home), first, slices.Clone(payload))))
+			}
+			x := newRig(t, everything())
+			x.checkpoint(0)
+			n := len(x.Secondary(from(8), x.now).Release) + len(x.Primary(from(7), x.now).Release)
+			if n > 0 {
+				t.Errorf("%s, protocol %d: it leaves, and the other guest has said it as another", what, proto)
+			}
+			if r := x.checkpoint(1); len(r.Release) != 1 {
+				t.Errorf("%s, protocol %d: %d have left with the checkpoint", what, proto, len(r.Release))
+			}
+		}
+	}
+	other := whole(sealed(extended([]byte{packet.ProtoUDP, 0, 0x1e, 4, 0xc9, 16, 0, 0}, packet.ProtoDestOpts, udp)))
+	x := newRig(t, everything())
+	x.checkpoint(0)
+	x.Secondary(other, x.now)
+	if r := x.Primary(other, x.now); len(r.Release) != 1 {
+		t.Error("a datagram waits whose options say nothing of its source")
 	}
 }

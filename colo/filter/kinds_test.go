@@ -86,9 +86,14 @@ func withExtension(first byte, ext string) func(f []byte) []byte {
 	}
 }
 
-// throughSegment sends a packet of IPv6 to its destination by way of another (RFC 8754).
-func throughSegment(f []byte) []byte {
+// throughAnother sends a packet to its destination by way of another (RFC 791 section 3.1, RFC
+// 8754).
+func throughAnother(f []byte) []byte {
 	if f[12] != 0x86 {
+		end := string(f[30:34])
+		f = withExtension(0, "")(f)
+		copy(f[34:], "\x83\x07\x04"+end+"\x00")
+		copy(f[30:34], "\x0a\x07\x07\x07")
 		return f
 	}
 	f = withExtension(43, "\x06\x02\x04\x01\x00\x00\x00\x00"+string(f[38:54]))(f)
@@ -167,7 +172,7 @@ func frameKinds() (list []frameKind) {
 			return behind("\x88\xa8\x00\x05\x81\x00\x00\x06")(inPPPoE(f))
 		},
 		"segment routing, at its end":         withExtension(43, "\x06\x02\x04\x00\x00\x00\x00\x00"+strings.Repeat("a", 16)),
-		"segment routing, with segments left": throughSegment,
+		"a route, or segments, that are left": throughAnother,
 		"an atomic fragment between options":  withExtension(0, "\x2c\x00\x01\x04\x00\x00\x00\x00\x3c\x00\x00\x00\x00\x00\x00\x07\x06\x00\x01\x04\x00\x00\x00\x00"),
 		"PPPoE in a VLAN":                     func(f []byte) []byte { return behind("\x81\x00\x00\x05")(inPPPoE(f)) },
 		"a record route, or hop-by-hop":       withExtension(0, "\x06\x00\x01\x04\x00\x00\x00\x00"),

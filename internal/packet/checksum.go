@@ -53,9 +53,9 @@ func Checksum(b []byte) uint16 { return ^Sum(0, b) }
 func (p *Packet) PseudoSum() uint16 {
 	var sum uint16
 	if p.Kind == IP4 {
-		sum = Sum(0, p.Frame[p.L3+12:p.L3+20])
+		sum = Sum(Sum(0, p.Frame[p.L3+12:p.L3+16]), p.Frame[p.dst():][:4])
 	} else {
-		sum = Sum(Sum(0, p.Frame[p.L3+8:p.L3+24]), p.Frame[p.dst6():][:16])
+		sum = Sum(Sum(0, p.Frame[p.L3+8:p.L3+24]), p.Frame[p.dst():][:16])
 	}
 	return add(add(sum, uint16(p.Proto)), uint16(p.End-p.L4))
 }
@@ -92,7 +92,7 @@ func (p *Packet) Damaged(v VNet) bool {
 	switch {
 	case v != nil && v.Flags()&(VNetNeedsCsum|VNetDataValid) != 0:
 		return false
-	case sum == 0, p.Kind == IP6 && p.L4 != p.L3+IPv6Len:
+	case sum == 0, p.Routed, p.Kind == IP6 && p.L4 != p.L3+IPv6Len:
 		return false
 	}
 	want := p.TCPChecksum()

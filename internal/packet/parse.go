@@ -28,14 +28,14 @@ type Packet struct {
 	End int // the end of the IP packet; what is behind it is padding
 
 	bound int // where the frame's data ends, as far as the link says so
-	last  int // IPv6: where the address of the last destination is, in a segment routing header; 0: in the IP header
+	last  int // where the address of the last destination is, in a route of IPv4 or a segment routing header of IPv6; 0: in the IP header
 
 	Proto    uint8 // IANA's number of the protocol at L4
 	Fragment bool  // the packet is a fragment: what is at L4 is part of something
 	First    bool  // it is the first one, and has the transport header
 	Ident    int   // of a fragment of IPv6: where the identification is
 	Sealed   bool  // an authentication header of IPv6 covers the packet (RFC 4302), which no change of it survives
-	Routed   bool  // IPv6: it goes to other destinations first, and which is the last is not known here
+	Routed   bool  // it goes to other destinations first, and which is the last is not known here; or it is from another source than its header says
 	L4OK     bool  // TCP, UDP, ICMP and ICMPv6: the transport header is whole and consistent
 }
 
@@ -82,7 +82,41 @@ func (p *Packet) ipv4() bool {
 	p.Proto = h.Proto()
 	p.First = h.FragmentOffset() == 0
 	p.Fragment = !p.First || h.MoreFragments()
+	if n > IPv4Len {
+		p.last, p.Routed = lastHop(h[:n])
+		if p.last > 0 {
+			p.last += p.L3
+		}
+	}
 	return true
+}
+
+// lastHop returns where the address of the last destination is in a header of IPv4 whose
+// options have a route that is not run yet (RFC 791 section 3.1): it is at the end of the route.
+// Without one it returns 0. Where nobody can tell which destination is the last, unclear is true.
+func lastHop(h []byte) (at int, unclear bool) {
+	const end, nop, loose, strict = 0, 1, 0x83, 0x89
+	for i := IPv4Len; i < len(h) && h[i] != end; {
+		if h[i] == nop {
+			i++
+			continue
+		}
+		if len(h)-i < 2 || h[i+1] < 2 || int(h[i+1]) > len(h)-i {
+			return at, false // what is behind it nobody reads
+		}
+		n := int(h[i+1])
+		if o := h[i:][:n]; o[0] == loose || o[0] == strict {
+			const route, address = 3, 4
+			switch {
+			case n < route, int(o[2]) <= n && (at > 0 || o[2] < address || o[2]%address != 0 || n%address != route):
+				return 0, true
+			case int(o[2]) <= n:
+				at = i + n - address
+			}
+		}
+		i += n
+	}
+	return at, false
 }
 
 func (p *Packet) ipv6() bool {
@@ -109,6 +143,9 @@ func (p *Packet) ipv6() bool {
 				l, ok := lastSegment(p.Frame[at : at+n])
 				p.Routed = p.Routed || !ok || p.last > 0
 				p.last = at + l
+			}
+			if n <= end-at && (next == ProtoShim6 || next == ProtoDestOpts && hasHome(p.Frame[at:at+n])) {
+				p.Routed = true
 			}
 		case ProtoAH:
 			if end-at < 8 {
@@ -149,6 +186,25 @@ func (p *Packet) ipv6() bool {
 func lastSegment(b []byte) (at int, ok bool) {
 	const segmentRouting = 4
 	return 8, b[2] == segmentRouting && len(b) >= 8+16
+}
+
+// hasHome reports whether a header of destination options of IPv6 names another source than the
+// IP header does (RFC 6275 section 6.3).
+func hasHome(b []byte) bool {
+	const pad, homeAddress = 0, 0xc9
+	for b = b[2:]; len(b) > 0; {
+		switch {
+		case b[0] == pad:
+			b = b[1:]
+			continue
+		case b[0] == homeAddress:
+			return true
+		case len(b) < 2 || len(b) < 2+int(b[1]):
+			return false
+		}
+		b = b[2+int(b[1]):]
+	}
+	return false
 }
 
 func (p *Packet) transport() bool {
@@ -200,11 +256,14 @@ type Key struct {
 	Outer    uint32 // the VLAN around it, and the number of the session
 }
 
-// dst6 returns where the address is of the last destination of a packet of IPv6: of the end of
-// a connection, which the checksum has too (RFC 8200 section 8.1).
-func (p *Packet) dst6() int {
-	if p.last > 0 && !p.Routed {
+// dst returns where the address is of the last destination of a packet: of the end of
+// a connection, which the checksum has too (RFC 9293 section 3.1, RFC 8200 section 8.1).
+func (p *Packet) dst() int {
+	switch {
+	case p.last > 0 && !p.Routed:
 		return p.last
+	case p.Kind == IP4:
+		return p.L3 + 16
 	}
 	return p.L3 + 24
 }
@@ -220,10 +279,10 @@ func (p *Packet) Key(k *Key) {
 	if p.Kind == IP4 {
 		// As arrays, whose length is known, they are moved without a call.
 		*(*[4]byte)(k.Src[:]) = [4]byte(p.Frame[p.L3+12:])
-		*(*[4]byte)(k.Dst[:]) = [4]byte(p.Frame[p.L3+16:])
+		*(*[4]byte)(k.Dst[:]) = [4]byte(p.Frame[p.dst():])
 	} else if p.Kind == IP6 {
 		k.Src = [16]byte(p.Frame[p.L3+8:])
-		k.Dst = [16]byte(p.Frame[p.dst6():])
+		k.Dst = [16]byte(p.Frame[p.dst():])
 	}
 	if p.Fragment {
 		return

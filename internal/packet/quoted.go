@@ -79,6 +79,9 @@ func (p *Packet) Quoted(q *Quoted) bool {
 		}
 		copy(q.Key.Src[:], h.Src())
 		copy(q.Key.Dst[:], h.Dst())
+		if last, unclear := lastHop(h[:n]); last > 0 && !unclear {
+			copy(q.Key.Dst[:], h[last:][:4])
+		}
 		q.L4 = at + n
 	} else {
 		if len(b) < IPv6Len {

@@ -1,6 +1,7 @@
 package packet
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 )
@@ -70,6 +71,51 @@ func TestAnErrorQuotesASegment(t *testing.T) {
 		}
 		p.TCP().SetChecksum(p.TCPChecksum())
 		if sum := Sum(Sum(Sum(0, p.IPv6().Src()), k.Dst[:]), p.TCP()); add(add(sum, ProtoTCP), uint16(len(p.TCP()))) != 0xffff {
+			t.Errorf("%s: the checksum is not that of its end", why)
+		}
+	}
+	// And so it is with an option of IPv4.
+	for why, c := range map[string]struct {
+		options, end string
+		unclear      bool
+	}{
+		"a loose route":             {"83 0b 04 0b0b0b0b aaaaaaaa 00", "aaaaaaaa", false},
+		"a strict route":            {"01 89 07 04 aaaaaaaa", "aaaaaaaa", false},
+		"a route that is half run":  {"83 0b 08 0b0b0b0b aaaaaaaa 01", "aaaaaaaa", false},
+		"a route that is run":       {"83 0b 0c 0b0b0b0b aaaaaaaa 01", "", false},
+		"an empty route":            {"83 03 04 00", "", false},
+		"a route behind another":    {"83 07 08 0b0b0b0b 83 07 04 aaaaaaaa 0000", "aaaaaaaa", false},
+		"two routes":                {"83 07 04 0b0b0b0b 89 07 04 aaaaaaaa 0000", "", true},
+		"a route of half a place":   {"83 07 05 aaaaaaaa 00", "", true},
+		"a route that goes on":      {"83 0a 04 0b0b0b0b aaaaaa 0000", "", true},
+		"a route that begins early": {"83 07 00 aaaaaaaa 00", "", true},
+		"a route without a place":   {"83 02 01 01", "", true},
+		"a record of the route":     {"07 07 04 aaaaaaaa 00", "", false},
+		"a route behind the end":    {"00 83 07 04 aaaaaaaa 00000000", "", false},
+		"options of no length":      {"83 07 04 aaaaaaaa 07 00 000000", "aaaaaaaa", false},
+	} {
+		var p, in Packet
+		var k Key
+		var q Quoted
+		options := unhex(t, c.options)
+		head := unhex(t, "4500 0000 0001 0000 40 06 0000 0a000001 0a000002")
+		head[0] += byte(len(options) / 4)
+		whole := append(append(append(unhex(t, macs+"0800"), head...), options...), unhex(t, "0050 9c40 00000064 00000000 5010 0000 0000 0000")...)
+		whole[17] = byte(len(whole) - 14)
+		p.Parse(whole)
+		p.Key(&k)
+		error := append(unhex(t, macs+"0800"+"4500 0000 0001 0000 40 01 0000 0a0000fe 0a000001"+"0304 0000 0000 0500"), whole[14:]...)
+		error[17] = byte(len(error) - 14)
+		in.Parse(error)
+		end := unhex(t, c.end)
+		if c.end == "" {
+			end = p.IPv4().Dst()
+		}
+		if !p.IsTCP() || p.Routed != c.unclear || !bytes.Equal(k.Dst[:4], end) || !in.Quoted(&q) || q.Key != k {
+			t.Errorf("%s: %+v, unclear=%t, quoted as %+v", why, k, p.Routed, q.Key)
+		}
+		p.TCP().SetChecksum(p.TCPChecksum())
+		if sum := Sum(Sum(Sum(0, p.IPv4().Src()), k.Dst[:]), p.TCP()); add(add(sum, ProtoTCP), uint16(len(p.TCP()))) != 0xffff {
 			t.Errorf("%s: the checksum is not that of its end", why)
 		}
 	}
