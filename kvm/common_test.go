@@ -174,3 +174,31 @@ func TestAFeatureIsFoundWhereAVCPUFindsIt(t *testing.T) {
 		}
 	}
 }
+
+// What a leaf tells of a feature's extent, by a sub-leaf, a width or a number, is compared as the features are.
+func TestAHostThatHasLessOfAFeatureIsToldApart(t *testing.T) {
+	for want, c := range map[string]struct{ guest, host CPUIDEntry }{
+		"AVX10/512 (CPUID 24 EBX bit 18)": {
+			CPUIDEntry{Function: 0x24, Flags: cpuidIndexed, Ebx: 7<<16 | 1}, CPUIDEntry{Function: 0x24, Flags: cpuidIndexed, Ebx: 3<<16 | 1}},
+		"2 as the version of AVX10, which is 1 here": {
+			CPUIDEntry{Function: 0x24, Flags: cpuidIndexed, Ebx: 7<<16 | 2}, CPUIDEntry{Function: 0x24, Flags: cpuidIndexed, Ebx: 7<<16 | 1}},
+		"AVX10_VNNI_INT (CPUID 24.1 ECX bit 2)": {
+			CPUIDEntry{Function: 0x24, Index: 1, Flags: cpuidIndexed, Ecx: 1 << 2}, CPUIDEntry{Function: 0x24, Index: 1, Flags: cpuidIndexed}},
+		"AMX-FP8 (CPUID 1E.1 EAX bit 4)": {
+			CPUIDEntry{Function: 0x1e, Index: 1, Flags: cpuidIndexed, Eax: 0x1f}, CPUIDEntry{Function: 0x1e, Index: 1, Flags: cpuidIndexed, Eax: 0xf}},
+		"TSA_L1_NO (CPUID 80000021 ECX bit 2)": {
+			CPUIDEntry{Function: 0x80000021, Ecx: 1 << 2}, CPUIDEntry{Function: 0x80000021, Ecx: 1 << 1}},
+		"6 as the number of AMD's performance counters, which is 4 here": {
+			CPUIDEntry{Function: 0x80000022, Ebx: 6}, CPUIDEntry{Function: 0x80000022, Ebx: 4}},
+	} {
+		host := &CPU{Supported: []CPUIDEntry{c.host}}
+		table := []CPUIDEntry{c.guest}
+		if err := host.Judge(&CPU{Given: table}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+		less, err := common(table, []*CPU{host})
+		if err := errors.Join(err, host.Judge(&CPU{Given: less})); err != nil {
+			t.Errorf("what both have of %s: %v", want, err)
+		}
+	}
+}

@@ -50,6 +50,9 @@ var cpuidWords = []cpuidWord{
 	{0x19, 0, ebx, 0, ""},
 	{0x1d, 0, eax, 0, ""},
 	{0x1e, 0, ebx, 0, ""},
+	{0x1e, 1, eax, 0, "AMX-INT8 AMX-BF16 AMX-COMPLEX AMX-FP16 AMX-FP8 - AMX-TF32 AMX-AVX512 AMX-MOVRS"},
+	{avx10Leaf, 0, ebx, ^uint32(7 << 16), "- - - - - - - - - - - - - - - - AVX10/128 AVX10/256 AVX10/512"},
+	{avx10Leaf, 1, ecx, 0, "- - AVX10_VNNI_INT"},
 	{kvmFeatures, 0, eax, 0, "CLOCKSOURCE NOP_IO_DELAY MMU_OP CLOCKSOURCE2 ASYNC_PF STEAL_TIME PV_EOI PV_UNHALT - PV_TLB_FLUSH ASYNC_PF_VMEXIT PV_SEND_IPI POLL_CONTROL PV_SCHED_YIELD ASYNC_PF_INT MSI_EXT_DEST_ID HC_MAP_GPA_RANGE MIGRATION_CONTROL - - - - - - CLOCKSOURCE_STABLE"},
 	{0x80000001, 0, ecx, 1 << 1, "LAHF_LM CMP_LEGACY SVM EXTAPIC CR8_LEGACY ABM SSE4A MISALIGNSSE 3DNOWPREFETCH OSVW IBS XOP SKINIT WDT - LWP FMA4 TCE - NODEID_MSR - TBM TOPOEXT PERFCTR_CORE PERFCTR_NB - DBX PERFTSC PERFCTR_LLC MWAITX"},
 	{0x80000001, 0, edx, 0, "FPU VME DE PSE TSC MSR PAE MCE CX8 APIC - SYSCALL MTRR PGE MCA CMOV PAT PSE-36 - MP NX - MMXEXT MMX FXSR FXSR_OPT PDPE1GB RDTSCP - LM 3DNOWEXT 3DNOW"},
@@ -58,11 +61,16 @@ var cpuidWords = []cpuidWord{
 	{0x8000000a, 0, edx, 0, ""},
 	{0x8000001f, 0, eax, 0, "SME SEV - SEV_ES SEV_SNP"},
 	{0x80000021, 0, eax, 0, ""},
+	{0x80000021, 0, ecx, 0, "- TSA_SQ_NO TSA_L1_NO"},
 	{0x80000022, 0, eax, 0, ""},
 }
 
-// kvmFeatures is the leaf in which a host's KVM lists what it offers a guest.
-const kvmFeatures = 0x40000001
+const (
+	// kvmFeatures is the leaf in which a host's KVM lists what it offers a guest.
+	kvmFeatures = 0x40000001
+	// avx10Leaf has the version of AVX10 and, in the same register, the widths of its vectors.
+	avx10Leaf = 0x24
+)
 
 // kvmLeaf returns the leaf in which a guest finds what KVM offers it, 0 if there is none. It
 // follows the leaf with KVM's signature, which need not be the first of a hypervisor: a guest may
@@ -102,7 +110,8 @@ var cpuidNumbers = []cpuidNumber{
 	{0xa, eax, 16, 8, "width of the performance counters"},
 	{0xa, edx, 0, 5, "number of fixed performance counters"},
 	{0xa, edx, 5, 8, "width of the fixed performance counters"},
-	{0x24, ebx, 0, 8, "version of AVX10"},
+	{avx10Leaf, ebx, 0, 8, "version of AVX10"},
+	{0x80000022, ebx, 0, 4, "number of AMD's performance counters"},
 	{0x80000008, eax, 0, 8, "bits of a physical address"},
 	{0x80000008, eax, 8, 8, "bits of a linear address"},
 }
@@ -145,7 +154,7 @@ func findCPUID(table []CPUIDEntry, function, index uint32) *CPUIDEntry {
 // look there.
 //
 // An entry that answers for all of a leaf was hardly meant for its later sub-leaves. A guest
-// looks at those only where the first sub-leaf says so: leaf 7 has their number, and without
+// looks at those only where the first sub-leaf says so: leaves 7, 1E and 24 have their number, and without
 // XSAVES the components that it could save do not matter.
 func (w cpuidWord) find(table []CPUIDEntry) *CPUIDEntry {
 	if w.function == kvmFeatures {
@@ -157,7 +166,7 @@ func (w cpuidWord) find(table []CPUIDEntry) *CPUIDEntry {
 	e := findCPUID(table, w.function, w.index)
 	switch {
 	case e == nil, w.index == 0, e.Flags&cpuidIndexed != 0:
-	case w.function == 7 && e.Eax < w.index, w.function == xcr0CPUIDFn && w.reg != eax && e.Eax&xsaves == 0:
+	case (w.function == 7 || w.function == 0x1e || w.function == avx10Leaf) && e.Eax < w.index, w.function == xcr0CPUIDFn && w.reg != eax && e.Eax&xsaves == 0:
 		return nil
 	}
 	return e
@@ -180,7 +189,7 @@ func (n cpuidNumber) value(table []CPUIDEntry) uint32 {
 func where(function, index uint32, r int) string {
 	leaf := fmt.Sprintf("%X", function)
 	switch {
-	case function == 7, function == xcr0CPUIDFn:
+	case function == 7, function == xcr0CPUIDFn, index > 0:
 		leaf += fmt.Sprintf(".%d", index)
 	}
 	return "CPUID " + leaf + " " + [...]string{"EAX", "EBX", "ECX", "EDX"}[r]
