@@ -148,6 +148,19 @@ func (s *session) lossWith(failed error) error {
 	return &sinceError{loss, failed}
 }
 
+// lossSince returns, for Query, what went wrong last on a host that has asked since a time who goes
+// on, and when, given what went wrong last of all else.
+func (s *session) lossSince(since time.Time, last error, at time.Time) (error, time.Time) {
+	loss := s.lossWith(nil)
+	switch {
+	case loss == nil:
+		return last, at
+	case last == nil || at.Before(since):
+		return loss, since
+	}
+	return &sinceError{loss, last}, at
+}
+
 // noteLoss keeps for Query why a session has ended, after which the guest runs on here
 // unprotected; nil: by an order. What else goes wrong up to the next time that the guest is
 // protected is told beside it.

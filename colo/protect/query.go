@@ -43,10 +43,10 @@ type Info struct {
 	Open  bool
 	Until time.Time
 	// LastError is the last thing that went wrong, and LastErrorAt when. They stay when
-	// things go well again. On a host that has lost the other one, and on which the guest runs
-	// alone, it is that loss, in words, and what has gone wrong since then beside it, until
-	// the guest is protected again: errors.Is and errors.As find both, and what was noticed
-	// first behind the words. The end of a session that somebody has ordered, on either host,
+	// things go well again. On a host that has lost the other one, and which asks who goes on
+	// or on which the guest runs alone, it is that loss, in words, and what has gone wrong since
+	// then beside it, until the guest is protected again: errors.Is and errors.As find both,
+	// and what was noticed first behind the words. The end of a session that somebody has ordered, on either host,
 	// is none, unless the guest has ended (ErrCompleted). Nil and the zero time: nothing did.
 	LastError   error
 	LastErrorAt time.Time
@@ -76,6 +76,9 @@ func (j *Job) Query() Info {
 		return in
 	}
 	in.Peer = s.peer.host
+	if in.State == Asking {
+		in.LastError, in.LastErrorAt = s.lossSince(in.Since, in.LastError, in.LastErrorAt)
+	}
 	last := s.converges() // asked first: progress that is read after that is no longer the synchronisation's
 	session := s.colo.Info()
 	in.Session = &session
