@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/diff"
@@ -34,7 +34,7 @@ func compare(o options, stdin io.Reader, stdout, stderr io.Writer) int {
 		}
 		sides[i] = s
 		for _, why := range s.Partial {
-			fmt.Fprintf(stderr, "streamdump: note: %s: %s\n", name, printable(why))
+			fmt.Fprintf(stderr, "streamdump: note: %s: %s\n", name, plain.Line(why))
 		}
 		if n, all := s.Missing(); n > 0 && o.diff && len(s.Partial) == 0 {
 			fmt.Fprintf(stderr, "streamdump: note: %s: %d of %d pages did not come, and are compared as zeros\n", name, n, all)
@@ -144,7 +144,7 @@ func (c *comparison) print(o options, stdout io.Writer) error {
 	last, rows, left := "", 0, 0
 	more := func() {
 		if left > 0 {
-			fmt.Fprintf(w, "  … and %d more of %s (-fields shows all)\n", left, printable(last))
+			fmt.Fprintf(w, "  … and %d more of %s (-fields shows all)\n", left, plain.Line(last))
 		}
 		rows, left = 0, 0
 	}
@@ -168,7 +168,7 @@ func (c *comparison) print(o options, stdout io.Writer) error {
 		}
 	}
 	answer := map[string]string{"yes": "would load", "no": "would not load", "perhaps": "might not load"}[c.Loads]
-	fmt.Fprintf(w, "%s %s %s", strings.ReplaceAll(printable(o.other), "\n", " "), answer, printable(o.file))
+	fmt.Fprintf(w, "%s %s %s", plain.Line(o.other), answer, plain.Line(o.file))
 	if len(c.Findings) > 0 {
 		fmt.Fprint(w, ":")
 	}

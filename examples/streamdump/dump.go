@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -83,7 +84,7 @@ func dump(o options, in io.Reader, stdout, stderr io.Writer) error {
 	}
 	d.sum.Misfits, d.sum.Notes = d.misfits, d.notes
 	for _, text := range append(d.misfits, d.notes...) {
-		fmt.Fprintln(stderr, "streamdump: note:", printable(text))
+		fmt.Fprintln(stderr, "streamdump: note:", plain.Line(text))
 	}
 	if o.show != "" {
 		return errors.Join(err, d.show(stdout))

@@ -20,6 +20,7 @@ import (
 	"strings"
 
 	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
@@ -164,11 +165,5 @@ func source(name string, stdin io.Reader) (io.Reader, io.Closer, error) {
 
 // fail prints an error on one line, without control characters: a peer has chosen names in it.
 func fail(stderr io.Writer, err error) {
-	text := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, err.Error())
-	fmt.Fprintln(stderr, "streamdump:", text)
+	fmt.Fprintln(stderr, "streamdump:", plain.Line(err.Error()))
 }

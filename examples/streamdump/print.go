@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -125,7 +126,7 @@ func (p *printer) row(l line) {
 	if l.times > 1 {
 		footer += fmt.Sprintf(", %d sections", l.times)
 	}
-	row := fmt.Sprintf("%12d  %-13s %5s  %-28s %4s %4s %12d  %s", l.Offset, l.Kind, number(l.ID), printable(l.Name), number(l.Instance), number(l.Version), l.Length, footer)
+	row := fmt.Sprintf("%12d  %-13s %5s  %-28s %4s %4s %12d  %s", l.Offset, l.Kind, number(l.ID), plain.Line(l.Name), number(l.Instance), number(l.Version), l.Length, footer)
 	fmt.Fprintln(p.w, strings.TrimRight(row, " "))
 	if l.Fields != nil {
 		p.tree(l.Fields, 1)
@@ -137,12 +138,6 @@ func number(v *uint32) string {
 		return ""
 	}
 	return fmt.Sprint(*v)
-}
-
-// printable replaces characters by which a name that a peer has chosen could move the cursor.
-func printable(s string) string {
-	q := fmt.Sprintf("%q", s)
-	return q[1 : len(q)-1]
 }
 
 func (p *printer) object(v any) {
@@ -183,7 +178,7 @@ func (p *printer) end(s summary, mem *memory) error {
 			if b == nil {
 				b = new(block)
 			}
-			row := fmt.Sprintf("%-28s %14d %10d %10d %10d %14d", printable(name), mem.sizes[name], b.Pages, b.Zero, b.XBZRLE, b.Bytes)
+			row := fmt.Sprintf("%-28s %14d %10d %10d %10d %14d", plain.Line(name), mem.sizes[name], b.Pages, b.Zero, b.XBZRLE, b.Bytes)
 			if missing {
 				n, _ := mem.missing(name)
 				row += fmt.Sprintf(" %10d", n)

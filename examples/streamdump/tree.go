@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"strings"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -15,31 +16,31 @@ func (p *printer) tree(v any, depth int) {
 	show := func(name, typ string, v any) {
 		switch v := v.(type) {
 		case vmstate.Struct:
-			fmt.Fprintf(p.w, "%s%s: %s\n", indent, printable(name), printable(v.VMSD))
+			fmt.Fprintf(p.w, "%s%s: %s\n", indent, plain.Line(name), plain.Line(v.VMSD))
 			p.tree(v, depth+1)
 		case []any:
 			if len(v) > 0 {
 				if _, ok := v[0].(vmstate.Struct); ok {
 					for i := range v {
-						fmt.Fprintf(p.w, "%s%s[%d]:\n", indent, printable(name), i)
+						fmt.Fprintf(p.w, "%s%s[%d]:\n", indent, plain.Line(name), i)
 						p.tree(v[i], depth+1)
 					}
 					return
 				}
 			}
-			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, printable(name), v, printable(typ))
+			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, plain.Line(name), v, plain.Line(typ))
 		case []byte:
 			if text, ok := vmstate.Text(v); ok {
-				fmt.Fprintf(p.w, "%s%s = %q  (%s, %d bytes)\n", indent, printable(name), text, printable(typ), len(v))
+				fmt.Fprintf(p.w, "%s%s = %q  (%s, %d bytes)\n", indent, plain.Line(name), text, plain.Line(typ), len(v))
 				return
 			}
 			more := ""
 			if len(v) > 32 {
 				more = fmt.Sprintf("… (%d bytes)", len(v))
 			}
-			fmt.Fprintf(p.w, "%s%s = %x%s  (%s)\n", indent, printable(name), v[:min(len(v), 32)], more, printable(typ))
+			fmt.Fprintf(p.w, "%s%s = %x%s  (%s)\n", indent, plain.Line(name), v[:min(len(v), 32)], more, plain.Line(typ))
 		default:
-			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, printable(name), v, printable(typ))
+			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, plain.Line(name), v, plain.Line(typ))
 		}
 	}
 	if s, ok := v.(vmstate.Struct); ok {
@@ -47,14 +48,14 @@ func (p *printer) tree(v any, depth int) {
 			show(f.Name, f.Type, f.Value)
 		}
 		for _, sub := range s.Subsections {
-			fmt.Fprintf(p.w, "%ssubsection %s:\n", indent, printable(sub.VMSD))
+			fmt.Fprintf(p.w, "%ssubsection %s:\n", indent, plain.Line(sub.VMSD))
 			p.tree(sub, depth+1)
 		}
 		return
 	}
 	text, err := json.Marshal(v)
 	if err == nil {
-		fmt.Fprintf(p.w, "%s%s\n", indent, text)
+		fmt.Fprintf(p.w, "%s%s\n", indent, plain.Line(string(text)))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -82,14 +83,21 @@ func TestPartsOfALiveDeviceAreOneRow(t *testing.T) {
 }
 
 func TestNamesDoNotMoveTheCursor(t *testing.T) {
-	stream := written(t, func(w *qemufile.Writer) {
-		begin(w)
-		vmstate.Header{Type: vmstate.SectionStart, ID: 3, Name: "evil\x1b[2J\n", Version: 1}.Put(w)
-	})
-	for _, args := range [][]string{nil, {"-json"}} {
-		status, out, stderr := run(stream, args...)
-		if status != 1 || strings.ContainsAny(out+stderr, "\x1b") || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("status %d, %q %q", status, out, stderr)
+	// By bytes, and by characters that stand for them or turn the text around them.
+	for _, evil := range []string{"evil\x1b[2J\n", "evil\u009b2J", "evil\u202elive", "evil\x9b2J"} {
+		stream := written(t, func(w *qemufile.Writer) {
+			begin(w)
+			vmstate.Header{Type: vmstate.SectionStart, ID: 3, Name: evil, Version: 1}.Put(w)
+		})
+		for _, args := range [][]string{nil, {"-json"}} {
+			status, out, stderr := run(stream, args...)
+			said := stderr
+			if args == nil { // JSON is read by programs
+				said += out
+			}
+			if status != 1 || strings.Contains(out, "\x1b") || strings.Count(stderr, "\n") != 1 || !plain.Is(strings.ReplaceAll(said, "\n", "")) {
+				t.Errorf("%q: status %d, %q %q", evil, status, out, stderr)
+			}
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -66,7 +67,7 @@ func (d Difference) String() string {
 			}
 			fmt.Fprintf(&b, " %v", r)
 		}
-		return printable(b.String())
+		return plain.Line(b.String())
 	}
 	side := func(s string) string {
 		if s == "" {
@@ -75,7 +76,7 @@ func (d Difference) String() string {
 		return s
 	}
 	fmt.Fprintf(&b, "%s | %s", side(d.A), side(d.B))
-	return printable(b.String())
+	return plain.Line(b.String())
 }
 
 // maxDifferences bounds the list. A reader of more would not read them.

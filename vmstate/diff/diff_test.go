@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -143,6 +144,20 @@ func lines[T fmt.Stringer](list []T) []string {
 		out = append(out, x.String())
 	}
 	return out
+}
+
+func TestADifferenceAndAFindingAreOneLineThatCanBePrinted(t *testing.T) {
+	for _, name := range []string{"evil\x1b[2J", "evil\nequal", "evil\u009b2J", "evil\u202elive", "evil\x9b2J"} {
+		for _, line := range []string{
+			Difference{Kind: Value, Where: name, Field: name, A: name, B: name}.String(),
+			Difference{Kind: Pages, Where: name, Count: 1, Ranges: []Range{{0, 1}}}.String(),
+			Finding{Certainty: Refusal, Where: name, Field: name, Why: name, Says: name}.String(),
+		} {
+			if !plain.Is(line) || !strings.Contains(line, "evil") {
+				t.Errorf("%q of the name %q", line, name)
+			}
+		}
+	}
 }
 
 func TestWhatDoesNotSurviveALoadIsNoDifference(t *testing.T) {

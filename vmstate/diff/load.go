@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -46,18 +47,7 @@ func (f Finding) String() string {
 	if f.Says != "" {
 		fmt.Fprintf(&b, " (QEMU: %s)", f.Says)
 	}
-	return printable(b.String())
-}
-
-// printable replaces bytes by which a name, which a peer has chosen, could move a
-// terminal's cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
+	return plain.Line(b.String()) // the names are those that a peer has chosen
 }
 
 // maxFindings bounds the list.
