@@ -16,11 +16,13 @@ import (
 // the marks of congestion in it, are not as the primary's guest has them.
 func accented(f compare.Frame) compare.Frame {
 	b := bytes.Clone(f.Data)
-	for i := range 12 {
-		b[i] ^= byte(0xa0 + i)
-	}
 	var p packet.Packet
 	p.Parse(b)
+	if !p.Link.PPPoE { // whose stations name the session
+		for i := range 12 {
+			b[i] ^= byte(0xa0 + i)
+		}
+	}
 	if h := b[p.L3:p.L4]; p.Kind == packet.IP4 {
 		h[1], h[8] = 0xba, 7
 		binary.BigEndian.PutUint16(h[4:], 4711)

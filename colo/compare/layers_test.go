@@ -43,6 +43,28 @@ func TestPacketsOfTwoNetworksAreNotCompared(t *testing.T) {
 	}
 }
 
+// Two concentrators may give their sessions of PPP the same number.
+func TestSessionsWithTwoConcentratorsAreNotCompared(t *testing.T) {
+	for what, f := range map[string][]byte{
+		"a datagram": wireDatagram(53, 5000, "x"), "an acknowledgment": wireSegment(1, 100, 501, wireACK, "", ""),
+	} {
+		to := func(concentrator byte) compare.Frame {
+			f := asPPPoE(bytes.Clone(f))
+			f[0], f[5], f[6], f[11] = 2, concentrator, 2, 1
+			return compare.Frame{Data: f}
+		}
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		n := len(x.Secondary(to(7), x.now).Release) + len(x.Primary(to(8), x.now).Release)
+		if n > 0 {
+			t.Errorf("%s leaves, and the other guest has sent it to another concentrator", what)
+		}
+		if r := x.Primary(to(7), x.now); len(r.Release) != 1 {
+			t.Errorf("%s waits that both have sent", what)
+		}
+	}
+}
+
 // The identification of a fragment is in the fragment header, wherever that stands: what
 // follows it is compared.
 func TestOptionsBehindTheFragmentHeaderAreCompared(t *testing.T) {

@@ -317,8 +317,8 @@ func (e *Engine) restore(f Frame) (changed bool) {
 		}
 	}
 	c.tcp.told.answered(p, packet.VNetOf(f.Data, f.VNetHdr), scales)
-	if at == 0 || after(h.Ack(), c.tcp.told.end) {
-		return false // no guest looks at the echo of who acknowledges what was not sent
+	if at == 0 || after(h.Ack(), c.tcp.told.end) || p.Signed() {
+		return false // no guest looks at the echo of who acknowledges what was not sent, and who changes a signed segment spoils it
 	}
 	echo := binary.BigEndian.Uint32(h[at:])
 	was, found := c.tcp.left.echoed(echo, h.Ack(), c.tcp.flight)

@@ -76,8 +76,16 @@ func (k connKey) port() connKey {
 // asks reports whether p may begin a flow on which the guest asks something: a connection
 // that it opens, or datagrams.
 func asks(p *pkt) bool {
-	return p.segment.is && p.flags&(packet.SYN|packet.ACK) == packet.SYN ||
-		!p.segment.is && p.Proto == packet.ProtoUDP && p.L4OK
+	if p.segment.is {
+		return p.flags&(packet.SYN|packet.ACK) == packet.SYN
+	}
+	switch p.Proto {
+	case packet.ProtoUDP:
+		return p.L4OK
+	case packet.ProtoSCTP, packet.ProtoDCCP, packet.ProtoUDPLite:
+		return true
+	}
+	return false
 }
 
 // enlist takes a new flow of segments or datagrams into the engine's loners, if it may be

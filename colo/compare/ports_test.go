@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // A said is a datagram of one of the guests, to one port of one peer.
@@ -126,6 +127,28 @@ func TestFlowsFromSeveralPortsOfTheGuests(t *testing.T) {
 				t.Errorf("%s, want %s; %d of %d have left", got, c.want, left, sent)
 			}
 		})
+	}
+}
+
+// A guest chooses a port at random for whatever has ports.
+func TestFlowsOfEachProtocolWithPortsDifferSoon(t *testing.T) {
+	from := func(proto, port byte) compare.Frame {
+		return compare.Frame{Data: wireIPv4(proto, 0, []byte{0x9c, port, 0, 7, 0, 0, 0, 0, 1, 0, 0, 20})}
+	}
+	for proto, soon := range map[byte]bool{
+		packet.ProtoUDPLite: true, packet.ProtoSCTP: true, packet.ProtoDCCP: true,
+		packet.ProtoESP: false, 253: false, // they have none
+	} {
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		x.want("", x.Primary(from(proto, 1), x.now), "")
+		if r := x.Secondary(from(proto, 2), x.now); r.Diverged && soon {
+			t.Errorf("protocol %d: it is not known yet that the other guest will not begin the flow too", proto)
+		}
+		x.now = x.now.Add(25 * time.Millisecond)
+		if r := x.Tick(x.now); soon && r.Reason != compare.ReasonPorts || !soon && r.Diverged {
+			t.Errorf("protocol %d: a checkpoint is asked for: %t, %v", proto, r.Diverged, r.Reason)
+		}
 	}
 }
 

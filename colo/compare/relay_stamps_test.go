@@ -1,6 +1,7 @@
 package compare_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"testing"
 	"time"
@@ -127,5 +128,33 @@ func TestALossEndsWithTheLastByteThatHadBeenSent(t *testing.T) {
 	stampOf(t, p(40, 108, "ijkl"))
 	if got := hear(30, 112, 112, 116); got != 30 {
 		t.Errorf("the next repetition was needless: the echo %d", got)
+	}
+}
+
+// What the peer signs the guest drops if it is changed, the echo of a timestamp included.
+func TestWhatThePeerSignsIsNotChanged(t *testing.T) {
+	const signature = "\x13\x12a signature of i\x01\x01"
+	for _, signed := range []bool{false, true} {
+		sign := ""
+		if signed {
+			sign = signature
+		}
+		x, tell, say := opened(t, nil)
+		at := func(stamp, seq uint32, text string) ackSeg {
+			a := data(seq, text)
+			a.opts = wireTimes(stamp, 7) + sign
+			return a
+		}
+		for _, a := range []ackSeg{at(10, 100, "abcd"), at(11, 104, "efgh")} {
+			tell(a)
+			say(a)
+		}
+		tell(at(20, 100, "abcd"))
+		tell(at(30, 104, "efgh"))
+		f := answer(104, wireTimes(7, 20)+sign)
+		was := bytes.Clone(f)
+		if changed := x.Inbound(compare.Frame{Data: f}); changed == signed || changed == bytes.Equal(f, was) {
+			t.Errorf("signed %t: it is changed: %t, from\n%x to\n%x", signed, changed, was, f)
+		}
 	}
 }

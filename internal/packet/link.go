@@ -23,6 +23,7 @@ type Link struct {
 	Service uint8     // which of these two are 802.1ad: bit 0 says it of the inner one, bit 1 of the other
 	PPPoE   bool      // a session of PPP over Ethernet
 	Session uint16    // the number of the PPPoE session
+	Ends    uint32    // of a PPPoE session: which two stations it is between, as ends returns it
 }
 
 // Bare reports whether the packet is in no VLAN and no session of PPP.
@@ -41,7 +42,19 @@ func (k *Key) link(l *Link) {
 	if l.PPPoE {
 		k.Layers |= 0x80
 	}
-	k.Outer = uint32(l.VLAN[1])<<16 | uint32(l.Session)
+	k.Outer = (uint32(l.VLAN[1])<<16 | uint32(l.Session)) ^ l.Ends
+}
+
+// ends returns a number for the two stations of a frame, the same in both directions. Stations
+// number their sessions by themselves, so that two sessions may have one number (RFC 2516 section
+// 4). Of two pairs of stations one in four billion has the same number here.
+func ends(e Ethernet) uint32 {
+	const golden = 0x9e3779b97f4a7c15
+	mix := func(a []byte) uint32 {
+		n := uint64(binary.BigEndian.Uint32(a))<<16 | uint64(binary.BigEndian.Uint16(a[4:]))
+		return uint32(n * golden >> 32)
+	}
+	return mix(e.Dst()) + mix(e.Src())
 }
 
 // link looks at what is between the addresses and the network header: it sets
@@ -87,7 +100,7 @@ func (p *Packet) link() bool {
 	default:
 		return true // the link's own: LCP, authentication
 	}
-	p.Link.PPPoE, p.Link.Session = true, binary.BigEndian.Uint16(b[2:])
+	p.Link.PPPoE, p.Link.Session, p.Link.Ends = true, binary.BigEndian.Uint16(b[2:]), ends(frame)
 	p.bound = p.L3 + 6 + n
 	p.L3 += pppoeLen
 	return true

@@ -74,3 +74,33 @@ func TestEachVLANAndSessionHasItsOwnFlows(t *testing.T) {
 		}
 	}
 }
+
+// Each concentrator numbers its sessions by itself. The answer to a packet of a session is in the
+// same one.
+func TestSessionsOfTwoStationsAreTwo(t *testing.T) {
+	key := func(dst, src string) (k packet.Key) {
+		f := []byte(dst + src + "\x88\x64\x11\x00\x00\x01\x00\x16\x00\x21")
+		f = append(f, 0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2)
+		var p packet.Packet
+		if p.Parse(f); !p.Link.PPPoE {
+			t.Fatalf("%x is not in a session", f)
+		}
+		p.Key(&k)
+		return k
+	}
+	const guest = "\x52\x54\x00\x00\x00\x01"
+	seen := map[packet.Key]string{}
+	for _, vendor := range []string{"\x00\x1b\x21", "\x52\x54\x00"} {
+		for n := range 1 << 12 {
+			other := vendor + string([]byte{0, byte(n >> 8), byte(n)})
+			k := key(other, guest)
+			if with, ok := seen[k]; ok && other != guest {
+				t.Fatalf("sessions with %x and %x are one", other, with)
+			}
+			seen[k] = other
+			if key(guest, other) != k {
+				t.Fatalf("the answer of %x is in another session", other)
+			}
+		}
+	}
+}

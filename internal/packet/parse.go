@@ -253,7 +253,7 @@ type Key struct {
 	Kind     Kind
 	Layers   uint8  // VLAN tags, and which are 802.1ad; 0x80 for a session of PPP over Ethernet
 	VLAN     uint16 // the innermost VLAN, 0 if there is none
-	Outer    uint32 // the VLAN around it, and the number of the session
+	Outer    uint32 // the VLAN around it, and the number of the session, mixed with its two stations
 }
 
 // dst returns where the address is of the last destination of a packet: of the end of
