@@ -188,6 +188,13 @@ func (f *Forwarder) failed() error {
 	return f.err
 }
 
+// gone returns why nothing is sent any more, or nil.
+func (f *Forwarder) gone() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failed()
+}
+
 // Stop ends the use of a Forwarder; it abandons whatever has not been answered, with failover or without: a
 // secondary that goes on would undo it. It closes the Remote.
 func (f *Forwarder) Stop(_ context.Context, _ bool) error {

@@ -3,7 +3,6 @@ package replication
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -332,26 +331,28 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	return nil
 }
 
-// errHeld says that a write waits for Loaded.
-var errHeld = errors.New("replication: held")
-
-// arrived waits until no write that overlaps a range is on its way. The error is errHeld
-// if one of them waits for Loaded. The caller keeps writers away.
+// arrived waits until those writes have arrived that overlap a range and were on their way, or
+// held, when it was called.
 func (f *Forwarder) arrived(ctx context.Context, off, n int64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w := &forward{off: off, n: n}
 	if slices.ContainsFunc(f.hold, w.overlaps) {
-		return errHeld
+		epoch := f.marked
+		if err := f.waitUntil(ctx, func() bool { return !f.held || f.marked != epoch }); err != nil {
+			return err
+		}
+	}
+	last := uint64(0)
+	for _, l := range [][]*forward{f.inflight, f.queue} {
+		for _, o := range l {
+			if o.overlaps(w) {
+				last = max(last, o.seq)
+			}
+		}
 	}
 	return f.waitUntil(ctx, func() bool {
-		return !slices.ContainsFunc(f.inflight, w.overlaps) && !slices.ContainsFunc(f.queue, w.overlaps)
+		return (len(f.queue) == 0 || f.queue[0].seq > last) &&
+			!slices.ContainsFunc(f.inflight, func(o *forward) bool { return o.seq <= last && o.overlaps(w) })
 	})
-}
-
-// unheld waits until no write waits for Loaded.
-func (f *Forwarder) unheld(ctx context.Context) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.waitUntil(ctx, func() bool { return !f.held })
 }

@@ -168,10 +168,10 @@ func (p *Primary) growLocked(ctx context.Context, size int64, old *Forwarder, re
 	h := p.lockAll()
 	defer p.locks.unlock(h)
 	if old != nil {
-		switch err := old.arrived(ctx, 0, math.MaxInt64); {
-		case err == errHeld || err == nil && old.isHeld():
+		if old.isHeld() { // no Mark comes while all is locked
 			return fmt.Errorf("%w: what is held waits for Loaded", ErrRunning)
-		case err != nil:
+		}
+		if err := old.arrived(ctx, 0, math.MaxInt64); err != nil {
 			return err
 		}
 	}

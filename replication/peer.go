@@ -2,6 +2,7 @@ package replication
 
 import (
 	"fmt"
+	"sync/atomic"
 )
 
 // peer keeps what a primary knows of the copy of its secondary: its identity, the checkpoint up to
@@ -23,6 +24,8 @@ type peer struct {
 	// lost with the secondary's instance.
 	copied *Bitmap
 
+	changes changes // of either side, for a VerifyOnline, which reads without a lock
+
 	marks  *Bitmap // chunks that an earlier process has left to be copied, unless the caller promises otherwise
 	intent *intent // all of these on stable storage; nil: there is no place for it
 
@@ -36,17 +39,50 @@ type peer struct {
 	instance ID
 }
 
+// changes counts the changes of a disk, so that who reads it without a lock can tell whether it was
+// changed meanwhile. Chunks whose numbers differ by a multiple of 64 share a count. The zero value
+// is ready.
+type changes [64]atomic.Uint32
+
+// count counts a change of chunks that are locked, before it is made.
+func (c *changes) count(off, n int64) {
+	if n <= 0 {
+		return
+	}
+	first, last := off/ChunkSize, (off+n-1)/ChunkSize
+	for i := first; i <= min(last, first+int64(len(c))-1); i++ {
+		c[i%int64(len(c))].Add(1)
+	}
+}
+
+// of returns the counts of the chunks that [off, off+n) touches, n not being zero.
+func (c *changes) of(off, n int64) (counts []uint32) {
+	for i := off / ChunkSize; i <= (off+n-1)/ChunkSize; i++ {
+		counts = append(counts, c[i%int64(len(c))].Load())
+	}
+	return counts
+}
+
 func newPeer(size int64) peer {
 	return peer{dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size), copied: NewBitmap(size)}
 }
 
 // begin records a write that is about to be made.
 func (r *peer) begin(off, n int64) error {
+	r.changes.count(off, n)
 	r.epoch.Set(off, n)
 	if r.intent == nil {
 		return nil
 	}
 	return r.intent.ensure(off, n)
+}
+
+// copying records that chunks, which are locked, are about to be copied. Their dirty bits are
+// cleared before that: if it fails, perhaps at once, they are set again.
+func (r *peer) copying(off, n int64) {
+	r.changes.count(off, n)
+	r.copied.Set(off, n)
+	r.dirty.Clear(off, n)
 }
 
 // marked ends an epoch. The whole disk is locked.

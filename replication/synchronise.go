@@ -156,10 +156,7 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 		differ = differ[:0]
 		theirs.compare(start, buf, func(off, n int64) { differ = append(differ, [2]int64{off, n}) })
 	}
-	// The bits are cleared before the write: if its answer is an error, perhaps at
-	// once, they are set again.
-	p.peer.copied.Set(start, n)
-	p.peer.dirty.Clear(start, n)
+	p.peer.copying(start, n)
 	done.Same += n
 	for _, d := range differ {
 		if _, err := f.send(buf[d[0]-start:][:d[1]], d[0], d[1], false); err != nil {

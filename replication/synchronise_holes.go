@@ -72,9 +72,7 @@ func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *
 	if zeroPrefix(p.local.Disk, start, n) < n {
 		return false, nil
 	}
-	// As in copyRun: first, and again after an error.
-	p.peer.copied.Set(start, n)
-	p.peer.dirty.Clear(start, n)
+	p.peer.copying(start, n)
 	done.Same += n
 	for _, d := range differ {
 		if _, err := f.send(nil, d[0], d[1], false); err != nil {

@@ -2,9 +2,11 @@ package replication
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -36,15 +38,16 @@ type VerifyConfig struct {
 }
 
 // VerifyOnline compares the local disk with that of the attached secondary, while the
-// guest runs and replication does: step by step, with what is being compared locked
-// against the guest's writes, and after those before have arrived. It returns the chunks
-// that differ, as they were found, and repairs them if VerifyConfig says so; a repair of
-// the secondary is forwarded like a write, and waits like one where the secondary has no
+// guest runs and replication does: step by step, after what is on its way has arrived. It
+// returns the chunks that differ, as they were found, and repairs them if VerifyConfig says so; a
+// repair of the secondary is forwarded like a write, and waits like one where the secondary has no
 // room for what it replaces. What Synchronise is still to copy is left out.
 //
-// A write of the guest to the step, of 1 MiB, waits while the other side is read, since both sides
-// have to stand still. Cut does not end that wait: close what VerifyConfig reads with as well when
-// the secondary is given up, or give it a timeout, as an nbd.Client has.
+// The guest goes on while the other side is read, and a chunk that differs, and was written
+// meanwhile, is compared again. If it is written each time, the guest's writes to that chunk wait
+// at last while the other side is read: for 100 ms, or twice as long as that has taken before, and
+// no longer once Cut is called or ctx ends. VerifyOnline itself returns only when what
+// VerifyConfig reads with does, which should have a timeout, as an nbd.Client has.
 //
 // At the end the bus is told, with an event.DiskVerified. The error is
 // ErrNotRunning without a secondary, ctx's, that of a side that could not be
@@ -59,7 +62,7 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	if cfg.Secondary == nil && (cfg.Sums == nil || cfg.Repair == RepairPrimary) {
 		return differ, fmt.Errorf("replication: verify: nothing to read the secondary with")
 	}
-	v := verifier{p: p, f: f, cfg: cfg, differ: differ, ours: make([]byte, copyStep), theirs: make([]byte, copyStep)}
+	v := verifier{p: p, f: f, cfg: cfg, differ: differ, hold: firstHold, ours: make([]byte, copyStep), theirs: make([]byte, copyStep)}
 	begin := time.Now()
 	for off := int64(0); off < p.size.Load(); off += copyStep {
 		n := min(copyStep, p.size.Load()-off)
@@ -79,49 +82,67 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	return differ, nil
 }
 
-// verifier is one run of Verify.
+// How a chunk is compared that differs and is changed all the time.
+const (
+	freeTries = 3                      // how often it is compared without keeping writes away
+	firstHold = 100 * time.Millisecond // for how long they are kept away then
+)
+
+// verifier is one run of VerifyOnline.
 type verifier struct {
 	p                  *Primary
 	f                  *Forwarder
 	cfg                VerifyConfig
 	differ             *Bitmap
-	ours, theirs       []byte
+	ours, theirs       []byte     // what look has read; theirs only where bytes are compared, or repair the primary
+	found              [][2]int64 // the chunks that differ in that
 	compared, repaired int64
-	half               bool // the room for pre-images is half full
+	hold               time.Duration // for how long the next writes are kept away
+	half, full         bool          // the room for pre-images is half full, or too small for a repair
 }
 
-// step compares a range, after the writes on their way to it have arrived.
+// step compares a range, and again the chunks that differ and were changed meanwhile.
 func (v *verifier) step(ctx context.Context, off, n int64) error {
-	compared := v.compared
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
+	todo := [][2]int64{{off, n}}
+	for tries := 0; len(todo) > 0; tries++ {
+		compare := v.compare
+		if tries >= freeTries {
+			compare = v.compareLocked
 		}
 		freed := v.p.room.wait()
-		h := v.p.locks.lock(off, n, false)
-		if err := v.f.arrived(ctx, off, n); err != errHeld {
-			if err == nil {
-				err = v.compare(off, n)
-			}
-			v.p.locks.unlock(h)
-			if v.half && !v.p.room.asked.Load() {
-				v.p.askForCheckpoint(false)
-			}
-			if err == errNoRoom {
-				if err = v.awaitRoom(ctx, freed); err == nil {
-					v.compared = compared // once more, without what is repaired
-					continue
-				}
-			}
-			return err
-		}
-		// A write that is held arrives after Loaded, and Loaded must not wait for this
-		// lock.
+		h := v.p.locks.lock(off, n, false) // no change is between its record and its forwarding
+		before := v.p.peer.changes.of(off, n)
 		v.p.locks.unlock(h)
-		if err := v.f.unheld(ctx); err != nil {
+		if err := cmp.Or(ctx.Err(), v.f.arrived(ctx, off, n)); err != nil {
 			return err
 		}
+		var again [][2]int64
+		for _, d := range todo {
+			for at, end := d[0], d[0]+d[1]; at < end; {
+				run, dirty := v.p.peer.dirty.run(at, end-at)
+				if !dirty {
+					left, err := compare(ctx, at, run, before[(at-off)/ChunkSize:])
+					if err != nil {
+						return err
+					}
+					again = append(again, left...)
+				}
+				at += run
+			}
+		}
+		if v.half && !v.p.room.asked.Load() {
+			v.p.askForCheckpoint(false)
+		}
+		if v.full {
+			if err := v.awaitRoom(ctx, freed); err != nil {
+				return err
+			}
+			v.full = false
+			tries--
+		}
+		todo = again
 	}
+	return nil
 }
 
 // awaitRoom waits for the Mark after which the secondary has room for pre-images again. The
@@ -140,57 +161,146 @@ func (v *verifier) awaitRoom(ctx context.Context, freed <-chan struct{}) error {
 	}
 }
 
-// compare compares a range that stands still on both sides.
-func (v *verifier) compare(off, n int64) error {
-	for end := off + n; off < end; {
-		run, dirty := v.p.peer.dirty.run(off, end-off)
-		if !dirty {
-			if err := v.compareRun(off, run); err != nil {
-				return err
-			}
-		}
-		off += run
+// compare compares a range, of whose chunks before are the counts of changes before what was on
+// its way had arrived, and returns the chunks that are to be compared again.
+func (v *verifier) compare(_ context.Context, off, n int64, before []uint32) (again [][2]int64, err error) {
+	if err := v.look(off, n); err != nil {
+		return nil, err
 	}
-	return nil
+	v.compared += n
+	for _, d := range v.found {
+		h := v.p.locks.lock(d[0], d[1], false)
+		done := v.p.peer.changes.of(d[0], d[1])[0] == before[(d[0]-off)/ChunkSize] && !v.p.peer.dirty.Any(d[0], d[1])
+		if done {
+			done, err = v.differs(d, off)
+		}
+		v.p.locks.unlock(h)
+		if err != nil {
+			return nil, err
+		}
+		if !done {
+			v.compared -= d[1]
+			again = append(again, d)
+		}
+	}
+	return again, nil
 }
 
-func (v *verifier) compareRun(off, n int64) error {
-	ours := v.ours[:n]
+// compareLocked does what compare does for one chunk, and keeps writes to it away meanwhile.
+func (v *verifier) compareLocked(ctx context.Context, off, n int64, _ []uint32) ([][2]int64, error) {
+	again := [][2]int64{{off, n}}
+	h := v.p.locks.lock(off, n, false)
+	unlock := sync.OnceFunc(func() { v.p.locks.unlock(h) })
+	defer unlock()
+	held, end := context.WithTimeout(ctx, v.hold)
+	defer end()
+	begin, looked := time.Now(), make(chan struct{})
+	var failed error
+	go func() {
+		defer close(looked)
+		if failed = v.f.arrived(held, off, n); failed == nil {
+			failed = v.look(off, n)
+		}
+	}()
+	inTime := v.inTime(held, looked)
+	if !inTime {
+		unlock()
+		<-looked
+	}
+	v.hold = max(v.hold, 2*time.Since(begin))
+	switch err := cmp.Or(ctx.Err(), v.f.gone()); {
+	case err != nil:
+		return nil, err
+	case failed == nil && !inTime || failed != nil && failed == held.Err():
+		return again, nil
+	case failed != nil:
+		return nil, failed
+	}
+	for _, d := range v.found { // the chunk, or nothing
+		if done, err := v.differs(d, off); !done {
+			return again, err
+		}
+	}
+	v.compared += n
+	return nil, nil
+}
+
+// inTime waits for looked, and reports false if held ends before, or the secondary is given up.
+func (v *verifier) inTime(held context.Context, looked <-chan struct{}) bool {
+	for {
+		freed := v.p.room.wait() // tells of the end of the Forwarder too
+		if v.f.gone() != nil {
+			return false
+		}
+		select {
+		case <-looked:
+			return true
+		case <-held.Done():
+			return false
+		case <-freed:
+		}
+	}
+}
+
+// look reads a range on both sides, and finds the chunks that differ.
+func (v *verifier) look(off, n int64) error {
+	ours, theirs := v.ours[:n], v.theirs[:n]
+	var sums chunkTable
+	if v.cfg.Sums != nil {
+		if err := sums.read(v.cfg.Sums, off, len(ours)); err != nil {
+			return err
+		}
+	} else if err := v.readTheirs(theirs, off); err != nil {
+		return err
+	}
 	if err := readFull(v.p.local, ours, off); err != nil {
 		return fmt.Errorf("replication: verify: %w", err)
 	}
-	v.compared += n
-	var found [][2]int64
-	note := func(off, n int64) { found = append(found, [2]int64{off, n}) }
-	if v.cfg.Sums != nil {
-		if err := compareSums(v.cfg.Sums, off, ours, note); err != nil {
-			return err
-		}
-	} else {
-		theirs := v.theirs[:n]
-		if err := readFull(v.cfg.Secondary, theirs, off); err != nil {
-			return fmt.Errorf("replication: verify: the secondary: %w", err)
-		}
+	v.found = v.found[:0]
+	if v.cfg.Sums == nil {
 		for at := int64(0); at < n; at += ChunkSize {
 			to := min(at+ChunkSize, n)
 			if !bytes.Equal(ours[at:to], theirs[at:to]) {
-				note(off+at, to-at)
+				v.found = append(v.found, [2]int64{off + at, to - at})
 			}
 		}
+		return nil
 	}
-	for _, d := range found {
-		v.differ.Set(d[0], d[1])
-		if err := v.repair(ours[d[0]-off:][:d[1]], d[0]); err != nil {
-			return err
+	sums.compare(off, ours, func(off, n int64) { v.found = append(v.found, [2]int64{off, n}) })
+	if v.cfg.Repair == RepairPrimary {
+		for _, d := range v.found {
+			if err := v.readTheirs(theirs[d[0]-off:][:d[1]], d[0]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// repair overwrites one copy at off with the other; ours is the primary's content. The error
+func (v *verifier) readTheirs(p []byte, off int64) error {
+	if err := readFull(v.cfg.Secondary, p, off); err != nil {
+		return fmt.Errorf("replication: verify: the secondary: %w", err)
+	}
+	return nil
+}
+
+// differs records that a chunk differs, and repairs it with what look has read from off on. It
+// reports false, without an error, if there is no room for that. The chunk is locked, and both
+// sides are as they were read.
+func (v *verifier) differs(d [2]int64, off int64) (done bool, err error) {
+	v.differ.Set(d[0], d[1])
+	err = v.repair(v.ours[d[0]-off:][:d[1]], v.theirs[d[0]-off:][:d[1]], d[0])
+	if err == errNoRoom {
+		v.full = true
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// repair overwrites one copy at off with the other; ours and theirs are their contents. The error
 // is errNoRoom if the secondary has no room for all of what that replaces; a part may be
 // repaired then.
-func (v *verifier) repair(ours []byte, off int64) error {
+func (v *verifier) repair(ours, theirs []byte, off int64) error {
 	n := int64(len(ours))
 	switch v.cfg.Repair {
 	case RepairSecondary:
@@ -212,10 +322,6 @@ func (v *verifier) repair(ours []byte, off int64) error {
 			}
 		}
 	case RepairPrimary:
-		theirs := v.theirs[:n]
-		if err := readFull(v.cfg.Secondary, theirs, off); err != nil {
-			return fmt.Errorf("replication: verify: the secondary: %w", err)
-		}
 		if err := v.p.peer.begin(off, n); err != nil {
 			return err
 		}

@@ -3,10 +3,14 @@ package replication
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -15,7 +19,7 @@ import (
 func verifyRig(t *testing.T, bus *event.Bus) (p *Primary, s *Secondary, local, disk *fakeDisk) {
 	t.Helper()
 	local, disk = newFake(testSize, 0x11), newFake(testSize, 0x11)
-	p, err := NewPrimary(local, PrimaryConfig{InSync: true, Name: "d", Events: bus})
+	p, err := NewPrimary(local, PrimaryConfig{InSync: true, Name: "d", Events: bus, Forward: ForwarderConfig{WindowBytes: 4 * ChunkSize}})
 	must(t, err)
 	s, err = NewSecondary(disk, SecondaryConfig{})
 	must(t, err)
@@ -64,48 +68,63 @@ func TestVerifyOnlineFindsAndRepairsWhatDiffers(t *testing.T) {
 	}
 }
 
-// While the guest writes and checkpoints are made, copies that are the same are
-// never called different.
+// While the guest writes and checkpoints are made, what differs is found, and nothing else.
 func TestVerifyOnlineUnderLoad(t *testing.T) {
-	ctx := context.Background()
-	p, s, _, disk := verifyRig(t, nil)
-	copy(disk.data, bytes.Repeat([]byte{0x11}, testSize))
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	runCtx, cancel := context.WithCancel(ctx)
-	wg.Go(func() { p.Run(runCtx) })
-	for w := range uint64(3) {
-		wg.Go(func() {
-			rng := rand.New(rand.NewPCG(w, 0))
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					write(t, p, byte(rng.Uint32()), rng.Int64N(testSize/512)*512, 512)
+	const spoilt = 5 * ChunkSize // no writer writes this sector
+	for name, with := range readings {
+		t.Run(name, func(t *testing.T) {
+			ctx := context.Background()
+			p, s, _, disk := verifyRig(t, nil)
+			copy(disk.data, bytes.Repeat([]byte{0x11}, testSize))
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			runCtx, cancel := context.WithCancel(ctx)
+			wg.Go(func() { p.Run(runCtx) })
+			for w := range uint64(3) {
+				wg.Go(func() {
+					rng := rand.New(rand.NewPCG(w, 0))
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+							if off := rng.Int64N(testSize/512) * 512; off != spoilt {
+								write(t, p, byte(rng.Uint32()), off, 512)
+							}
+						}
+					}
+				})
+			}
+			wg.Go(func() {
+				for epoch := uint64(1); ; epoch++ {
+					select {
+					case <-stop:
+						return
+					default:
+						checkpointBoth(t, p, s, epoch)
+					}
+				}
+			})
+			for i := range 6 {
+				want := int64(0)
+				if i%2 == 1 {
+					want = ChunkSize
+					disk.mu.Lock()
+					disk.data[spoilt]++
+					disk.mu.Unlock()
+				}
+				cfg, _ := with(s, func(int) error { return nil })
+				cfg.Repair = RepairSecondary
+				differ, err := p.VerifyOnline(ctx, cfg)
+				if err != nil || differ.Bytes() != want || want > 0 && !differ.Any(spoilt, 1) {
+					t.Errorf("%d bytes differ, want %d, %v", differ.Bytes(), want, err)
 				}
 			}
+			close(stop)
+			cancel()
+			wg.Wait()
 		})
 	}
-	wg.Go(func() {
-		for epoch := uint64(1); ; epoch++ {
-			select {
-			case <-stop:
-				return
-			default:
-				checkpointBoth(t, p, s, epoch)
-			}
-		}
-	})
-	for range 5 {
-		differ, err := p.VerifyOnline(ctx, VerifyConfig{Sums: NewSums(s.Export()), Repair: RepairSecondary})
-		if err != nil || !differ.Empty() {
-			t.Errorf("%d bytes differ, %v", differ.Bytes(), err)
-		}
-	}
-	close(stop)
-	cancel()
-	wg.Wait()
 }
 
 func TestVerifyOnlineEndsWithItsContextAndItsRemote(t *testing.T) {
@@ -131,4 +150,195 @@ func TestVerifyOnlineEndsWithItsContextAndItsRemote(t *testing.T) {
 			t.Error("nothing to read the secondary with, and no error")
 		}
 	})
+}
+
+// reading is what VerifyConfig reads with, and calls a function before each read.
+type reading struct {
+	of     io.ReaderAt
+	before func(count int) error // of this read, from 1 on
+	count  int
+}
+
+func (r *reading) ReadAt(p []byte, off int64) (int, error) {
+	r.count++
+	if err := r.before(r.count); err != nil {
+		return 0, err
+	}
+	return r.of.ReadAt(p, off)
+}
+
+// readings are the two ways in which the secondary is read.
+var readings = map[string]func(s *Secondary, before func(int) error) (VerifyConfig, *reading){
+	"by sums": func(s *Secondary, before func(int) error) (VerifyConfig, *reading) {
+		r := &reading{of: NewSums(s.Export()), before: before}
+		return VerifyConfig{Sums: r, Secondary: s.Export()}, r
+	},
+	"by bytes": func(s *Secondary, before func(int) error) (VerifyConfig, *reading) {
+		r := &reading{of: s.Export(), before: before}
+		return VerifyConfig{Secondary: r}, r
+	},
+}
+
+// verifying returns what VerifyOnline has returned, once the channel is closed.
+func verifying(ctx context.Context, p *Primary, cfg VerifyConfig) (differ **Bitmap, err *error, ended chan struct{}) {
+	differ, err, ended = new(*Bitmap), new(error), make(chan struct{})
+	go func() {
+		defer close(ended)
+		*differ, *err = p.VerifyOnline(ctx, cfg)
+	}()
+	return differ, err, ended
+}
+
+// If anything waited for the other side, this test would not end.
+func TestTheGuestGoesOnWhileAVerificationReadsTheOtherSide(t *testing.T) {
+	for name, with := range readings {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, s, local, disk := verifyRig(t, nil)
+				goOn := make(chan struct{})
+				cfg, _ := with(s, func(int) error { <-goOn; return nil })
+				differ, err, ended := verifying(t.Context(), p, cfg)
+				synctest.Wait()
+				write(t, p, 0x22, ChunkSize, 512)
+				write(t, p, 0x22, 3*ChunkSize, ChunkSize) // what differed there is written over
+				must(t, p.Sync())
+				checkpointBoth(t, p, s, 1)
+				close(goOn)
+				<-ended
+				must(t, *err)
+				if !(*differ).Any(7*ChunkSize, 1) || (*differ).Bytes() != ChunkSize {
+					t.Errorf("%d bytes differ, want the chunk 7", (*differ).Bytes())
+				}
+				local.data[7*ChunkSize] = disk.data[7*ChunkSize]
+				wantBytes(t, "the copies", disk.data, local.data, 0)
+			})
+		})
+	}
+}
+
+// A chunk that is written during each reading is judged in the end, and no other is read again for
+// it. A write waits as long as the other side needs for that chunk, and not as a whole.
+func TestAChunkThatIsAlwaysWrittenIsVerified(t *testing.T) {
+	type course struct {
+		read    string
+		repair  Repair
+		takes   time.Duration // a reading
+		reading int           // that is the last one
+	}
+	var courses []course
+	for read := range readings {
+		for _, repair := range []Repair{RepairNone, RepairSecondary, RepairPrimary} {
+			courses = append(courses, course{read, repair, firstHold / 2, freeTries + 1}, course{read, repair, 10 * firstHold, freeTries + 2})
+		}
+	}
+	for _, c := range courses {
+		t.Run(fmt.Sprintf("%s, repair %d, %v each", c.read, c.repair, c.takes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, s, local, disk := verifyRig(t, nil)
+				var writes sync.WaitGroup
+				var waited atomic.Int64
+				cfg, r := readings[c.read](s, func(count int) error {
+					writes.Go(func() {
+						begin := time.Now()
+						write(t, p, byte(count), 3*ChunkSize+SectorSize, SectorSize)
+						waited.Store(max(waited.Load(), int64(time.Since(begin))))
+					})
+					time.Sleep(c.takes)
+					return nil
+				})
+				cfg.Repair = c.repair
+				differ, err, ended := verifying(t.Context(), p, cfg)
+				<-ended
+				writes.Wait()
+				must(t, *err)
+				if !(*differ).Any(3*ChunkSize, 1) || !(*differ).Any(7*ChunkSize, 1) || (*differ).Bytes() != 2*ChunkSize {
+					t.Errorf("%d bytes differ, want the chunks 3 and 7", (*differ).Bytes())
+				}
+				if w := time.Duration(waited.Load()); w != c.takes {
+					t.Errorf("a write waited for %v", w)
+				}
+				if r.count != c.reading {
+					t.Errorf("%d readings, want %d", r.count, c.reading)
+				}
+				must(t, p.Sync())
+				if c.repair != RepairNone {
+					wantBytes(t, "the copies", disk.data, local.data, 0)
+				}
+			})
+		})
+	}
+}
+
+func TestAWriteDoesNotWaitForAVerificationThatHangs(t *testing.T) {
+	for name, c := range map[string]struct {
+		end   func(p *Primary, cancel func()) // of what keeps the write away
+		after time.Duration
+		err   error
+	}{
+		"no word comes":    {func(*Primary, func()) {}, firstHold, errInjected},
+		"Cut":              {func(p *Primary, _ func()) { p.Cut() }, 0, ErrCut},
+		"the context ends": {func(_ *Primary, cancel func()) { cancel() }, 0, context.Canceled},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, s, _, _ := verifyRig(t, nil)
+				hangs, goOn := make(chan struct{}), make(chan struct{})
+				cfg, _ := readings["by sums"](s, func(count int) error {
+					if count <= freeTries {
+						write(t, p, byte(count), 3*ChunkSize+SectorSize, SectorSize)
+						return nil
+					}
+					close(hangs)
+					<-goOn
+					return errInjected
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				_, err, ended := verifying(ctx, p, cfg)
+				<-hangs
+				begin, done := time.Now(), make(chan struct{})
+				go func() {
+					defer close(done)
+					write(t, p, 0x22, 3*ChunkSize, ChunkSize)
+				}()
+				synctest.Wait()
+				c.end(p, cancel)
+				<-done
+				if d := time.Since(begin); d != c.after {
+					t.Errorf("the write has waited for %v", d)
+				}
+				close(goOn)
+				<-ended
+				wantErr(t, "the verification", *err, c.err)
+			})
+		})
+	}
+}
+
+// readerFunc reads by a function.
+type readerFunc func(p []byte, off int64) (int, error)
+
+func (f readerFunc) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
+
+// What has been read of the secondary is old then, and must not become the primary's.
+func TestAChunkThatIsSynchronisedMeanwhileIsVerifiedAgain(t *testing.T) {
+	p, s, local, disk := verifyRig(t, nil)
+	differs := NewBitmap(testSize)
+	differs.Set(3*ChunkSize, ChunkSize)
+	var once sync.Once
+	secondary := func(b []byte, off int64) (int, error) {
+		n, err := s.Export().ReadAt(b, off)
+		once.Do(func() {
+			must(t, p.Unsynchronise(differs))
+			must(t, p.Synchronise(t.Context(), SyncConfig{}))
+		})
+		return n, err
+	}
+	differ, err := p.VerifyOnline(t.Context(), VerifyConfig{Secondary: readerFunc(secondary), Repair: RepairPrimary})
+	must(t, err)
+	if !differ.Any(7*ChunkSize, 1) || differ.Bytes() != ChunkSize {
+		t.Errorf("%d bytes differ, want the chunk 7", differ.Bytes())
+	}
+	want(t, "the primary, where the secondary differed first", local, 0x11, 3*ChunkSize, ChunkSize)
+	wantBytes(t, "the copies", disk.data, local.data, 0)
 }
