@@ -49,14 +49,8 @@ const clearChunk = 1 << 18
 // forget, and the pages that only the second has are added. If all pages are there again, either
 // reading does not make KVM forget, or the guest has written them again. Then they are cleared,
 // which is right in both cases, since they are copied after that.
-//
-// Whether it has done so by itself is found out with the first pages that were
-// written, by reading again: if one of them is not there any more it has; the others
-// that have come meanwhile are added. If all are there it has not, or they were
-// written again; then they are cleared, which harms in neither mode, since the pages
-// are copied after that.
 func (vm *VM) takeDirtyLog(s *slot, part []uint64) error {
-	if err := vm.getDirtyLog(s); err != nil {
+	if err := vm.readDirtyLog(s, s.log); err != nil {
 		return err
 	}
 	err := vm.chooseManual(s)
@@ -109,9 +103,6 @@ func (vm *VM) chooseManual(s *slot) error {
 	}
 	return nil
 }
-
-// getDirtyLog reads KVM's bitmap of a slot into its scratch.
-func (vm *VM) getDirtyLog(s *slot) error { return vm.readDirtyLog(s, s.log) }
 
 // readDirtyLog reads KVM's bitmap of a slot into words. No error is taken for an empty bitmap:
 // ENOENT, for one, says that the slot has no dirty log.

@@ -108,7 +108,7 @@ func TestALogThatCannotBeSwitchedLeavesTheOthersOff(t *testing.T) {
 	bad := &slot{Slot: good[0].Slot}
 	bad.ID, bad.GPA = 1, 1 // not on a page
 	off := func() bool {
-		err := vm.getDirtyLog(good[0])
+		err := vm.readDirtyLog(good[0], good[0].log)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			t.Fatal(err)
 		}

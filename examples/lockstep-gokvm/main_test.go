@@ -53,6 +53,7 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"primary -peer a:1 -kernel k -arbiter true -arbiter-command true", "want one of them"},
 		{"primary -peer a:1 -kernel k -cert c -key k", "belong together"},
 		{"primary -peer a:1 -kernel k -cert c -key k -ca a -insecure", "contradict"},
+		{"primary -peer a:1 -kernel k -peer-name b -insecure", "-peer-name and -insecure contradict"},
 		{"secondary -listen a:1 -cert c -key k -ca a", "-cert needs -peer-name"},
 		{"secondary -listen a:1", "or -insecure"},
 		{"primary -peer a:1 -kernel k", "or -insecure"},

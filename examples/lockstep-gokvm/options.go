@@ -398,6 +398,8 @@ func (o *options) validate(given map[string]bool) error {
 		return errors.New("-cert, -key and -ca belong together")
 	case o.cert != "" && o.insecure:
 		return errors.New("-cert and -insecure contradict each other")
+	case o.insecure && o.peerName != "":
+		return errors.New("-peer-name and -insecure contradict each other: without certificates nobody's name is known")
 	case o.cert != "" && o.peerName == "":
 		return errors.New("-cert needs -peer-name, or -peer")
 	case o.patience <= max(o.atLeast, colo.DefaultMaxDowntime):

@@ -50,7 +50,6 @@ type Blk struct {
 	backend Backend
 	id      string
 	sectors uint64
-	work    worker
 	servers []*blkServer
 }
 
@@ -74,7 +73,6 @@ func NewBlk(backend Backend, requests int, id string, mem *Memory, line Line, lo
 		backend: backend,
 		id:      id,
 		sectors: uint64(max(backend.Size(), 0)) / SectorSize,
-		work:    make(worker, 1),
 	}
 	for range min(max(requests, 1), MaxRequests) {
 		b.servers = append(b.servers, &blkServer{b, make([]byte, blkChunk), make([]segment, 0, QueueSize)})
@@ -104,10 +102,6 @@ func (b *Blk) Kick() { b.work.kick() }
 // step serves one request, and wakes another server if there are more.
 func (b *blkServer) step() (more bool) {
 	b.mu.Lock()
-	if b.held > 0 { // a reset waits, and will empty the queue
-		b.mu.Unlock()
-		return false
-	}
 	c, ok := b.peek(0)
 	if !ok {
 		b.mu.Unlock()

@@ -67,8 +67,7 @@ type Composer interface {
 // then part of the card's state.
 type Net struct {
 	virtio
-	vnet    int // length of the header before the uplink's frames, 0: none
-	work    worker
+	vnet    int           // length of the header before the uplink's frames, 0: none
 	sending sending       // Work's
 	waiting frames        // frames for the guest, until its ring takes them
 	wire    frames        // waiting, in a stream
@@ -82,7 +81,6 @@ type Net struct {
 func NewNet(uplink Uplink, vnet int, mac [6]byte, mem *Memory, line Line, log *slog.Logger) *Net {
 	n := &Net{
 		vnet:    vnet,
-		work:    make(worker, 1),
 		waiting: newFrames(netQueued),
 		wire:    newFrames(netQueued),
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -338,4 +339,66 @@ func TestWorkOfACardEndsWithItsContext(t *testing.T) {
 	r.tx.kick() // it now waits at the gate, or is about to
 	stop()
 	wg.Wait()
+}
+
+// While a vCPU waits for the frame that is being sent, to reset the card, no other frame is begun: the vCPU
+// would wait for as long as another one goes on sending.
+func TestAResetWaitsForOneFrameAlone(t *testing.T) {
+	r := newNetRig(t)
+	for i := range 20 {
+		r.send(uint16(4*i), frame(i, 60))
+	}
+	reset := make(chan struct{})
+	var once sync.Once
+	r.up.also = func([]byte) {
+		once.Do(func() {
+			go func() { r.tx.out(regStatus, 1, 0); close(reset) }()
+			r.awaited()
+		})
+	}
+	drain(r.nic.step)
+	<-reset
+	if n := len(r.up.frames); n != 1 {
+		t.Errorf("%d frames have left, of which one was begun", n)
+	}
+}
+
+// A vCPU that takes the other queue elsewhere meanwhile holds up the frames that are left, and no longer than
+// that.
+func TestWhatWasHeldUpByACallThatWaitsIsSentAfterIt(t *testing.T) {
+	r := newNetRig(t)
+	for i := range 20 {
+		r.send(uint16(4*i), frame(i, 60))
+	}
+	r.nic.notify(netTransmit)
+	placed := make(chan struct{})
+	var once sync.Once
+	r.up.also = func([]byte) {
+		once.Do(func() {
+			go func() {
+				r.rx.out(regSelect, 2, netReceive)
+				r.rx.out(regPFN, 4, 0x10000/queueAlign)
+				close(placed)
+			}()
+			r.awaited()
+		})
+	}
+	run(r.nic.Work, r.gate, func() {
+		<-placed
+		for sent := 0; sent < 20; {
+			<-r.up.sent
+			r.up.mu.Lock()
+			sent = len(r.up.frames)
+			r.up.mu.Unlock()
+		}
+	})
+}
+
+// awaited returns when a call waits for what the card has begun.
+func (r *netRig) awaited() {
+	for held := 0; held == 0; runtime.Gosched() {
+		r.nic.mu.Lock()
+		held = r.nic.held
+		r.nic.mu.Unlock()
+	}
 }

@@ -14,7 +14,6 @@ import (
 type RNG struct {
 	virtio
 	source io.Reader
-	work   worker
 	buf    []byte
 }
 
@@ -23,7 +22,7 @@ const rngChunk = 4096
 
 // NewRNG returns an entropy device that reads from source. log may be nil.
 func NewRNG(source io.Reader, mem *Memory, line Line, log *slog.Logger) *RNG {
-	r := &RNG{source: source, work: make(worker, 1), buf: make([]byte, rngChunk)}
+	r := &RNG{source: source, buf: make([]byte, rngChunk)}
 	r.init(1, 0, nil, mem, line, log)
 	r.notify = func(int) { r.work.kick() }
 	return r

@@ -3,7 +3,6 @@ package device
 import (
 	"bytes"
 	"errors"
-	"runtime"
 	"slices"
 	"testing"
 
@@ -131,11 +130,7 @@ func TestAGuestThatChangesAFrameWhileItIsReadGainsNothing(t *testing.T) {
 				r.mem[testData+netMergeHeader+12] ^= 1 // the frame's type, which was read
 				r.tx.out(regFeatures, 4, 0)
 				go func() { r.tx.out(regStatus, 1, 0); close(reset) }()
-				for held := 0; held == 0; runtime.Gosched() {
-					r.nic.mu.Lock()
-					held = r.nic.held
-					r.nic.mu.Unlock()
-				}
+				r.awaited()
 			})
 			drain(r.nic.step)
 			<-reset

@@ -45,6 +45,7 @@ type virtio struct {
 	config []byte
 	wire   []byte      // config as it was loaded
 	notify func(q int) // called without mu
+	work   worker      // wakes the goroutine that serves the device
 
 	virtioState
 	saved virtioState
@@ -62,6 +63,7 @@ type virtioState struct {
 
 func (v *virtio) init(queues int, offered uint32, config []byte, mem *Memory, line Line, log *slog.Logger) {
 	v.can, v.offered, v.config, v.wire = offered, offered, config, make([]byte, len(config))
+	v.work = make(worker, 1)
 	v.idle.L = &v.mu
 	v.irq.line = line
 	v.mem, v.log = mem, logOr(log)
@@ -135,11 +137,16 @@ func (v *virtio) Out(off uint16, p []byte) error {
 
 // wait returns when the device works on no chain. mu is held, not while waiting.
 func (v *virtio) wait() {
+	if v.busy == 0 {
+		return
+	}
 	v.held++
 	for v.busy > 0 {
 		v.idle.Wait()
 	}
-	v.held--
+	if v.held--; v.held == 0 {
+		v.work.kick() // for the chains of other queues, which peek has left alone meanwhile
+	}
 }
 
 // reset puts the device in the state that a driver begins with. When it returns, the device
@@ -161,8 +168,12 @@ func (v *virtio) release() {
 	}
 }
 
-// peek does what queue.peek does, and logs a ring that is broken. mu is held.
+// peek does what queue.peek does, and logs a ring that is broken. There is nothing to begin with
+// while a call waits for what was begun. mu is held.
 func (v *virtio) peek(q int) (chain, bool) {
+	if v.held > 0 {
+		return chain{}, false
+	}
 	c, ok, err := v.queues[q].peek()
 	v.broke(q, err)
 	return c, ok
