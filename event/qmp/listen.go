@@ -34,6 +34,9 @@ func Listen(addr string) (net.Listener, error) {
 	if network != "unix" {
 		return net.Listen(network, address)
 	}
+	if err := socket.CheckName(network, address); err != nil {
+		return nil, err
+	}
 	l, err := listenUnix(address)
 	if errors.Is(err, syscall.EADDRINUSE) && socket.RemoveDead(address) {
 		l, err = listenUnix(address)

@@ -209,6 +209,14 @@ func TestASocketThatNobodyListensOnIsReplaced(t *testing.T) {
 		l.Close()
 		t.Error("a file that is no socket is replaced")
 	}
+	for _, addr := range []string{"", "unix:"} {
+		if l, err := qmp.Listen(addr); err == nil {
+			l.Close()
+			t.Errorf("%q is listened at as %v", addr, l.Addr())
+		} else if !strings.Contains(err.Error(), "the path of the socket is missing") {
+			t.Errorf("%q: %v", addr, err)
+		}
+	}
 	tcp, err := qmp.Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

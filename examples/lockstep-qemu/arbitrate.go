@@ -26,7 +26,7 @@ func openArbiter(s string, p *printer) (a failover.Arbiter, end func(), err erro
 		return nil, func() {}, nil
 	}
 	if a, end, err = arbiter.Open(s, "", func(line string) { p.warn("arbiter: %s", line) }); err != nil {
-		err = wrongArbiter(err)
+		err = fmt.Errorf("-arbiter %w", err)
 	}
 	return a, end, err
 }
@@ -37,13 +37,9 @@ func checkArbiter(s string) error {
 		return nil
 	}
 	if err := arbiter.Check(s, ""); err != nil {
-		return wrongArbiter(err)
+		return fmt.Errorf("-arbiter %w", err)
 	}
 	return nil
-}
-
-func wrongArbiter(err error) error {
-	return fmt.Errorf("-arbiter %w, of this guest alone, where both hosts reach it", err)
 }
 
 // rule returns the rule by which this standby decides whether it goes on.

@@ -11,13 +11,26 @@ import (
 	"syscall"
 )
 
-// Listen is net.Listen, which takes the place of a Unix socket that nobody listens at any more.
+// Listen is net.Listen, which takes the place of a Unix socket that nobody listens at any more, and
+// refuses one without a name.
 func Listen(network, address string) (net.Listener, error) {
+	if err := CheckName(network, address); err != nil {
+		return nil, err
+	}
 	l, err := net.Listen(network, address)
 	if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && RemoveDead(address) {
 		return net.Listen(network, address)
 	}
 	return l, err
+}
+
+// CheckName returns an error if address is that of a Unix socket and is empty: the kernel would
+// choose a name then, which nobody who connects knows.
+func CheckName(network, address string) error {
+	if network == "unix" && address == "" {
+		return &net.OpError{Op: "listen", Net: network, Err: errors.New("the path of the socket is missing")}
+	}
+	return nil
 }
 
 // RemoveDead removes the Unix socket of that path if nobody listens at it, and reports whether the

@@ -51,6 +51,16 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 	}
 }
 
+// A kernel that is given no name chooses one itself, and somebody waits where nobody comes.
+func TestASocketWithoutANameIsRefused(t *testing.T) {
+	if l, err := Listen("unix", ""); err == nil {
+		l.Close()
+		t.Errorf("it listens at %v", l.Addr())
+	} else if !strings.Contains(err.Error(), "the path of the socket is missing") {
+		t.Error(err)
+	}
+}
+
 // The directories of package testing have the test's name in theirs, which leaves a socket no
 // room where the directory for what is temporary has a long name.
 func TestADirectoryForSocketsIsShortWhateverTheNameOfTheTestIsAndGoesWithIt(t *testing.T) {

@@ -20,6 +20,9 @@ func MonitorOf(addr, side string) (string, error) {
 	}
 	network, address := qmp.Split(addr)
 	if network == "unix" {
+		if address == "" {
+			return "", fmt.Errorf("%q has no path", addr)
+		}
 		return "unix:" + address + "." + side, nil
 	}
 	host, port, err := net.SplitHostPort(address)

@@ -21,6 +21,7 @@ func TestTheOtherSidesHandlesAreBesideTheFirsts(t *testing.T) {
 		{MonitorOf, "localhost:x", Secondary, wrong},
 		{MonitorOf, "m", Secondary, wrong}, // a word is more likely a mistake than a file here
 		{MonitorOf, "./m", Secondary, "unix:./m.secondary"},
+		{MonitorOf, "unix:", Secondary, wrong},
 		{PageOf, "", Secondary, ""},
 		{PageOf, "8080", Primary, "8080"},
 		{PageOf, "8080", Secondary, "8081"},

@@ -60,7 +60,11 @@ func Open(s, guest string, say func(line string)) (a failover.Arbiter, end func(
 func find(s, guest string, say func(line string)) (a failover.Arbiter, store *program.Store, err error) {
 	kind, rest, ok := strings.Cut(s, ":")
 	if rest = strings.TrimSpace(rest); !ok || !Named(s) || rest == "" {
-		return nil, nil, fmt.Errorf("%q: want %s", s, Forms)
+		forms := Forms
+		if guest == "" {
+			forms = "file:DIR or store:COMMAND"
+		}
+		return nil, nil, fmt.Errorf("%q: want %s, of this guest alone, which both hosts reach", s, forms)
 	}
 	var command []string
 	switch kind {

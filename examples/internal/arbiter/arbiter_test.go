@@ -25,6 +25,12 @@ func TestWhatNamesNoArbiterIsAnErrorThatSaysWhat(t *testing.T) {
 	if err := Check("etcd:a:2379", ""); err == nil || !strings.Contains(err.Error(), "want store:lockstep-etcd -endpoints a:2379 -key KEY") {
 		t.Errorf("a guest without a name: %v", err)
 	}
+	if err := Check("a:2379", ""); err == nil || !strings.Contains(err.Error(), "want file:DIR or store:COMMAND, of") {
+		t.Errorf("a guest without a name is offered what it cannot have: %v", err)
+	}
+	if err := Check("file:/dev/null/db1", ""); err == nil || strings.Contains(err.Error(), "which both hosts reach") {
+		t.Errorf("what has the right form is asked for again: %v", err)
+	}
 	for s, want := range map[string]string{
 		"":                   "want file:DIR",
 		"file:":              "want file:DIR",
