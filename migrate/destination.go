@@ -34,7 +34,7 @@ type DestinationConfig struct {
 	// it. Empty: any.
 	Machine string
 	// Postcopy says that the source may begin postcopy: a QEMU's capability postcopy-ram,
-	// which must be the same on both sides.
+	// which must be the same on both sides, without postcopy-preempt.
 	Postcopy bool
 	// NoDescription says that the source sends no description of the devices after them
 	// (a QEMU with suppress-vmdesc); the stream does not tell.

@@ -47,6 +47,13 @@
 // before it ran). If the source cannot know, Run returns [ErrUnknown], and somebody who can ask
 // both sides has to find out. So the guest never runs on both.
 //
+// A QEMU that sends a guest in precopy does not wait for an operator. With the capability
+// return-path it runs the guest again if the connection breaks before it has heard SHUT, though
+// the guest may run at the destination by then. Without it, it takes the guest for moved when it has
+// written all of it, and leaves it standing, though the connection may lose what was written.
+// Not every stream of a QEMU is a move: with background-snapshot it runs its guest on. And the
+// pages that a QEMU with postcopy-preempt sends over its second connection do not come here.
+//
 // # A connection that breaks
 //
 // In precopy it ends the migration. In postcopy each side has a part of the guest, and asks

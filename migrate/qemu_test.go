@@ -161,6 +161,67 @@ func takeFromQEMU(t *testing.T, breaks int) {
 	}
 }
 
+// A QEMU that does not hear how the migration has ended does what the package comment says.
+func TestAQEMUThatHearsNothingRunsItsGuestIfItWaitedForAWord(t *testing.T) {
+	for _, x := range []struct {
+		name         string
+		capabilities []string
+		state        string // of the QEMU, when the guest runs here
+	}{
+		{"return-path", []string{"return-path"}, "running"},
+		{"none", nil, "postmigrate"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			dir := qemutest.Dir(t)
+			content, args := filledQEMU(t, dir)
+			g := noneGuest(t)
+			var err error
+			g.lazy, err = ram.NewLazy(g.blocks)
+			check(t, err, g.lazy.Register(&g.state))
+			g.devices(t)
+			q := qemutest.Start(t, dir, args...)
+			capabilities(q, append(x.capabilities, "events")...)
+			q.Must("migrate-set-parameters", qemutest.Args{"max-bandwidth": 1 << 30})
+			listener, uri := qemutest.Listen(t)
+			q.Must("migrate", qemutest.Args{"uri": uri})
+			conn, err := listener.Accept()
+			check(t, err)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			d := NewDestination(DestinationConfig{VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Machine: "none"})
+			check(t, d.Run(ctx, &mute{Conn: conn, said: 8}), g.lazy.Close()) // the answer to a PING, if there is one
+			if running, _ := g.runs(); !running || !bytes.Equal(g.blocks[0].Host, content) {
+				t.Errorf("the guest runs here: %v", running)
+			}
+			for {
+				status := q.Must("query-migrate", nil)["status"]
+				if status == "completed" || status == "failed" {
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatal(status)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			q.AwaitRunState(x.state)
+		})
+	}
+}
+
+// mute is a connection that breaks when more than so many bytes are written.
+type mute struct {
+	net.Conn
+	said int
+}
+
+func (m *mute) Write(p []byte) (int, error) {
+	if m.said -= len(p); m.said < 0 {
+		m.Conn.Close()
+		return 0, net.ErrClosed
+	}
+	return m.Conn.Write(p)
+}
+
 // ends is a connection that breaks after so many bytes, once after says so.
 type ends struct {
 	net.Conn

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/qemufile"
@@ -97,5 +98,73 @@ func TestPagesOfChannelsAreOrderedWithTheMainStream(t *testing.T) {
 		if status, _, stderr := run(main, "-channel", name); status != 1 || !bytes.Contains([]byte(stderr), []byte(`block "b", which the main stream does not have`)) {
 			t.Errorf("another block: status %d, %s", status, stderr)
 		}
+	}
+}
+
+// A connection of postcopy-preempt has records of memory and nothing before them. Its pages come
+// after those of the main stream, each once.
+func TestPagesOfPostcopyPreemptAreTakenFromTheirConnection(t *testing.T) {
+	page := func(c byte) []byte { return bytes.Repeat([]byte{c}, ram.PageSize) }
+	put := func(w *qemufile.Writer, records ...ram.Record) {
+		for _, rec := range records {
+			rec.Put(w, ram.Format{})
+		}
+	}
+	main := written(t, func(w *qemufile.Writer) {
+		begin(w)
+		h := vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}
+		h.Put(w)
+		put(w, ram.Record{Kind: ram.KindBlockList, Total: 4 * ram.PageSize, Blocks: []ram.BlockInfo{{Name: "a", Length: 4 * ram.PageSize}}}, ram.Record{Kind: ram.KindEOS})
+		vmstate.PutFooter(w, 2)
+		h.Type = vmstate.SectionEnd
+		h.Put(w)
+		put(w, ram.Record{Kind: ram.KindZero, Block: "a"}, ram.Record{Kind: ram.KindPage, Block: "a", Offset: ram.PageSize, Data: page(1)}, ram.Record{Kind: ram.KindEOS})
+		vmstate.PutFooter(w, 2)
+		vmstate.PutEOF(w)
+	})
+	pages := written(t, func(w *qemufile.Writer) {
+		put(w, ram.Record{Kind: ram.KindPage, Block: "a", Offset: 3 * ram.PageSize, Data: page(3)},
+			ram.Record{Kind: ram.KindPage, Block: "a", Continue: true, Offset: ram.PageSize, Data: page(4)},
+			ram.Record{Kind: ram.KindZero, Block: "a", Continue: true, Offset: 2 * ram.PageSize}, ram.Record{Kind: ram.KindEOS})
+	})
+	none := pages[len(pages)-8:] // nothing was asked for
+	dir := t.TempDir()
+	for _, x := range []struct {
+		name     string
+		channels [][]byte
+		err      string
+	}{
+		{"one connection", [][]byte{pages}, ""},
+		{"another one after an interruption", [][]byte{pages, none}, ""},
+		{"nothing but the end", [][]byte{none}, "2 of 4 pages did not come"},
+		{"no end", [][]byte{pages[:len(pages)-8]}, "unexpected EOF"},
+		{"bytes after the end", [][]byte{append(bytes.Clone(pages), 0)}, "trailing bytes"},
+		{"a page beyond the block", [][]byte{written(t, func(w *qemufile.Writer) {
+			put(w, ram.Record{Kind: ram.KindZero, Block: "a", Offset: 4 * ram.PageSize}, ram.Record{Kind: ram.KindEOS})
+		})}, `a page at 0x4000 of block "a"`},
+		{"no connection of a migration", [][]byte{bytes.Repeat([]byte("some text"), 8)}, "not a multifd channel"},
+		{"an empty file", [][]byte{nil}, "channel0: the file is empty"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			args := []string{"-verify", "-extract-ram", dir}
+			for i, p := range x.channels {
+				name := filepath.Join(dir, fmt.Sprint("channel", i))
+				if err := os.WriteFile(name, p, 0o666); err != nil {
+					t.Fatal(err)
+				}
+				args = append(args, "-channel", name)
+			}
+			status, _, stderr := run(main, args...)
+			if x.err != "" {
+				if status != 1 || !strings.Contains(stderr, x.err) {
+					t.Errorf("status %d, %s", status, stderr)
+				}
+				return
+			}
+			got, err := os.ReadFile(filepath.Join(dir, "a.bin"))
+			if want := bytes.Join([][]byte{page(0), page(4), page(0), page(3)}, nil); status != 0 || stderr != "" || err != nil || !bytes.Equal(got, want) {
+				t.Errorf("status %d, %s, %v", status, stderr, err)
+			}
+		})
 	}
 }

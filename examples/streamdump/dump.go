@@ -189,7 +189,7 @@ func (d *dumper) stream() error {
 	if err != nil {
 		return err
 	}
-	if err := d.memory.channels.drain(true, d.memory.takeElsewhere); err != nil {
+	if err := d.memory.channels.end(d.memory.takeElsewhere, d.memory.walker.Size()); err != nil {
 		return err
 	}
 	return d.trailing()
@@ -273,7 +273,7 @@ func (d *dumper) incomplete() error {
 	if len(m.channels.open) > 0 {
 		return fmt.Errorf("%d of %d pages did not come, neither in the stream nor over %d channels", missing, all, len(m.channels.open))
 	}
-	return fmt.Errorf("%d of %d pages did not come: with multifd they are in the channels (-channel FILE)", missing, all)
+	return fmt.Errorf("%d of %d pages did not come: with multifd or postcopy-preempt they are in the channels (-channel FILE)", missing, all)
 }
 
 // show prints the one thing that -d asks for.

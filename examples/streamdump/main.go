@@ -72,9 +72,9 @@ its looks tell: there is neither a footer nor a description. Of live sections on
 memory is known; others pass by up to what looks like their end, and are marked
 opaque.
 
-Pages that never came are counted, and the status is 1: with multifd they are in
-the channels (-channel, once for each file). What a balloon or virtio-mem may have
-left out is only a note.
+Pages that never came are counted, and the status is 1: with multifd, and with
+postcopy-preempt, they are in the channels (-channel, once for each file). What a
+balloon or virtio-mem may have left out is only a note.
 
 With -diff, what a destination would hold after loading A is compared with B, and
 what would keep B from loading A is said in words; 0 is equal, 1 different.
@@ -98,7 +98,7 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 	f.BoolVar(&o.verify, "verify", false, "write again what was decoded and compare byte for byte")
 	f.BoolVar(&o.returnPath, "return-path", false, "FILE is the other direction: the answers of a destination")
 	f.StringVar(&o.extract, "extract-ram", "", "write each RAM block's final contents to a file in `DIR`")
-	f.Var((*repeated)(&o.channels), "channel", "the bytes of a multifd connection are in `FILE` (repeat it for each)")
+	f.Var((*repeated)(&o.channels), "channel", "the bytes of a connection of multifd or postcopy-preempt are in `FILE` (repeat it for each)")
 	f.IntVar(&o.pageSize, "page-size", 0, "the target's pages have `N` bytes (default: as the stream tells)")
 	f.StringVar(&o.describe, "describe", "", "describe devices that nothing describes as `OTHER` does, a stream or a description")
 	f.BoolVar(&o.diff, "diff", false, "compare two streams, A and B")
