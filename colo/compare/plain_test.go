@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -41,18 +42,23 @@ func (b *both) compose(f compare.Frame, now time.Time) compare.Result {
 	return r
 }
 
+// fatalf fails the test, and tells which of its lines was the cause. A Helper in each method would
+// tell that too, and cost more than the engines, with every packet.
+func (b *both) fatalf(format string, args ...any) {
+	b.t.Fatalf(format+"\n%s", append(args, debug.Stack())...)
+}
+
 // also compares what the engine that composes does with r, and has what it releases leave.
 // The memory of that is written over: nothing else is in it.
 func (b *both) also(r, s compare.Result) {
-	b.t.Helper()
 	if !slices.Equal(r.Notes, s.Notes) || r.Diverged != s.Diverged || r.Reason != s.Reason || r.Flow != s.Flow || r.Full != s.Full || len(r.Release) != len(s.Release) {
-		b.t.Fatalf("%+v, composed %+v", r, s)
+		b.fatalf("%+v, composed %+v", r, s)
 	}
 	p, q := b.e.Stats(), b.composed.Stats()
 	for i, f := range s.Release {
 		left := b.composed.TakeOver(i, f)
 		if g := r.Release[i]; f.VNetHdr != g.VNetHdr || !bytes.Equal(left.Data(), g.Data) {
-			b.t.Fatalf("%x leaves, composed %x", g.Data, left.Data())
+			b.fatalf("%x leaves, composed %x", g.Data, left.Data())
 		}
 		for k := range left.Data() {
 			left.Data()[k] = 0xdb
@@ -60,31 +66,29 @@ func (b *both) also(r, s compare.Result) {
 		b.composed.GiveBack(left)
 	}
 	if p != q || p != b.composed.Stats() {
-		b.t.Fatalf("%+v, composed %+v, and when all has left %+v", p, q, b.composed.Stats())
+		b.fatalf("%+v, composed %+v, and when all has left %+v", p, q, b.composed.Stats())
 	}
 }
 
 func (b *both) same(r, s compare.Result, e1, e2 error) (compare.Result, error) {
-	b.t.Helper()
 	equal := func(f, g compare.Frame) bool { return f.VNetHdr == g.VNetHdr && bytes.Equal(f.Data, g.Data) }
 	if !slices.EqualFunc(r.Release, s.Release, equal) || !slices.Equal(r.Notes, s.Notes) ||
 		r.Diverged != s.Diverged || r.Reason != s.Reason || r.Flow != s.Flow || r.Full != s.Full || (e1 == nil) != (e2 == nil) {
-		b.t.Fatalf("%+v (%v), without plain segments %+v (%v)", r, e1, s, e2)
+		b.fatalf("%+v (%v), without plain segments %+v (%v)", r, e1, s, e2)
 	}
 	if p, q := b.e.Stats(), b.thorough.Stats(); p != q {
-		b.t.Fatalf("%+v, without plain segments %+v", p, q)
+		b.fatalf("%+v, without plain segments %+v", p, q)
 	}
 	if p, q := b.e.Deadline(), b.thorough.Deadline(); !p.Equal(q) {
-		b.t.Fatalf("deadline %v, without plain segments %v", p, q)
+		b.fatalf("deadline %v, without plain segments %v", p, q)
 	}
 	if p, q := b.e.Waits(), b.thorough.Waits(); p != q {
-		b.t.Fatalf("waits of %d packets, without plain segments of %d, or others", p.N(), q.N())
+		b.fatalf("waits of %d packets, without plain segments of %d, or others", p.N(), q.N())
 	}
 	return r, e1
 }
 
 func (b *both) packet(r, s, composed compare.Result) compare.Result {
-	b.t.Helper()
 	b.also(r, composed)
 	b.total++
 	if b.e.TookPlain() {
@@ -95,24 +99,20 @@ func (b *both) packet(r, s, composed compare.Result) compare.Result {
 }
 
 func (b *both) Primary(f compare.Frame, now time.Time) compare.Result {
-	b.t.Helper()
 	return b.packet(b.e.Primary(f, now), b.thorough.Primary(f, now), b.compose(f, now))
 }
 
 func (b *both) Secondary(f compare.Frame, now time.Time) compare.Result {
-	b.t.Helper()
 	return b.packet(b.e.Secondary(f, now), b.thorough.Secondary(f, now), b.composed.Secondary(f, now))
 }
 
 func (b *both) Mark(epoch uint64) error {
-	b.t.Helper()
 	b.composed.Mark(epoch)
 	_, err := b.same(compare.Result{}, compare.Result{}, b.e.Mark(epoch), b.thorough.Mark(epoch))
 	return err
 }
 
 func (b *both) Received(epoch uint64) (compare.Result, error) {
-	b.t.Helper()
 	r, e1 := b.e.Received(epoch)
 	s, e2 := b.thorough.Received(epoch)
 	composed, _ := b.composed.Received(epoch)
@@ -121,7 +121,6 @@ func (b *both) Received(epoch uint64) (compare.Result, error) {
 }
 
 func (b *both) SecondaryMark(epoch uint64) (compare.Result, error) {
-	b.t.Helper()
 	r, e1 := b.e.SecondaryMark(epoch)
 	s, e2 := b.thorough.SecondaryMark(epoch)
 	composed, _ := b.composed.SecondaryMark(epoch)
@@ -130,14 +129,12 @@ func (b *both) SecondaryMark(epoch uint64) (compare.Result, error) {
 }
 
 func (b *both) Tick(now time.Time) compare.Result {
-	b.t.Helper()
 	r, _ := b.same(b.e.Tick(now), b.thorough.Tick(now), nil, nil)
 	b.also(r, b.composed.Tick(now))
 	return r
 }
 
 func (b *both) Failover() compare.Result {
-	b.t.Helper()
 	r, _ := b.same(b.e.Failover(), b.thorough.Failover(), nil, nil)
 	b.also(r, b.composed.Failover())
 	return r
@@ -150,14 +147,13 @@ func (b *both) Deafen() {
 }
 
 func (b *both) Inbound(f compare.Frame) {
-	b.t.Helper()
 	g, h := f, f
 	g.Data, h.Data = bytes.Clone(f.Data), bytes.Clone(f.Data)
 	b.e.Inbound(f)
 	b.thorough.Inbound(g)
 	b.composed.Inbound(h)
 	if !bytes.Equal(f.Data, g.Data) || !bytes.Equal(f.Data, h.Data) {
-		b.t.Fatalf("the guests get %x, without plain segments %x, composed %x", f.Data, g.Data, h.Data)
+		b.fatalf("the guests get %x, without plain segments %x, composed %x", f.Data, g.Data, h.Data)
 	}
 }
 

@@ -43,7 +43,6 @@ func TestTinySegmentsMeetLargeOnes(t *testing.T) {
 			got := uint32(100) // by the peer
 			diverged := false
 			hear := func(r compare.Result, receipt bool) {
-				t.Helper()
 				diverged = diverged || r.Diverged
 				for _, f := range r.Release {
 					var p packet.Packet
@@ -63,7 +62,6 @@ func TestTinySegmentsMeetLargeOnes(t *testing.T) {
 				}
 			}
 			say := func(who int, a ackSeg) {
-				t.Helper()
 				if who == 0 {
 					hear(x.Primary(a.frame(), now), false)
 					return
