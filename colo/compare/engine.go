@@ -246,6 +246,8 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	k := &e.key
 	k.kind = e.kindOf(p, k)
 	switch {
+	case k.kind == kindFragment:
+		e.pieces(p)
 	case k.kind == kindMangled, k.kind == kindNone && e.cfg.HoldUncompared:
 		if p.segment.is && k.kind == kindMangled {
 			e.obscures(p, k)
@@ -336,6 +338,9 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 		}
 		e.stats.Dropped++
 		return e.end()
+	}
+	if k.kind == kindFragment {
+		e.pieces(p)
 	}
 	c := e.conn(p, k, e.now)
 	// The other half of the memory is the primary's.

@@ -8,6 +8,9 @@ import "github.com/gocolo/lockstep/internal/packet"
 // what comes after it must not be taken for more of the one before it. So nothing leaves on
 // that connection any more before the checkpoint.
 
+// So it is with a segment in fragments, which are compared one by one and may leave: the first of
+// them has its header, and where it ends is in the last.
+
 // opens reports whether p is a segment with a SYN.
 func (p *pkt) opens() bool { return p.segment.is && p.flags&packet.SYN != 0 }
 
@@ -54,5 +57,27 @@ func (e *Engine) missed(c *conn, p *pkt) {
 	if t := &c.tcp; !t.said.open || t.said.isn != p.seq {
 		t.said, t.cover, t.urgent = said{past: true}, cover{}, nil
 		t.dataAcks.reset()
+	}
+}
+
+// pieces takes note of p, if it is the first fragment of a segment and has its header. Where the
+// segment ends is not known, so that what follows need not follow the data in p.
+func (e *Engine) pieces(p *pkt) {
+	if p.Proto != packet.ProtoTCP || !p.L4OK || p.Routed {
+		return
+	}
+	whole, k := *p, connKey{}
+	whole.Fragment = false
+	whole.parseSegment()
+	whole.flags &^= packet.FIN
+	if e.speaks == secondary {
+		if whole.opens() {
+			e.obscured(&whole, &k)
+		}
+		return
+	}
+	e.obscures(&whole, &k)
+	if c := e.conns.find(e.conns.hash(&k), &k); c != nil {
+		c.tcp.told.pieces = true
 	}
 }
