@@ -339,9 +339,6 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 		e.stats.Dropped++
 		return e.end()
 	}
-	if k.kind == kindFragment {
-		e.pieces(p)
-	}
 	c := e.conn(p, k, e.now)
 	// The other half of the memory is the primary's.
 	if c == nil || !e.room(len(f.Data), e.cfg.MaxBytes/2) {

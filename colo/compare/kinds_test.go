@@ -305,47 +305,17 @@ func TestWholeSegmentsBehindOnesInFragmentsDoNotWaitForTheTimeout(t *testing.T) 
 		t.Errorf("behind the checkpoint %d have left, want 5", len(x.left))
 	}
 
-	// A checkpoint that comes right behind fragments covers them.
-	x.left = nil
+	// A checkpoint that comes right behind the fragments does not know where they end.
 	cut = inPieces(whole(36, "twenty eight bytes, in two.."), 12)
 	x.primary(cut[0])
 	x.primary(cut[1])
 	x.take(x.checkpoint(2))
-	both(whole(64, "ijkl"))
-	if r := x.Primary(wired(0, whole(68, "mnop")), x.now); r.Diverged {
-		t.Errorf("a checkpoint is asked for: %v", r.Reason)
+	if why := both(whole(64, "ijkl")); why != compare.ReasonPosition {
+		t.Errorf("behind the second checkpoint: %v, want a checkpoint because of the position", why)
 	}
-	x.secondary(whole(68, "MNOP"))
-	if len(x.left) != 3 {
-		t.Errorf("behind the second checkpoint %d have left, want 3", len(x.left))
-	}
-}
-
-// A connection that begins in fragments is not the one before it.
-func TestASYNInFragmentsBeginsAConnection(t *testing.T) {
-	for _, who := range []string{"primary", "secondary"} {
-		x := newKindsRun(t, 0)
-		cut := inPieces(sealed(wireSegment(1, 5000, 900, wireSYN|wireACK, wireMSS, "with data")), 4)
-		for _, f := range cut {
-			if who == "primary" {
-				x.primary(f)
-			} else {
-				x.secondary(f)
-			}
-		}
-		ack := kindsSegment(0, wireACK, "", "")
-		binary.BigEndian.PutUint32(ack[42:], 901)
-		if who == "primary" {
-			x.secondary(ack)
-		} else {
-			x.secondary(sealed(with(ack, 38, 0, 0, 0x13, 0x89)))
-		}
-		x.left = nil
-		x.primary(ack)
-		for _, f := range x.left {
-			if n := binary.BigEndian.Uint32(f[42:]); n == 901 {
-				t.Errorf("the %s's guest has begun another connection: %d is acknowledged", who, n)
-			}
-		}
+	x.take(x.checkpoint(3))
+	both(whole(68, "mnop"))
+	if len(x.left) != 9 {
+		t.Errorf("behind the third checkpoint %d have left, want 9", len(x.left))
 	}
 }

@@ -8,9 +8,6 @@ import "github.com/gocolo/lockstep/internal/packet"
 // what comes after it must not be taken for more of the one before it. So nothing leaves on
 // that connection any more before the checkpoint.
 
-// So it is with a segment in fragments, which are compared one by one and may leave: the first of
-// them has its header, and where it ends is in the last.
-
 // opens reports whether p is a segment with a SYN.
 func (p *pkt) opens() bool { return p.segment.is && p.flags&packet.SYN != 0 }
 
@@ -60,23 +57,15 @@ func (e *Engine) missed(c *conn, p *pkt) {
 	}
 }
 
-// pieces takes note of p, if it is the first fragment of a segment and has its header. Where the
-// segment ends is not known, so that what follows need not follow the data in p.
+// pieces takes note of a fragment of the primary's guest. Fragments are compared one by one, and
+// where the data in them begins and ends is not looked at.
 func (e *Engine) pieces(p *pkt) {
-	if p.Proto != packet.ProtoTCP || !p.L4OK || p.Routed {
+	if p.Proto != packet.ProtoTCP || !p.L4OK {
 		return
 	}
-	whole, k := *p, connKey{}
-	whole.Fragment = false
-	whole.parseSegment()
-	whole.flags &^= packet.FIN
-	if e.speaks == secondary {
-		if whole.opens() {
-			e.obscured(&whole, &k)
-		}
-		return
-	}
-	e.obscures(&whole, &k)
+	whole, k := p.Packet, connKey{kind: kindSegment}
+	whole.Fragment = false // the first of them has the ports
+	whole.Key(&k.Key)
 	if c := e.conns.find(e.conns.hash(&k), &k); c != nil {
 		c.tcp.told.pieces = true
 	}

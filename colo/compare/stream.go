@@ -38,7 +38,7 @@ type stream struct {
 }
 
 // told has what the primary's guest has said. It changes with each of its packets,
-// before that is judged, and with nothing else but pieces: a checkpoint does not take it back.
+// before that is judged, and with nothing else: a checkpoint does not take it back.
 type told struct {
 	isn    uint32 // of its last SYN
 	fin    uint32 // the sequence number of its FIN
@@ -51,7 +51,7 @@ type told struct {
 	edges  bool   // edge is known
 	data   bool   // end is known
 	scaled bool   // scale is known
-	pieces bool   // a part of its data since the last mark was in fragments, and end may be too low
+	pieces bool   // some of its data has come in fragments; once true, it stays
 	scale  uint8  // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
 
 	options synOptions // of its last SYN
@@ -159,7 +159,6 @@ func (t *stream) narrow(epoch uint64) {
 	t.dataAcks.narrow()
 	t.said.syns, t.said.fins, t.said.rsts, t.said.ends = false, false, false, false
 	t.mark = snapshot{true, epoch, t.told}
-	t.told.pieces = false
 }
 
 // receive is called at the receipt of epoch. From then on the guest that goes on is the
@@ -178,7 +177,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 		repeat: m.end, repeats: m.data,
 	}
 	if covers && m.data {
-		v.done, v.agreed, v.inStep = m.end, true, !m.pieces
+		v.done, v.agreed, v.inStep = m.end, true, true
 	}
 	if m.fins && (covers || !m.data || m.fin == m.end) {
 		v.done, v.agreed = m.fin, true

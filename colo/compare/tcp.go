@@ -336,7 +336,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		from = v.done
 	} else if v.inStep && from == p.seq && from != v.done {
 		if t.told.pieces {
-			return false, ReasonPosition // it has come in fragments
+			return false, ReasonPosition // it may have come in fragments
 		}
 		return false, ReasonNone // data is missing in the primary's stream, and will come
 	}
