@@ -60,12 +60,10 @@ func (e *Engine) missed(c *conn, p *pkt) {
 // pieces takes note of a fragment of the primary's guest. Fragments are compared one by one, and
 // where the data in them begins and ends is not looked at.
 func (e *Engine) pieces(p *pkt) {
-	if p.Proto != packet.ProtoTCP || !p.L4OK {
+	k := connKey{kind: kindSegment}
+	if !p.HeadKey(&k.Key) {
 		return
 	}
-	whole, k := p.Packet, connKey{kind: kindSegment}
-	whole.Fragment = false // the first of them has the ports
-	whole.Key(&k.Key)
 	if c := e.conns.find(e.conns.hash(&k), &k); c != nil {
 		c.tcp.told.pieces = true
 	}
