@@ -246,6 +246,8 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	k := &e.key
 	k.kind = e.kindOf(p, k)
 	switch {
+	case k.kind == kindFragment:
+		e.pieces(p)
 	case k.kind == kindMangled, k.kind == kindNone && e.cfg.HoldUncompared:
 		if p.segment.is && k.kind == kindMangled {
 			e.obscures(p, k)

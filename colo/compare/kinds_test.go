@@ -270,3 +270,52 @@ func TestPacketsOfEveryKindLeaveOnceAndCovered(t *testing.T) {
 		}
 	}
 }
+
+// inPieces cuts a segment of IPv4 into two fragments, the first of which has n bytes of its data.
+func inPieces(f []byte, n int) [2][]byte {
+	at := 20 + n
+	return [2][]byte{wireIPv4(6, 0x2000, f[34:34+at]), wireIPv4(6, uint16(at/8), f[34+at:])}
+}
+
+// A guest may send a part of its stream in fragments, which are compared one by one, and the rest in
+// whole segments. That a part was missing would be seen by the timeout alone.
+func TestWholeSegmentsBehindOnesInFragmentsDoNotWaitForTheTimeout(t *testing.T) {
+	whole := func(at uint32, data string) []byte { return kindsSegment(at, wireACK, "", data) }
+	cut := inPieces(whole(0, "twenty eight bytes, in two.."), 12)
+	x := newKindsRun(t, 0)
+	both := func(f []byte) (why compare.Reason) {
+		r := x.Primary(wired(0, f), x.now)
+		x.take(r)
+		why = r.Reason
+		x.secondary(f)
+		return why
+	}
+	both(cut[0])
+	both(cut[1])
+	if len(x.left) != 2 {
+		t.Fatalf("%d fragments of two have left that both have said", len(x.left))
+	}
+	if why := both(whole(28, "abcd")); why != compare.ReasonPosition {
+		t.Errorf("a segment behind them: %v, want a checkpoint because of the position", why)
+	}
+	x.take(x.checkpoint(1))
+	both(whole(32, "efgh"))
+	x.primary(whole(28, "abcd"))
+	if len(x.left) != 5 {
+		t.Errorf("behind the checkpoint %d have left, want 5", len(x.left))
+	}
+
+	// A checkpoint that comes right behind the fragments does not know where they end.
+	cut = inPieces(whole(36, "twenty eight bytes, in two.."), 12)
+	x.primary(cut[0])
+	x.primary(cut[1])
+	x.take(x.checkpoint(2))
+	if why := both(whole(64, "ijkl")); why != compare.ReasonPosition {
+		t.Errorf("behind the second checkpoint: %v, want a checkpoint because of the position", why)
+	}
+	x.take(x.checkpoint(3))
+	both(whole(68, "mnop"))
+	if len(x.left) != 9 {
+		t.Errorf("behind the third checkpoint %d have left, want 9", len(x.left))
+	}
+}

@@ -56,3 +56,15 @@ func (e *Engine) missed(c *conn, p *pkt) {
 		t.dataAcks.reset()
 	}
 }
+
+// pieces takes note of a fragment of the primary's guest. Fragments are compared one by one, and
+// where the data in them begins and ends is not looked at.
+func (e *Engine) pieces(p *pkt) {
+	k := connKey{kind: kindSegment}
+	if !p.HeadKey(&k.Key) {
+		return
+	}
+	if c := e.conns.find(e.conns.hash(&k), &k); c != nil {
+		c.tcp.told.pieces = true
+	}
+}

@@ -229,6 +229,8 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 				return false // it repeats something, beside what is new
 			}
 			from = v.done
+		} else if t.told.pieces && from != v.done {
+			return false // what is before it may have come in fragments
 		}
 		e.arrive(c, now)
 		e.compared = e.now

@@ -51,6 +51,7 @@ type told struct {
 	edges  bool   // edge is known
 	data   bool   // end is known
 	scaled bool   // scale is known
+	pieces bool   // some of its data has come in fragments; once true, it stays
 	scale  uint8  // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
 
 	options synOptions // of its last SYN

@@ -335,6 +335,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	if v.agreed && !v.ahead(from) {
 		from = v.done
 	} else if v.inStep && from == p.seq && from != v.done {
+		if t.told.pieces {
+			return false, ReasonPosition // it may have come in fragments
+		}
 		return false, ReasonNone // data is missing in the primary's stream, and will come
 	}
 	if !old {

@@ -152,7 +152,12 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 	p.ParseVNet(frame, vnetHdr)
 	if !p.IsTCP() {
 		var q packet.Quoted
-		if p.Quoted(&q) {
+		if p.HeadKey(&q.Key) {
+			if s := e.conns[ofGuest(q.Key, !inward)]; s != nil && translatesHead(p) {
+				s.head(p, packet.VNetOf(frame, vnetHdr), &s.life, inward)
+				e.count++
+			}
+		} else if p.Quoted(&q) {
 			if s := e.conns[ofGuest(q.Key, inward)]; s != nil {
 				s.quoted(p, &q, inward)
 				e.count++

@@ -16,8 +16,9 @@ import (
 // Outbound, as often as it is sent. They change the packet in place and its TCP checksum
 // with it, which is as right or wrong as it was, or right if it was zero, unless the
 // virtio-net header says that it is partial and somebody else completes it. What is not
-// TCP, or is a fragment or malformed, passes unchanged, but for ICMP and ICMPv6 errors,
-// whose quoted segment is translated. A Rewriter is a colo.SecondaryNetwork. It does no
+// TCP, or is malformed, passes unchanged, but for ICMP and ICMPv6 errors,
+// whose quoted segment is translated. Of a segment in fragments the first is translated, if it has
+// the header and the connection is known; it teaches nothing. A Rewriter is a colo.SecondaryNetwork. It does no
 // I/O and belongs to one goroutine at a time.
 //
 // The rules are those of net/filter-rewriter.c with its gaps closed: guests may
@@ -100,7 +101,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	r.pkt.ParseVNet(frame, vnetHdr)
 	if !r.pkt.IsTCP() {
 		r.spares = false
-		r.quoted(frame, vnetHdr, true)
+		r.parts(frame, vnetHdr, true)
 		return true
 	}
 	h := r.pkt.TCP()
@@ -244,20 +245,6 @@ func (r *Rewriter) sealAnew(frame []byte, vnetHdr int) {
 	}
 }
 
-// quoted translates the segment that an ICMP error quotes, and returns its frame.
-func (r *Rewriter) quoted(frame []byte, vnetHdr int, inward bool) []byte {
-	var q packet.Quoted
-	if r.strict != nil || len(r.conns) == 0 || !r.pkt.Quoted(&q) {
-		return frame
-	}
-	if c := r.conns[ofGuest(q.Key, inward)]; c != nil && c.known() && c.translation() != (translation{}) {
-		frame = r.writable(frame, vnetHdr)
-		c.translation().quoted(&r.pkt, &q, inward)
-		r.stats.Rewritten++
-	}
-	return frame
-}
-
 // clientAsks notes a client's SYN. Only the guest's answer decides whether it begins a
 // connection.
 func (r *Rewriter) clientAsks(k packet.Key, c *conversation, h packet.TCP) {
@@ -326,7 +313,7 @@ func (r *Rewriter) OutboundCopy(frame []byte, vnetHdr int) (out, early []byte) {
 func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	r.pkt.ParseVNet(frame, vnetHdr)
 	if !r.pkt.IsTCP() {
-		return r.quoted(frame, vnetHdr, false), nil
+		return r.parts(frame, vnetHdr, false), nil
 	}
 	h := r.pkt.TCP()
 	var k packet.Key

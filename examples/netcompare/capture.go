@@ -175,6 +175,9 @@ func (c *capture) ended() bool {
 
 func (c *capture) Close() error { return c.f.Close() }
 
+// Numbers of bare IP on the systems that captured it, which some programs write into files.
+const linkRaw, linkRawBSD layers.LinkType = 12, 14
+
 // ethernet makes an Ethernet frame of what was captured on some link. Addresses
 // that the link does not have are zero.
 func ethernet(link layers.LinkType, b []byte) ([]byte, error) {
@@ -198,7 +201,17 @@ func ethernet(link layers.LinkType, b []byte) ([]byte, error) {
 			return head(nil, 0, nil), nil
 		}
 		return head(b[12:18], binary.BigEndian.Uint16(b), b[20:]), nil
-	case layers.LinkTypeRaw, layers.LinkTypeIPv4, layers.LinkTypeIPv6:
+	case layers.LinkTypePPP, layers.LinkTypePPP_HDLC: // perhaps an address and a control field, the protocol
+		b = bytes.TrimPrefix(b, []byte{0xff, 3})
+		proto := uint16(0)
+		switch {
+		case bytes.HasPrefix(b, []byte{0, 0x21}):
+			proto = 0x0800
+		case bytes.HasPrefix(b, []byte{0, 0x57}):
+			proto = 0x86dd
+		}
+		return head(nil, proto, b[min(2, len(b)):]), nil
+	case layers.LinkTypeRaw, linkRaw, linkRawBSD, layers.LinkTypeIPv4, layers.LinkTypeIPv6:
 		proto := uint16(0x0800)
 		if !short(1) && b[0]>>4 == 6 {
 			proto = 0x86dd
@@ -215,5 +228,5 @@ func ethernet(link layers.LinkType, b []byte) ([]byte, error) {
 		}
 		return head(nil, proto, b[min(4, len(b)):]), nil
 	}
-	return nil, fmt.Errorf("link type %d, which is neither Ethernet, SLL, SLL2, a loopback nor bare IP", uint32(link))
+	return nil, fmt.Errorf("link type %d, which is neither Ethernet, SLL, SLL2, PPP, a loopback nor bare IP", uint32(link))
 }

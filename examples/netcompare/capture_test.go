@@ -248,7 +248,7 @@ func TestWhatIsNoCaptureIsRefused(t *testing.T) {
 	for why, c := range map[string][]byte{
 		"empty":             {},
 		"something else":    bytes.Repeat([]byte("x"), 100),
-		"another link type": append(bytes.Clone(b[:23]), append([]byte{9}, b[24:]...)...),
+		"another link type": append(bytes.Clone(b[:23]), append([]byte{105}, b[24:]...)...),
 		"a packet of a GiB": append(bytes.Clone(b[:32]), append([]byte{0x40}, b[33:]...)...),
 		"a gzip of nothing": {0x1f, 0x8b},
 	} {
@@ -276,6 +276,10 @@ func TestLinksWithoutEthernetAreRead(t *testing.T) {
 		1:   udpA[:28],
 		113: "0004 0001 0006 52a400127866 0000 0800",
 		276: "0800 0000 00000002 0001 04 06 52a400127866 0000",
+		9:   "0021",
+		50:  "ff03 0021",
+		12:  "",
+		14:  "",
 		101: "",
 		228: "",
 		0:   "02000000", // a loopback, where it was captured by a little-endian system
@@ -297,16 +301,21 @@ func TestLinksWithoutEthernetAreRead(t *testing.T) {
 			t.Errorf("link type %d: %v %v", link, sum, err)
 		}
 	}
-	for _, packet := range []string{"", "02", "02000000", "1800000060", "070000000909"} { // of a loopback, with less than an IP header
-		f, err := hex.DecodeString(packet)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := classic(binary.LittleEndian, 0xa1b2c3d4, [][]byte{f})
-		b[20] = 0
-		file := written(t, b)
-		if sum, _, err := summed(t, file, file); err != nil || sum["uncompared"] != 1 {
-			t.Errorf("%q on a loopback: %v %v", packet, sum, err)
+	for link, packets := range map[byte][]string{ // with less than an IP header
+		0: {"", "02", "02000000", "1800000060", "070000000909"},
+		9: {"", "ff", "ff03", "ff0300", "0021", "ff03005760", "c0210901"},
+	} {
+		for _, packet := range packets {
+			f, err := hex.DecodeString(packet)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := classic(binary.LittleEndian, 0xa1b2c3d4, [][]byte{f})
+			b[20] = link
+			file := written(t, b)
+			if sum, _, err := summed(t, file, file); err != nil || sum["uncompared"] != 1 {
+				t.Errorf("%q on a link of type %d: %v %v", packet, link, sum, err)
+			}
 		}
 	}
 }

@@ -7,7 +7,7 @@
 //	netcompare [-strict] -rewriter FILE
 //
 // The first form merges two captures by their times: pcap or pcapng, compressed by
-// gzip or not, of Ethernet, SLL, SLL2, a loopback or bare IP; - is the standard
+// gzip or not, of Ethernet, SLL, SLL2, PPP, a loopback or bare IP; - is the standard
 // input. A capture may have the packets of both directions: -guest names the guest by
 // its MAC or IP addresses, and -vlan the network. The two guests, and those who talked
 // to them, had initial sequence numbers, timestamps and clocks of their own: each

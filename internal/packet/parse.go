@@ -300,6 +300,18 @@ func (p *Packet) Key(k *Key) {
 	}
 }
 
+// HeadKey sets k to the flow of a TCP segment in fragments, if the packet is the first of them and
+// has the segment's header, and reports whether it is. TCP returns that part of the segment then.
+func (p *Packet) HeadKey(k *Key) bool {
+	if !p.Fragment || p.Proto != ProtoTCP || !p.L4OK {
+		return false
+	}
+	p.Fragment = false
+	p.Key(k)
+	p.Fragment = true
+	return true
+}
+
 // Reverse returns the key of the other direction.
 func (k Key) Reverse() Key {
 	k.Src, k.Dst = k.Dst, k.Src
