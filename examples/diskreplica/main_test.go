@@ -42,10 +42,16 @@ func (p *process) Write(b []byte) (int, error) {
 }
 
 func start(t *testing.T, args ...string) *process {
+	return startWith(t, func(ctx context.Context, commands io.Reader, out io.Writer) error {
+		return run(ctx, args, commands, out, false)
+	})
+}
+
+func startWith(t *testing.T, run func(context.Context, io.Reader, io.Writer) error) *process {
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{t: t, in: w, cancel: cancel, done: make(chan error, 1)}
-	go func() { p.done <- run(ctx, args, r, p, false) }()
+	go func() { p.done <- run(ctx, r, p) }()
 	t.Cleanup(p.kill)
 	return p
 }

@@ -144,6 +144,23 @@ func (p *primary) ask() {
 	}
 }
 
+// meanwhile calls do, and makes the checkpoints that are due until it returns: what do is about, or
+// the guest, may wait for them.
+func (p *primary) meanwhile(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case now := <-p.due:
+			if err := now(ctx); err != nil {
+				p.failed(err)
+			}
+		}
+	}
+}
+
 // checkpoint does what a protected VM's checkpoint does to its disks. The
 // guest here is not paused, so the checkpoint is of whatever had been written
 // when it began.
@@ -216,7 +233,7 @@ func (p *primary) command(ctx context.Context, line string) (err error) {
 	case "reconnect":
 		err = p.connect(ctx)
 	case "verify", "repair":
-		err = p.verify(ctx, line == "repair")
+		err = p.meanwhile(ctx, func() error { return p.verify(ctx, line == "repair") })
 	case "status":
 		p.status()
 	case "help":
