@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,12 +96,13 @@ func (p *primary) connect(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
+	defer abortAfter(ctx, conn, sums, identity)()
 	remote := replication.WithIdentity(conn, identity)
 	if err := p.disk.Attach(remote); err != nil {
-		return errors.Join(err, remote.Close())
+		return cmp.Or(ctx.Err(), errors.Join(err, remote.Close()))
 	}
 	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	if err := p.disk.Mark(ctx, 0); err != nil {
 		return err
@@ -117,6 +119,16 @@ func (p *primary) connect(ctx context.Context) error {
 	}
 	p.events.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: p.epoch, Cause: event.CauseInitial})
 	return nil
+}
+
+// abortAfter aborts connections when ctx ends, so that nobody waits for answers to them any more,
+// unless the function that it returns was called before.
+func abortAfter(ctx context.Context, conns ...*nbd.Client) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			c.Abort()
+		}
+	})
 }
 
 func (p *primary) disconnect() {
@@ -190,6 +202,7 @@ func (p *primary) verify(ctx context.Context, repair bool) error {
 		return err
 	}
 	defer sums.Close()
+	defer abortAfter(ctx, sums)()
 	cfg := replication.VerifyConfig{Sums: sums}
 	if repair {
 		cfg.Repair = replication.RepairSecondary
@@ -204,7 +217,7 @@ func (p *primary) verify(ctx context.Context, repair bool) error {
 			return true
 		})
 	}
-	return err
+	return cmp.Or(ctx.Err(), err)
 }
 
 func (p *primary) status() {
