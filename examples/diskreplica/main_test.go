@@ -315,3 +315,23 @@ func TestASecondarySaysThatItsPrimaryHasLeft(t *testing.T) {
 	s.expect("failover: the disk is that of checkpoint 0")
 	s.quit()
 }
+
+func TestAPrimaryThatHasLostItsSecondarySaysWhatItStillHas(t *testing.T) {
+	dir := socket.Dir(t)
+	path := func(name string) string { return filepath.Join(dir, name) }
+	s := start(t, "secondary", "-image", path("b.img"), "-size", "1M", "-listen", path("b"))
+	s.expect("waiting for a primary")
+	p := start(t, "primary", "-image", path("a.img"), "-size", "1M", "-secondary", path("b"))
+	p.expect("replication runs")
+	p.say("checkpoint")
+	p.expect("checkpoint 1\n")
+	s.kill()
+	p.say("checkpoint") // which fails, and was none
+	p.expect("error: ")
+	p.say("status")
+	p.expect("epoch 1, the secondary lacks")
+	p.say("reconnect")
+	p.expect("error: no secondary answers")
+	p.say("verify")
+	p.expect("error: no secondary: try reconnect\n")
+}

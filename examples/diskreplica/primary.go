@@ -143,11 +143,16 @@ func (p *primary) disconnect() {
 	}
 }
 
+var errNoSecondary = errors.New("no secondary: try reconnect")
+
+// linked reports whether there is a secondary, as far as is known.
+func (p *primary) linked() bool { return p.control != nil && p.disk.State() == replication.Running }
+
 // ask makes obey make a checkpoint before the next command, if the secondary is there then.
 func (p *primary) ask() {
 	select {
 	case p.due <- func(ctx context.Context) error {
-		if p.control == nil || p.disk.State() != replication.Running {
+		if !p.linked() {
 			return nil
 		}
 		return p.checkpoint(ctx)
@@ -177,16 +182,17 @@ func (p *primary) meanwhile(ctx context.Context, do func() error) error {
 // guest here is not paused, so the checkpoint is of whatever had been written
 // when it began.
 func (p *primary) checkpoint(ctx context.Context) error {
-	if p.control == nil || p.disk.State() != replication.Running {
-		return errors.New("no secondary: try reconnect")
+	if !p.linked() {
+		return errNoSecondary
 	}
-	p.epoch++
-	if err := p.disk.Mark(ctx, p.epoch); err != nil {
+	epoch := p.epoch + 1
+	if err := p.disk.Mark(ctx, epoch); err != nil {
 		return err
 	}
-	if _, err := p.control.ask(ctx, fmt.Sprintf("checkpoint %d", p.epoch), fmt.Sprintf("loaded %d", p.epoch)); err != nil {
+	if _, err := p.control.ask(ctx, fmt.Sprintf("checkpoint %d", epoch), fmt.Sprintf("loaded %d", epoch)); err != nil {
 		return errors.Join(err, p.disk.Stop(ctx, true))
 	}
+	p.epoch = epoch
 	if err := p.disk.Loaded(ctx, p.epoch); err != nil {
 		return err
 	}
@@ -197,6 +203,9 @@ func (p *primary) checkpoint(ctx context.Context) error {
 // verify compares both copies, and makes the secondary's like the primary's if
 // repair says so.
 func (p *primary) verify(ctx context.Context, repair bool) error {
+	if !p.linked() {
+		return errNoSecondary
+	}
 	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
 	if err != nil {
 		return err
