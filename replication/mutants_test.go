@@ -218,6 +218,27 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=Fill", "."},
 	},
 	{
+		What:  "what was written while it was compared is called different",
+		File:  "verify_online.go",
+		Old:   "done := v.p.peer.changes.of(d[0], d[1])[0] == before[(d[0]-off)/ChunkSize] && ",
+		New:   "done := len(before) > 0 && ",
+		Tests: []string{"-run=AlwaysWritten", "."},
+	},
+	{
+		What:  "what was copied while it was compared is called different",
+		File:  "peer.go",
+		Old:   "\tr.changes.count(off, n)\n\tr.copied.Set",
+		New:   "\tr.copied.Set",
+		Tests: []string{"-run=SynchronisedMeanwhile", "."},
+	},
+	{
+		What:  "a chunk is locked for as long as the other side takes to be read",
+		File:  "verify_online.go",
+		Old:   "\t\tcase <-held.Done():\n\t\t\treturn false\n",
+		New:   "",
+		Tests: []string{"-run=DoesNotWaitForAVerification", "."},
+	},
+	{
 		What:  "of two failures of a copy the first alone is told of",
 		File:  "disk_failed.go",
 		Old:   "publish(&l.metadata,",

@@ -42,10 +42,16 @@ func (p *process) Write(b []byte) (int, error) {
 }
 
 func start(t *testing.T, args ...string) *process {
+	return startWith(t, func(ctx context.Context, commands io.Reader, out io.Writer) error {
+		return run(ctx, args, commands, out, false)
+	})
+}
+
+func startWith(t *testing.T, run func(context.Context, io.Reader, io.Writer) error) *process {
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{t: t, in: w, cancel: cancel, done: make(chan error, 1)}
-	go func() { p.done <- run(ctx, args, r, p, false) }()
+	go func() { p.done <- run(ctx, r, p) }()
 	t.Cleanup(p.kill)
 	return p
 }
@@ -308,4 +314,24 @@ func TestASecondarySaysThatItsPrimaryHasLeft(t *testing.T) {
 	s.say("failover")
 	s.expect("failover: the disk is that of checkpoint 0")
 	s.quit()
+}
+
+func TestAPrimaryThatHasLostItsSecondarySaysWhatItStillHas(t *testing.T) {
+	dir := socket.Dir(t)
+	path := func(name string) string { return filepath.Join(dir, name) }
+	s := start(t, "secondary", "-image", path("b.img"), "-size", "1M", "-listen", path("b"))
+	s.expect("waiting for a primary")
+	p := start(t, "primary", "-image", path("a.img"), "-size", "1M", "-secondary", path("b"))
+	p.expect("replication runs")
+	p.say("checkpoint")
+	p.expect("checkpoint 1\n")
+	s.kill()
+	p.say("checkpoint") // which fails, and was none
+	p.expect("error: ")
+	p.say("status")
+	p.expect("epoch 1, the secondary lacks")
+	p.say("reconnect")
+	p.expect("error: no secondary answers")
+	p.say("verify")
+	p.expect("error: no secondary: try reconnect\n")
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,12 +96,13 @@ func (p *primary) connect(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
+	defer abortAfter(ctx, conn, sums, identity)()
 	remote := replication.WithIdentity(conn, identity)
 	if err := p.disk.Attach(remote); err != nil {
-		return errors.Join(err, remote.Close())
+		return cmp.Or(ctx.Err(), errors.Join(err, remote.Close()))
 	}
 	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
-		return err
+		return cmp.Or(ctx.Err(), err)
 	}
 	if err := p.disk.Mark(ctx, 0); err != nil {
 		return err
@@ -119,6 +121,16 @@ func (p *primary) connect(ctx context.Context) error {
 	return nil
 }
 
+// abortAfter aborts connections when ctx ends, so that nobody waits for answers to them any more,
+// unless the function that it returns was called before.
+func abortAfter(ctx context.Context, conns ...*nbd.Client) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			c.Abort()
+		}
+	})
+}
+
 func (p *primary) disconnect() {
 	if p.disk.State() == replication.Running {
 		p.disk.Stop(context.Background(), false) // whether it goes on alone, its guest's next write decides
@@ -131,11 +143,16 @@ func (p *primary) disconnect() {
 	}
 }
 
+var errNoSecondary = errors.New("no secondary: try reconnect")
+
+// linked reports whether there is a secondary, as far as is known.
+func (p *primary) linked() bool { return p.control != nil && p.disk.State() == replication.Running }
+
 // ask makes obey make a checkpoint before the next command, if the secondary is there then.
 func (p *primary) ask() {
 	select {
 	case p.due <- func(ctx context.Context) error {
-		if p.control == nil || p.disk.State() != replication.Running {
+		if !p.linked() {
 			return nil
 		}
 		return p.checkpoint(ctx)
@@ -144,20 +161,38 @@ func (p *primary) ask() {
 	}
 }
 
+// meanwhile calls do, and makes the checkpoints that are due until it returns: what do is about, or
+// the guest, may wait for them.
+func (p *primary) meanwhile(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case now := <-p.due:
+			if err := now(ctx); err != nil {
+				p.failed(err)
+			}
+		}
+	}
+}
+
 // checkpoint does what a protected VM's checkpoint does to its disks. The
 // guest here is not paused, so the checkpoint is of whatever had been written
 // when it began.
 func (p *primary) checkpoint(ctx context.Context) error {
-	if p.control == nil || p.disk.State() != replication.Running {
-		return errors.New("no secondary: try reconnect")
+	if !p.linked() {
+		return errNoSecondary
 	}
-	p.epoch++
-	if err := p.disk.Mark(ctx, p.epoch); err != nil {
+	epoch := p.epoch + 1
+	if err := p.disk.Mark(ctx, epoch); err != nil {
 		return err
 	}
-	if _, err := p.control.ask(ctx, fmt.Sprintf("checkpoint %d", p.epoch), fmt.Sprintf("loaded %d", p.epoch)); err != nil {
+	if _, err := p.control.ask(ctx, fmt.Sprintf("checkpoint %d", epoch), fmt.Sprintf("loaded %d", epoch)); err != nil {
 		return errors.Join(err, p.disk.Stop(ctx, true))
 	}
+	p.epoch = epoch
 	if err := p.disk.Loaded(ctx, p.epoch); err != nil {
 		return err
 	}
@@ -168,11 +203,15 @@ func (p *primary) checkpoint(ctx context.Context) error {
 // verify compares both copies, and makes the secondary's like the primary's if
 // repair says so.
 func (p *primary) verify(ctx context.Context, repair bool) error {
+	if !p.linked() {
+		return errNoSecondary
+	}
 	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
 	if err != nil {
 		return err
 	}
 	defer sums.Close()
+	defer abortAfter(ctx, sums)()
 	cfg := replication.VerifyConfig{Sums: sums}
 	if repair {
 		cfg.Repair = replication.RepairSecondary
@@ -187,7 +226,7 @@ func (p *primary) verify(ctx context.Context, repair bool) error {
 			return true
 		})
 	}
-	return err
+	return cmp.Or(ctx.Err(), err)
 }
 
 func (p *primary) status() {
@@ -216,7 +255,7 @@ func (p *primary) command(ctx context.Context, line string) (err error) {
 	case "reconnect":
 		err = p.connect(ctx)
 	case "verify", "repair":
-		err = p.verify(ctx, line == "repair")
+		err = p.meanwhile(ctx, func() error { return p.verify(ctx, line == "repair") })
 	case "status":
 		p.status()
 	case "help":

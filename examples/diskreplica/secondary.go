@@ -55,8 +55,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 		return err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	s := &secondary{printer: out, srv: nbd.NewServer(nbd.ServerConfig{})}
-	s.events.SubscribeAll(out.event)
+	s := newSecondary(out)
 	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events, Overwrite: o.overwrite, Blank: image.Made()}
 	if o.journal != "" {
 		j, err := replication.OpenJournalFiles(o.journal, journalBytes(image.Size()))
@@ -76,11 +75,22 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	if s.disk, err = replication.NewSecondary(image, cfg); err != nil {
 		return err
 	}
-	ln, err := listen(o.listen)
+	return s.serve(ctx, o.listen, commands)
+}
+
+func newSecondary(out *printer) *secondary {
+	s := &secondary{printer: out, srv: nbd.NewServer(nbd.ServerConfig{})}
+	s.events.SubscribeAll(out.event)
+	return s
+}
+
+// serve serves the disk and takes checkpoints, at addr, until ctx ends or commands say "quit".
+func (s *secondary) serve(ctx context.Context, addr string, commands io.Reader) error {
+	ln, err := listen(addr)
 	if err != nil {
 		return err
 	}
-	at, err := controlAddr(o.listen)
+	at, err := controlAddr(addr)
 	if err != nil {
 		return errors.Join(err, ln.Close())
 	}
@@ -110,7 +120,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 			v.leave(ctx)
 		})
 	})
-	s.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
+	s.printf("secondary: %d bytes, serving at %s; waiting for a primary", s.disk.Size(), addr)
 	err = s.obey(ctx, commands, nil, s.command)
 	if err == nil {
 		s.ordered.Wait() // a failover that was ordered is carried out before the program ends
