@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -17,7 +18,7 @@ import (
 type store struct {
 	data    []byte
 	err     error
-	syncs   int
+	syncs   atomic.Int32
 	syncErr error
 	hold    chan struct{} // writes wait until it is closed
 	begun   chan struct{} // sent to by a write that waits
@@ -25,7 +26,7 @@ type store struct {
 
 func (s *store) Size() int64 { return int64(len(s.data)) }
 
-func (s *store) Sync() error { s.syncs++; return cmp.Or(s.err, s.syncErr) }
+func (s *store) Sync() error { s.syncs.Add(1); return cmp.Or(s.err, s.syncErr) }
 
 func (s *store) ReadAt(p []byte, off int64) (int, error) {
 	n := copy(p, s.data[off:])
@@ -223,8 +224,8 @@ func TestTheRingGoesRoundAndRound(t *testing.T) {
 			t.Fatal("round", i)
 		}
 	}
-	if r.disk.syncs != 70000 {
-		t.Error(r.disk.syncs)
+	if r.disk.syncs.Load() != 70000 {
+		t.Error(r.disk.syncs.Load())
 	}
 }
 
@@ -483,13 +484,13 @@ func TestServingADiskAllocatesNothing(t *testing.T) {
 // reset, or has been moved here.
 func TestAWriteOfADriverThatDoesNotFlushIsStableBeforeItIsAnswered(t *testing.T) {
 	r := newBlkRig(t, 1<<20)
-	write := func(why string, syncs int, fail error, status uint8) {
+	write := func(why string, syncs int32, fail error, status uint8) {
 		t.Helper()
-		before := r.disk.syncs
+		before := r.disk.syncs.Load()
 		r.disk.syncErr = fail
 		r.request(blkOut, 1, part{testData, SectorSize, false})
 		r.watch(func() { drain(r.blk.step) })
-		if n := r.disk.syncs - before; n != syncs || r.mem[testStatus] != status {
+		if n := r.disk.syncs.Load() - before; n != syncs || r.mem[testStatus] != status {
 			t.Errorf("%s: %d syncs and status %d, want %d and %d", why, n, r.mem[testStatus], syncs, status)
 		}
 	}
@@ -504,9 +505,9 @@ func TestAWriteOfADriverThatDoesNotFlushIsStableBeforeItIsAnswered(t *testing.T)
 	write("a state of one that flushes", 0, nil, blkOK)
 	r.request(blkIn, 1, part{testData, SectorSize, true})
 	r.out(regFeatures, 4, 0)
-	before := r.disk.syncs
+	before := r.disk.syncs.Load()
 	drain(r.blk.step)
-	if r.disk.syncs != before {
+	if r.disk.syncs.Load() != before {
 		t.Error("a sync for what was read")
 	}
 }
