@@ -107,7 +107,8 @@ type Storage interface {
 	io.WriterAt
 	// Size returns the length in bytes, of which whole sectors of 512 are used.
 	Size() int64
-	// Sync returns when every write that was answered before is stable.
+	// Sync returns when every write that was answered before is stable. It is called where
+	// the guest asks for it, and after each write of a guest whose driver never asks.
 	Sync() error
 }
 

@@ -45,6 +45,9 @@ type Backend interface {
 // are answered in the order in which they end. The backend never
 // sees the guest's memory, which the guest may change at any time: what is written is
 // copied first, so that all parts of the backend (the copies of a disk) get the same bytes.
+//
+// A driver that has not taken the feature to flush takes every write that was answered for stable,
+// so that each is made stable first. (Virtio 1.1, section 5.2.6.2.)
 type Blk struct {
 	virtio
 	backend Backend
@@ -56,8 +59,9 @@ type Blk struct {
 // blkServer serves one request at a time.
 type blkServer struct {
 	*Blk
-	buf  []byte
-	list []segment // of the request: what is read, then what is written
+	buf    []byte
+	list   []segment // of the request: what is read, then what is written
+	stable bool      // a write is made stable before it is answered
 }
 
 // blkChunk is how much of a request is passed to the backend at a time.
@@ -75,7 +79,7 @@ func NewBlk(backend Backend, requests int, id string, mem *Memory, line Line, lo
 		sectors: uint64(max(backend.Size(), 0)) / SectorSize,
 	}
 	for range min(max(requests, 1), MaxRequests) {
-		b.servers = append(b.servers, &blkServer{b, make([]byte, blkChunk), make([]segment, 0, QueueSize)})
+		b.servers = append(b.servers, &blkServer{Blk: b, buf: make([]byte, blkChunk), list: make([]segment, 0, QueueSize)})
 	}
 	config := make([]byte, 60)
 	binary.LittleEndian.PutUint64(config, b.sectors)
@@ -117,6 +121,7 @@ func (b *blkServer) step() (more bool) {
 	// The next peek uses the segments of the queue again.
 	b.list = append(append(b.list[:0], c.out...), c.in...)
 	c.out, c.in = b.list[:len(c.out)], b.list[len(c.out):]
+	b.stable = b.features&blkFlush == 0
 	b.queues[0].pop()
 	b.busy++
 	if len(b.servers) > 1 && b.queues[0].more() {
@@ -151,7 +156,11 @@ func (b *blkServer) serve(c chain, out, in uint64) (status uint8, written uint64
 		if !b.within(sector, out) {
 			return blkIOErr, 0
 		}
-		return b.write(c.out, int64(sector*SectorSize), out), 0
+		status := b.write(c.out, int64(sector*SectorSize), out)
+		if status == blkOK && b.stable {
+			status = b.answer("sync", b.backend.Sync())
+		}
+		return status, 0
 	case blkSync:
 		return b.answer("sync", b.backend.Sync()), 0
 	case blkGetID:

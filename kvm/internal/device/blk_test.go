@@ -2,6 +2,7 @@ package device
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,20 +10,23 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
 // store is a disk in memory that can be made to fail and to wait.
 type store struct {
-	data  []byte
-	err   error
-	syncs int
-	hold  chan struct{} // writes wait until it is closed
-	begun chan struct{} // sent to by a write that waits
+	data    []byte
+	err     error
+	syncs   atomic.Int32
+	syncErr error
+	hold    chan struct{} // writes wait until it is closed
+	begun   chan struct{} // sent to by a write that waits
 }
 
 func (s *store) Size() int64 { return int64(len(s.data)) }
-func (s *store) Sync() error { s.syncs++; return s.err }
+
+func (s *store) Sync() error { s.syncs.Add(1); return cmp.Or(s.err, s.syncErr) }
 
 func (s *store) ReadAt(p []byte, off int64) (int, error) {
 	n := copy(p, s.data[off:])
@@ -63,7 +67,9 @@ func newBlkRig(t testing.TB, size int) *blkRig {
 	b := newBoard(t)
 	disk := &store{data: make([]byte, size)}
 	blk := NewBlk(disk, 1, "lockstep", b.memory(), b.line, nil)
-	return &blkRig{b, newRing(b, blk, 0, 0x10000), blk, disk}
+	r := &blkRig{b, newRing(b, blk, 0, 0x10000), blk, disk}
+	r.out(regFeatures, 4, blkFlush)
+	return r
 }
 
 // request offers a request at descriptor 0.
@@ -218,8 +224,8 @@ func TestTheRingGoesRoundAndRound(t *testing.T) {
 			t.Fatal("round", i)
 		}
 	}
-	if r.disk.syncs != 70000 {
-		t.Error(r.disk.syncs)
+	if r.disk.syncs.Load() != 70000 {
+		t.Error(r.disk.syncs.Load())
 	}
 }
 
@@ -471,5 +477,37 @@ func TestServingADiskAllocatesNothing(t *testing.T) {
 		}); n > 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
+	}
+}
+
+// A driver that does not flush takes a write that was answered for stable. It has not taken the feature, or was
+// reset, or has been moved here.
+func TestAWriteOfADriverThatDoesNotFlushIsStableBeforeItIsAnswered(t *testing.T) {
+	r := newBlkRig(t, 1<<20)
+	write := func(why string, syncs int32, fail error, status uint8) {
+		t.Helper()
+		before := r.disk.syncs.Load()
+		r.disk.syncErr = fail
+		r.request(blkOut, 1, part{testData, SectorSize, false})
+		r.watch(func() { drain(r.blk.step) })
+		if n := r.disk.syncs.Load() - before; n != syncs || r.mem[testStatus] != status {
+			t.Errorf("%s: %d syncs and status %d, want %d and %d", why, n, r.mem[testStatus], syncs, status)
+		}
+	}
+	write("it flushes", 0, nil, blkOK)
+	r.out(regFeatures, 4, blkSegMax)
+	write("it does not", 1, nil, blkOK)
+	write("the sync fails", 1, errors.New("no"), blkIOErr)
+	r.out(regFeatures, 4, blkFlush)
+	state := stream(t, r.blk)
+	r.out(regFeatures, 4, 0)
+	must(t, load(r.blk, state))
+	write("a state of one that flushes", 0, nil, blkOK)
+	r.request(blkIn, 1, part{testData, SectorSize, true})
+	r.out(regFeatures, 4, 0)
+	before := r.disk.syncs.Load()
+	drain(r.blk.step)
+	if r.disk.syncs.Load() != before {
+		t.Error("a sync for what was read")
 	}
 }

@@ -130,6 +130,27 @@ func TestWhereADriverHasPutThePortsIsState(t *testing.T) {
 	}
 }
 
+// A driver that finds that it can keep a device from interrupting would not look at the interrupts that come all
+// the same. Of a state that was saved when it could set the bit, the rest is taken.
+func TestADriverIsNotToldThatItCanSwitchAnInterruptLineOff(t *testing.T) {
+	p, _ := newBus()
+	p.write(2, pciCommand, 0xffff, 2)
+	if v := p.config(2, pciCommand) & 0xffff; v != pciCommandIO|pciCommandMemory|pciCommandMaster {
+		t.Errorf("the command register is %#x", v)
+	}
+	state := stream(t, p)
+	p.functions[2].config[pciCommand+1] = pciCommandInterrupt >> 8
+	old := stream(t, p)
+	if bytes.Equal(old, state) {
+		t.Fatal("the bit is not in the state")
+	}
+	twin, _ := newBus()
+	must(t, load(twin, old))
+	if got := stream(t, twin); !bytes.Equal(got, state) {
+		t.Error("the bit has been taken, or more than it has been left")
+	}
+}
+
 func TestTheClockIsTheHosts(t *testing.T) {
 	now := time.Date(2031, 12, 29, 23, 58, 7, 0, time.FixedZone("somewhere", 3600))
 	c := NewCMOS(192<<20, func() time.Time { return now })

@@ -25,8 +25,11 @@ const (
 	pciInterruptLine = 0x3c
 	pciInterruptPin  = 0x3d
 
-	pciCommandIO = 1 << 0
-	barIO        = 1 << 0
+	pciCommandIO        = 1 << 0
+	pciCommandMemory    = 1 << 1
+	pciCommandMaster    = 1 << 2
+	pciCommandInterrupt = 1 << 10 // no interrupts by the line
+	barIO               = 1 << 0
 )
 
 // FunctionConfig describes a function: the only one of its slot, with one range of
@@ -78,7 +81,8 @@ func NewPCI(list ...FunctionConfig) *PCI {
 		f.config[pciClass], f.config[pciClass+1], f.config[pciClass+2] = byte(c.Class), byte(c.Class>>8), byte(c.Class>>16)
 		le.PutUint16(f.config[pciSubsystem:], c.SubsystemVendor)
 		le.PutUint16(f.config[pciSubsystem+2:], c.Subsystem)
-		le.PutUint16(f.writable[pciCommand:], 0x0407) // ports, memory, bus master, interrupt disable
+		// A driver may not switch the interrupt line off, and sees that it cannot: nothing does it here.
+		le.PutUint16(f.writable[pciCommand:], pciCommandIO|pciCommandMemory|pciCommandMaster)
 		f.writable[pciCacheLine], f.writable[pciLatency] = 0xff, 0xff
 		if c.Ports != nil {
 			f.config[pciCommand] = pciCommandIO
@@ -191,6 +195,9 @@ func (p *PCI) VMState(f *vmstate.Fields) {
 	f.StructArray("functions", "pci function", 1, int(n), func(i int, f *vmstate.Fields) {
 		d := p.functions[i]
 		f.Info("config", "pci config", d.saved[:])
+		if f.Loading() && d.writable[pciCommand] != 0 { // a bit that earlier versions let a driver set, and which did nothing
+			d.saved[pciCommand+1] &^= pciCommandInterrupt >> 8
+		}
 		f.Check("the same function", p.same(d))
 	})
 }
