@@ -350,14 +350,19 @@ func (j *Job) letOut(ctx context.Context) {
 	}
 }
 
-// rest waits while the job is paused or cancelled, and saves the guest if it is to.
+// rest waits while the job is paused or cancelled, and saves the guest if it is to. An error is that
+// of a guest that stands still since, and cannot be resumed.
 func (j *Job) rest(ctx context.Context) error {
 	act, end := j.while(ctx, Paused, Cancelled)
 	defer end()
 	for {
 		select {
 		case s := <-j.saves:
-			s.done <- j.store(act, s)
+			err, stands := j.store(act, s)
+			s.done <- err
+			if stands != nil {
+				return stands
+			}
 		case <-act.Done():
 			return nil
 		}
