@@ -10,20 +10,26 @@ import (
 
 // Level returns the level at which an event belongs in an operator's log:
 //
-//	Error  the guest, a disk or the pair is damaged: GUEST_TORN, DISK_BROKEN, DISK_FAILED,
-//	       DISK_OVERLAY_FULL, GUEST_PANICKED, BLOCK_IMAGE_CORRUPTED
-//	Warn   something has failed, and is being dealt with: HEARTBEAT_LOST, COLO_EXIT with an
-//	       error, OUTPUT_STALLED, PROTECTION_REFUSED, an ARBITRATION that nobody or a no answers
-//	       (unless that no is what an order wants), DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
+//	Error  the guest, a disk or the pair is damaged: GUEST_TORN, DISK_BROKEN of a secondary, whose
+//	       disk it is, DISK_FAILED, DISK_OVERLAY_FULL, GUEST_PANICKED, BLOCK_IMAGE_CORRUPTED
+//	Warn   something has failed, and is being dealt with: DISK_BROKEN of a primary, which keeps
+//	       account of what the secondary lacks, COLO_EXIT with an error, OUTPUT_STALLED,
+//	       PROTECTION_REFUSED, an ARBITRATION that nobody or a no answers (unless that no is what
+//	       an order wants), DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
 //	Debug  each step of what works: CHECKPOINT_START, CHECKPOINT_COMMIT, STOP and RESUME,
 //	       MIGRATION_PASS, DISK_SYNC_PROGRESS, NETWORK_DIVERGED, NETWORK_FLOW_APART and _TOGETHER,
 //	       an ARBITRATION that is asked after an order, or answered by the no that it wants
-//	Info   all others
+//	Info   all others; HEARTBEAT_LOST is one, since it ends the session: COLO_EXIT tells of that
 func Level(e Event) slog.Level {
 	switch e := e.(type) {
-	case GuestTorn, DiskBroken, DiskFailed, DiskOverlayFull, GuestPanicked, BlockImageCorrupted:
+	case GuestTorn, DiskFailed, DiskOverlayFull, GuestPanicked, BlockImageCorrupted:
 		return slog.LevelError
-	case HeartbeatLost, OutputStalled, ProtectionRefused, DiskOverlayHalfFull, BlockIOError, BlockJobError, QuorumFailure:
+	case DiskBroken:
+		if e.Mode == ModePrimary {
+			return slog.LevelWarn
+		}
+		return slog.LevelError
+	case OutputStalled, ProtectionRefused, DiskOverlayHalfFull, BlockIOError, BlockJobError, QuorumFailure:
 		return slog.LevelWarn
 	case COLOExit:
 		if e.Reason == ExitError {

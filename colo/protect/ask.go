@@ -53,7 +53,7 @@ func (j *Job) tell(conn net.Conn, h hello) {
 	if state == Waiting && j.claims {
 		state = Created
 	}
-	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: state.String()}
+	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: state.String(), TookOver: j.took}
 	answer.Over = h.Token != "" && h.Token == j.departed && h.Host == j.departedFrom
 	known := j.known
 	left := j.leftBy(h)

@@ -186,8 +186,10 @@ type Config struct {
 	// of Guest or Network. Nil: nobody listens.
 	Events *event.Bus
 	// Logger is told of each change of state (Info); of the events of the sessions and, with
-	// Events, of the disks, at their event.Level; of heartbeats and connections of disks that are
-	// lost (Warn) or come and go (Debug); and, once each, of what keeps the guest unprotected or
+	// Events, of the disks, at their event.Level, but for a DISK_BROKEN of a primary (Info), whose
+	// session ends of it, and tells that; of heartbeats and connections of disks that come, go or
+	// are lost (Debug); of a silence of the other host that is the fault of this process, which did
+	// not run for so long (Warn); and, once each, of what keeps the guest unprotected or
 	// the arbiter from answering (Warn; Info where it is only that the other host is not
 	// reached). No record calls it a loss when a session has been ended on purpose, on either
 	// host. Error and Warn are what an operator must see to, Info is what he wants to know, Debug

@@ -102,8 +102,9 @@
 // nothing leaves either host, until Failover or Fenced is called on one of them. A host that leaves
 // may let out what its guest has said before until its Run has returned. The other follows that one as soon as it is
 // reached by it: a host that seeks a secondary says in which session it has taken the guest over.
-// A primary also asks its secondary, as soon as that is reached, and goes on by itself if the
-// secondary says that it will not: its copy was not whole, or it has left the session.
+// A host that stands still also asks the other one, as soon as that is reached. It hears so of one
+// that goes on and seeks nobody, since its protection is paused or cancelled. A primary goes on by
+// itself if its secondary says that it will not: its copy was not whole, or it has left the session.
 //
 // # A switchover
 //

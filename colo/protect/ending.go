@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"time"
 )
@@ -204,31 +203,3 @@ func (s *session) inOrder() (ordered bool) {
 	s.peer.get(func() { ordered = s.peer.leaves || s.peer.departs })
 	return ordered || s.getPurpose() != noPurpose || s.wasHanded() || s.over.Err() != nil
 }
-
-// beatLog returns the logger of a session's heartbeat. If the session ends on purpose it is no
-// loss that the other side closes the heartbeat.
-func (j *Job) beatLog(s *session) *slog.Logger {
-	return slog.New(calm{stamped{j.cfg.Logger.Handler(), j}, s.inOrder})
-}
-
-// calm lowers records of Info and above to Debug, the level of single steps, while ordered
-// returns true.
-type calm struct {
-	slog.Handler
-	ordered func() bool
-}
-
-func (h calm) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelInfo && h.ordered() {
-		r.Level = slog.LevelDebug
-		if !h.Enabled(ctx, r.Level) {
-			return nil
-		}
-	}
-	return h.Handler.Handle(ctx, r)
-}
-
-func (h calm) WithAttrs(all []slog.Attr) slog.Handler {
-	return calm{h.Handler.WithAttrs(all), h.ordered}
-}
-func (h calm) WithGroup(name string) slog.Handler { return calm{h.Handler.WithGroup(name), h.ordered} }

@@ -92,14 +92,14 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
 		j.noteLoss(s.lossWith(err))
+		j.mu.Lock()
 		j.took = s.peer.token
 		why := "switched over from " + s.peer.host
 		if !s.wasHanded() {
 			why = "took over from " + s.peer.host
-			j.mu.Lock()
 			j.stats.Takeovers++
-			j.mu.Unlock()
 		}
+		j.mu.Unlock()
 		if err := j.do(tookOver, why); err != nil || !s.migration() {
 			return err
 		}

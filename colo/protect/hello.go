@@ -85,8 +85,8 @@ type hello struct {
 	// the last of which it knows that its arbiter has heard. 0: it has been granted it.
 	Heard uint64 `json:"heard,omitempty"`
 
-	// On the control channel: the token of the session in which the sender has taken the
-	// guest over last. "": it has not since its process began.
+	// On the control channel, and of an answer on the channel ask: the token of the session in which
+	// the sender has taken the guest over last. "": it has not since its process began.
 	TookOver string `json:"took_over,omitempty"`
 
 	// Of an answer on the channel ask: what the job's State is called.

@@ -16,7 +16,7 @@ type ofHost struct {
 }
 
 func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
-	if err := s.reach(); err != nil {
+	if err := s.reach(ctx); err != nil {
 		return failover.Record{}, err
 	}
 	r, err := s.Store.Load(ctx)
@@ -28,7 +28,7 @@ func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
 }
 
 func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
-	if err := s.reach(); err != nil {
+	if err := s.reach(ctx); err != nil {
 		return false, err
 	}
 	if late := s.h.late.Add(-1); late >= 0 { // it arrives when nobody waits for it any more
@@ -83,8 +83,15 @@ func (w *world) takes(h *host) {
 	}
 }
 
-func (s ofHost) reach() error {
+// hanging is longer than anybody asks an arbiter for, but for a claim, which may wait for ever.
+const hanging = 5 * time.Second
+
+func (s ofHost) reach(ctx context.Context) error {
 	s.h.pace()
+	if s.h.hangs.Load() > 0 && s.h.hangs.Add(-1) >= 0 {
+		wait.For(ctx, hanging)
+		return errNoRoute
+	}
 	time.Sleep(time.Duration(s.h.slow.Load()))
 	if s.h.killed.Load() || s.h.noArbiter.Load() {
 		return errNoRoute

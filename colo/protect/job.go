@@ -69,7 +69,7 @@ type Job struct {
 	copy     *ram.Cache // of this host as a secondary, between two sessions; Run's alone
 	hindered string     // what has last kept this host from its side of a session, as unable has told; "": nothing; Run's alone
 
-	took  string    // token of the session in which this host has taken the guest over last; "": none; Run's alone
+	took  string    // token of the session in which this host has taken the guest over last; "": none; written by Run alone, with mu
 	holds *position // what copy is; nil: there is none; guarded by mu
 
 	departed     string // token of the session in which this host has followed last, and from which it never goes on; "": none; guarded by mu
@@ -350,14 +350,19 @@ func (j *Job) letOut(ctx context.Context) {
 	}
 }
 
-// rest waits while the job is paused or cancelled, and saves the guest if it is to.
+// rest waits while the job is paused or cancelled, and saves the guest if it is to. An error is that
+// of a guest that stands still since, and cannot be resumed.
 func (j *Job) rest(ctx context.Context) error {
 	act, end := j.while(ctx, Paused, Cancelled)
 	defer end()
 	for {
 		select {
 		case s := <-j.saves:
-			s.done <- j.store(act, s)
+			err, stands := j.store(act, s)
+			s.done <- err
+			if stands != nil {
+				return stands
+			}
 		case <-act.Done():
 			return nil
 		}

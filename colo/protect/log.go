@@ -81,30 +81,61 @@ func (h stamped) WithAttrs(all []slog.Attr) slog.Handler {
 
 func (h stamped) WithGroup(name string) slog.Handler { return stamped{h.Handler.WithGroup(name), h.j} }
 
-// diskLog returns the logger for the connections of the disks of the present session.
-func (j *Job) diskLog() *slog.Logger { return slog.New(ofAnEnd{j.pairLog().Handler(), j}) }
-
-// ofAnEnd makes each record one of a step (Debug) when the present session has been ended on
-// purpose: what was under way between the disks then is no loss.
-type ofAnEnd struct {
-	slog.Handler
-	j *Job
+// beatLog returns the logger of a session's heartbeat. Its end is that of the session, which tells
+// of it: one loss is one record. What is left is that this process did not run for a while.
+func (j *Job) beatLog(s *session) *slog.Logger {
+	return slog.New(lowered{j.pairLog().Handler(), func(r slog.Record) slog.Level {
+		late := false
+		r.Attrs(func(a slog.Attr) bool { late = a.Key == "late"; return !late })
+		if late && !s.inOrder() {
+			return slog.LevelWarn
+		}
+		return slog.LevelDebug
+	}})
 }
 
-func (h ofAnEnd) Handle(ctx context.Context, r slog.Record) error {
-	if s := h.j.session(); s != nil && r.Level > slog.LevelDebug && s.whoEnded() != "" {
-		if r.Level = slog.LevelDebug; !h.Handler.Enabled(ctx, r.Level) {
+// diskLog returns the logger for the connections of the disks of the present session. One that
+// fails is told of by DISK_BROKEN, and by the end of the session.
+func (j *Job) diskLog() *slog.Logger {
+	return slog.New(lowered{j.pairLog().Handler(), func(slog.Record) slog.Level { return slog.LevelDebug }})
+}
+
+// lowered lowers records to a level, if theirs is above that: another record tells the same, at its
+// own level.
+type lowered struct {
+	slog.Handler
+	most func(slog.Record) slog.Level
+}
+
+func (h lowered) Handle(ctx context.Context, r slog.Record) error {
+	if most := h.most(r); r.Level > most {
+		if r.Level = most; !h.Handler.Enabled(ctx, most) {
 			return nil
 		}
 	}
 	return h.Handler.Handle(ctx, r)
 }
 
-func (h ofAnEnd) WithAttrs(all []slog.Attr) slog.Handler {
-	return ofAnEnd{h.Handler.WithAttrs(all), h.j}
+func (h lowered) WithAttrs(all []slog.Attr) slog.Handler {
+	return lowered{h.Handler.WithAttrs(all), h.most}
 }
 
-func (h ofAnEnd) WithGroup(name string) slog.Handler { return ofAnEnd{h.Handler.WithGroup(name), h.j} }
+func (h lowered) WithGroup(name string) slog.Handler {
+	return lowered{h.Handler.WithGroup(name), h.most}
+}
+
+// broken returns the highest level at which a DISK_BROKEN is logged. When the session was ended on
+// purpose what was under way between the disks is no loss. Otherwise that of a primary, which keeps
+// account of what the secondary lacks, ends the session, which tells of it.
+func (j *Job) broken(e event.DiskBroken) slog.Level {
+	switch s := j.session(); {
+	case s != nil && s.whoEnded() != "":
+		return slog.LevelDebug
+	case e.Mode == event.ModePrimary:
+		return slog.LevelInfo
+	}
+	return slog.LevelError
+}
 
 // logState tells of a change of state.
 func (j *Job) logState(to State, e event.JobStatusChange) {
@@ -148,8 +179,8 @@ func (j *Job) logDisks() (cancel func()) {
 				generation := j.generation
 				j.mu.Unlock()
 				log := j.cfg.Logger
-				if _, broken := r.Event.(event.DiskBroken); broken {
-					log = slog.New(ofAnEnd{log.Handler(), j})
+				if e, ok := r.Event.(event.DiskBroken); ok {
+					log = slog.New(lowered{log.Handler(), func(slog.Record) slog.Level { return j.broken(e) }})
 				}
 				event.Log(log.With("guest", j.cfg.Name, "generation", generation), event.Record{Event: r.Event})
 				return

@@ -2,6 +2,7 @@ package protect
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -75,7 +76,35 @@ func TestWhatHappensToADiskIsLoggedOnce(t *testing.T) {
 	bus.Guest("db2").Publish(event.DiskBroken{Mode: event.ModePrimary, Disk: "root"})
 	cancel()
 	bus.Publish(event.DiskBroken{Mode: event.ModePrimary, Disk: "root"})
-	if got := log.all(); len(got) != 1 || !strings.Contains(got[0], `level=ERROR msg=DISK_BROKEN guest=db1 generation=4 side=primary disk=root operation=write`) {
+	if got := log.all(); len(got) != 1 || !strings.Contains(got[0], `level=INFO msg=DISK_BROKEN guest=db1 generation=4 side=primary disk=root operation=write`) {
 		t.Errorf("%q", got)
+	}
+}
+
+// A peer that is lost, with all its connections, is one warning on the host that goes on, whichever
+// of the two that is, and no error: its guest runs.
+func TestALostPeerIsOneWarning(t *testing.T) {
+	t.Parallel()
+	for _, lost := range []string{"a", "b"} {
+		for _, silent := range []bool{false, true} {
+			withDisk(t, fmt.Sprintf("%s, silent %v", lost, silent), func(t *testing.T, w *world) {
+				logs := map[string]*lines{"a": {}, "b": {}}
+				warns := func(c *Config) {
+					c.Logger = slog.New(slog.NewTextHandler(logs[c.Host], &slog.HandlerOptions{Level: slog.LevelWarn}))
+				}
+				hosts := map[string]*host{"b": w.boot("b", false, warns), "a": w.boot("a", true, warns)}
+				hosts["a"].is(Protected)
+				hosts["b"].is(Following)
+				time.Sleep(100 * time.Millisecond) // the guest writes
+				gone, stays := hosts[lost], hosts[w.other(lost)]
+				gone.kill(silent)
+				gone.bury()
+				stays.is(Alone)
+				stays.halt()
+				if got := logs[stays.name].all(); len(got) != 1 || !strings.Contains(got[0], "level=WARN msg=COLO_EXIT") {
+					t.Errorf("%s says\n%s", stays.name, strings.Join(got, "\n"))
+				}
+			})
+		}
 	}
 }

@@ -64,6 +64,16 @@ func (s State) runs() bool {
 	return s == Alone || s == Synchronising || s == Protected || s == Paused || s == Cancelled
 }
 
+// runsIn is what runs is for a state that the other host has named.
+func runsIn(state string) bool {
+	for s := range Concluded {
+		if s.runs() && s.String() == state {
+			return true
+		}
+	}
+	return false
+}
+
 // paired reports whether there is a session in that state.
 func (s State) paired() bool {
 	switch s {

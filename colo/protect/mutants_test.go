@@ -284,8 +284,8 @@ var mutants = []mutant.Mutant{
 	{
 		What:  "a primary without an arbiter gives its guest to one that was started anew",
 		File:  "colo/protect/overtook.go",
-		Old:   `s.peer.token != "" && h.TookOver == s.peer.token`,
-		New:   `s.peer.token != ""`,
+		Old:   `p.token != "" && h.TookOver == p.token`,
+		New:   `p.token != ""`,
 		Tests: []string{"-run=^TestAPrimaryIsNotOvertakenByAnotherGuest$", "."},
 	},
 	{

@@ -11,7 +11,7 @@ import (
 // synchronisation broke at its end, or has given up what it had. Then it waits for a primary. So the
 // primary asks it, as soon as it is reached, and goes on by itself if the secondary says so. What it
 // says is true for good: a session that is over does not begin again, and the guest of a host that
-// waits is that of no session.
+// waits is that of no session. Each of the two also asks whether the other one goes on (overtakenBy).
 
 // isOver notes that this host, which waits, has followed in a session from which it never goes on.
 func (j *Job) isOver(s *session) {
@@ -32,22 +32,25 @@ func (j *Job) leftBy(h hello) *session {
 	return s
 }
 
-// askWhetherOver asks the secondary of a session whose guest stands still here, and no arbiter is
-// there to be asked, whether it may still go on, again and again until ctx ends. It returns what
-// waits for the end of that.
-func (j *Job) askWhetherOver(ctx context.Context, s *session) (join func()) {
-	if j.manual == nil || s.primary == nil || s.peer.token == "" {
+// askOther asks the other host of a session whose guest stands still here, where no arbiter is there
+// to be asked, again and again until ctx ends: whether it goes on, and a secondary, whether it may
+// still. It returns what waits for the end of that.
+func (j *Job) askOther(ctx context.Context, s *session) (join func()) {
+	if j.manual == nil || s.peer.token == "" {
 		return func() {}
 	}
 	asked := make(chan struct{})
 	go func() { // joined by the function that is returned
 		defer close(asked)
-		h := hello{Channel: chAsk, Guest: j.cfg.Name, Host: j.cfg.Host, Generation: s.peer.generation, Token: s.peer.token}
+		h := hello{Channel: chAsk, Guest: j.cfg.Name, Host: j.cfg.Host, Generation: s.peer.generation}
+		if s.primary != nil {
+			h.Token = s.peer.token
+		}
 		for pause := minRedial; ; pause = min(2*pause, maxRedial) {
 			conn, answer, err := dial(ctx, &j.cfg, h)
 			if err == nil {
 				conn.Close()
-				if s.peer.saysOver(answer) {
+				if s.peer.saysOver(answer) || runsIn(answer.State) && s.overtakenBy(answer, true) {
 					return
 				}
 			}

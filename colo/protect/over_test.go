@@ -216,3 +216,50 @@ func TestAFirstSynchronisationWithoutAnArbiterIsCutOffAtAnyMoment(t *testing.T) 
 		})
 	}
 }
+
+// Two hosts without an arbiter have lost each other, and an operator lets one go on, which does not
+// seek the other: its protection is paused, or cancelled. The other hears that when the link is back,
+// and asks the operator no more, who might say yes to it as well.
+func TestAHostWithoutAnArbiterHearsThatTheOtherGoesOnAndSeeksNobody(t *testing.T) {
+	for _, goesOn := range []string{"a", "b"} {
+		for _, verb := range []string{"pause", "cancel"} {
+			bubble(t, goesOn+" "+verb, func(t *testing.T, w *world) {
+				none := func(c *Config) { c.Arbiter = nil }
+				hosts := map[string]*host{"b": w.boot("b", false, none), "a": w.boot("a", true, none)}
+				one, other := hosts[goesOn], hosts[w.other(goesOn)]
+				hosts["a"].is(Protected)
+				hosts["b"].is(Following)
+				w.f.part("a", "b", false)
+				one.is(Asking)
+				other.is(Asking)
+				if err := one.job.Failover(); err != nil {
+					t.Fatal(err)
+				}
+				one.is(Alone)
+				do := one.job.Cancel
+				if verb == "pause" {
+					do = func(ctx context.Context) error { return one.job.Pause(ctx, "") }
+				}
+				if err := do(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				if s := other.job.State(); s != Asking {
+					t.Errorf("%s is %v, and has heard nothing", other.name, s)
+				}
+				w.f.join("a", "b")
+				other.is(Waiting)
+				w.hearsMore()
+				if verb == "pause" {
+					if err := one.job.Resume(); err != nil {
+						t.Fatal(err)
+					}
+					one.is(Protected)
+					other.is(Following)
+				}
+				other.halt()
+				one.halt()
+			})
+		}
+	}
+}

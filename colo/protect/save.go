@@ -30,8 +30,9 @@ var errSaving = errors.New("protect: the guest is being saved")
 // one, does not count any more. What a Network has registered is not saved, nor are the
 // disks, which stay as they are for the guest to go on over. Until w has everything nothing
 // is given up: with an error the guest runs on here, and is protected again if it was
-// before. A w that has a method Sync() error, as a file does, is synchronised last, unless
-// it says that it cannot be, as a pipe does. The caller sees to it that its name is stable.
+// before. (Run ends, with an error, if the guest cannot be resumed.) A w that has a method
+// Sync() error, as a file does, is synchronised last, unless it says that it cannot be, as a
+// pipe does. The caller sees to it that its name is stable.
 //
 // Save returns when the guest has ended, or runs on. When ctx ends, or the job, it
 // gives up between two calls of w.Write, and before Sync. Run waits for these.
@@ -98,26 +99,30 @@ func (j *Job) setSaving(on bool) {
 
 // store writes the guest, which is nobody's secondary, and ends it. It runs on the
 // goroutine of Run. act ends when the guest is not this host's any more, or the job ends.
-func (j *Job) store(act context.Context, s *saving) (err error) {
+// stands is why the guest, which is not saved, stands still all the same; nil: it does not.
+func (j *Job) store(act context.Context, s *saving) (err, stands error) {
 	ctx, cancel := context.WithCancelCause(act)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
 	if err := j.memoryIsThere(ctx); err != nil {
-		return err
+		return err, nil
 	}
 	if err := j.vm.Pause(ctx); err != nil {
-		return err
+		return err, nil
 	}
-	defer func() {
-		if err == nil {
-			return
+	err = j.writeAll(ctx, act, s)
+	// When act has ended the guest is about to be paused for good. The state may
+	// say so only later.
+	if err != nil && act.Err() == nil {
+		if stands = j.vm.Resume(context.WithoutCancel(act)); stands != nil {
+			stands = fmt.Errorf("protect: resume the guest, which could not be saved: %w", stands)
 		}
-		// When act has ended the guest is about to be paused for good. The state may
-		// say so only later.
-		if act.Err() == nil {
-			err = errors.Join(err, j.vm.Resume(context.WithoutCancel(act)))
-		}
-	}()
+	}
+	return errors.Join(err, stands), stands
+}
+
+// writeAll does the work of store while the guest stands still.
+func (j *Job) writeAll(ctx, act context.Context, s *saving) error {
 	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
 		return err
 	}

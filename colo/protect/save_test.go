@@ -445,3 +445,38 @@ func FuzzRestore(f *testing.F) {
 		}
 	})
 }
+
+// A guest that could not be saved, and then cannot be resumed, does not stand still under a job that
+// says that it runs: the job ends, and gives the guest back.
+func TestAGuestThatCannotBeResumedAfterASaveThatFailsEndsItsJob(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		bubble(t, fmt.Sprint("paused before ", paused), func(t *testing.T, w *world) {
+			w.ailing = true
+			a := w.boot("a", true, nil)
+			a.is(Alone)
+			if paused {
+				if err := a.job.Pause(t.Context(), ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a.ails.resume.Store(1)
+			if err := a.job.Save(t.Context(), &sizedBuffer{most: 100}); !errors.Is(err, errNoRoom) || !errors.Is(err, errGuest) {
+				t.Errorf("Save: %v", err)
+			}
+			select {
+			case <-a.done:
+			case <-time.After(time.Minute):
+				t.Errorf("a is %v", a.job.State())
+				a.halt()
+				return
+			}
+			if !errors.Is(a.err, errGuest) || !a.guest.Paused() {
+				t.Errorf("Run: %v; the guest stands still: %v", a.err, a.guest.Paused())
+			}
+			if r, err := w.store.Load(t.Context()); err != nil || r.Held() {
+				t.Errorf("the record is %+v, %v", r, err)
+			}
+			a.leave()
+		})
+	}
+}

@@ -137,7 +137,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover) || s.saidWhose()
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended || s.peer.goneOn != nil })
-	asked := j.askWhetherOver(ask, s)
+	asked := j.askOther(ask, s)
 	generation, err := j.acquire(ask, s.peer.generation, word)
 	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.heard > 0 && j.manual == nil {
 		generation, err = j.acquireAfter(ask, s.peer.heard, s.peer.generation, word)

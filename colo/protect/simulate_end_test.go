@@ -85,6 +85,9 @@ func (s *simulation) lost() string {
 	if s.manual {
 		return s.manualLost()
 	}
+	if s.diskless && s.runs() == nil {
+		return ""
+	}
 	r, _ := s.store.Load(s.t.Context())
 	last := max(r.Generation, s.word.Load())
 	has := func(h *host) bool { return h.copyOf.Load() == last }

@@ -31,6 +31,10 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
+	if s.later != nil && s.later.IntN(6) == 0 {
+		s.alsoBefalls(h)
+		return
+	}
 	if s.fresh != nil && s.fresh.IntN(8) == 0 {
 		s.befalls(h)
 		return
@@ -204,7 +208,7 @@ func (s *simulation) heal(reset bool) {
 		h.noArbiter.Store(false)
 		h.deaf.Store(false)
 		h.twice.Store(false)
-		for _, left := range []interface{ Store(int64) }{&h.slow, &h.tardy, &h.forget, &h.late, &h.lag} {
+		for _, left := range []interface{ Store(int64) }{&h.slow, &h.tardy, &h.forget, &h.hangs, &h.late, &h.lag} {
 			left.Store(0)
 		}
 		h.ails.heal()

@@ -45,6 +45,9 @@ func (g ailingGuest) Pause(ctx context.Context) error {
 }
 
 func (g ailingGuest) Resume(ctx context.Context) error {
+	if s := g.h.job.State(); g.h.w.kept != nil && !g.h.restored && (s == Created || s == Waiting) {
+		g.h.w.startsAnew(g.h)
+	}
 	if g.h.ails.resume.Load() > 0 && g.h.ails.resume.Add(-1) >= 0 {
 		return errGuest
 	}

@@ -49,12 +49,16 @@ var keptFresh = []uint64{
 	5000002536, // a host that stood still until an operator's word went on announcing that the guest was there
 	6100000895, // a primary lost its secondary by one connection only; that did not hear of it, and both waited for each other
 	6000002842, // a migration waited for an operator without an end, though its context had ended
+	8700000016, // without an arbiter, a host did not hear that the other had gone on, and was cancelled
+	8700000158, // a guest that could neither be saved nor resumed stood still in a job that went on
 }
 
 const (
 	// freshSeeds is the first of the seeds in which things happen that happen in no other. Planted
 	// faults are looked for in the others.
 	freshSeeds = 1 << 32
+	// laterSeeds is the same of what was added after that.
+	laterSeeds = 1 << 33
 
 	// collectEvery is how many seeds share a collection.
 	collectEvery = 8
@@ -85,6 +89,8 @@ func TestSimulatedFaults(t *testing.T) {
 	done := newCounts()
 	var threes, thirds, tended, begins, begun, earlies, pieces, migrated int
 	var fenced int64
+	var cold int
+	var concluded [len(conclusions)]int
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -102,6 +108,10 @@ func TestSimulatedFaults(t *testing.T) {
 				tended++
 			}
 			migrated, fenced = migrated+s.migrated, fenced+s.fenced.Load()
+			cold += s.coldStarts
+			for i, n := range s.concluded {
+				concluded[i] += n
+			}
 			if s.begins {
 				begins++
 			}
@@ -141,7 +151,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if !isSet("seed") {
 		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i))
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i))
 		}
 	}
 	for i := range n {
@@ -176,6 +186,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if len(run) >= 400 && (migrated == 0 || fenced == 0) {
 		t.Error("no guest was ever migrated, or no host went on by an operator's word")
 	}
+	t.Logf("%d times all hosts died and came back; a guest was %v %v times", cold, conclusions, concluded)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {

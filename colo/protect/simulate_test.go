@@ -42,6 +42,7 @@ type simulation struct {
 	wide     *rand.Rand       // the same, of what was added then
 	latest   *rand.Rand       // of what was added last; nil: of any seed that is kept
 	fresh    *rand.Rand       // of what befalls one host and nobody else; nil: of seeds below freshSeeds
+	later    *rand.Rand       // of what was added after that; nil: of seeds below laterSeeds
 	uneven   bool             // the hosts are configured differently
 	cuts     bool             // they have fencers
 	alone    bool             // there is no arbiter, unless there are three hosts
@@ -59,6 +60,10 @@ type simulation struct {
 	migrated int           // hosts that have ended so
 	fenced   atomic.Int64  // hosts that went on by an operator's word
 	word     atomic.Uint64 // the last generation that one holds so, or held
+
+	diskless   bool                  // the disks that are left start no guest
+	coldStarts int                   // how often all hosts have died
+	concluded  [len(conclusions)]int // how often the protection was ended on purpose
 
 	begun  bool // a session was broken off while its first state was sent or loaded
 	third  bool // the third host was in step with another
@@ -100,6 +105,9 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		s.latest = rand.New(rand.NewPCG(seed, 7))
 		if seed >= freshSeeds {
 			s.isFresh(seed)
+			if seed >= laterSeeds {
+				s.isLater(seed)
+			}
 		}
 	}
 	s.stands = seed%8 == 5
@@ -121,6 +129,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		w.makeImages()
 	}
 	w.manual = s.fresh != nil && s.alone && len(w.names) == 2
+	s.lasts()
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
 	s.begins = seed%8 == 7 && s.newer != nil
@@ -231,10 +240,13 @@ func (s *simulation) run() (lost bool) {
 	if s.begins {
 		s.beginAnew()
 	}
-	s.say("the faults stop")
-	s.heal(s.rng.IntN(2) == 0)
-	lost = !s.inStep(within)
-	if !lost && !s.leaves() {
+	concluded := s.later != nil && s.concludes()
+	if !concluded {
+		s.say("the faults stop")
+		s.heal(s.rng.IntN(2) == 0)
+		lost = !s.inStep(within)
+	}
+	if !concluded && !lost && !s.leaves() {
 		s.t.Error("nothing leaves")
 		s.standings()
 	}
@@ -248,7 +260,7 @@ func (s *simulation) run() (lost bool) {
 			s.t.Fatalf("%s, which was killed, holds something for ever: it was %s", d.name, d.states())
 		}
 	}
-	if s.more.IntN(2) == 0 {
+	if !concluded && s.more.IntN(2) == 0 {
 		s.cutOff()
 	}
 	all := s.up()

@@ -272,6 +272,10 @@ func (j *Job) yes() {
 // turns out to have given the guest to somebody else, this host gives the guest up again:
 // also where the other host is dead, but had gone on without this one before, whose copy
 // is older than what the world has seen.
+//
+// A host with disks that outlive it can do something as soon as it is started again: its disks are
+// of the generation that the arbiter knows, and it would be granted the guest. It must not be
+// started before the arbiter has heard of the word, or the link between the two hosts is back.
 func (j *Job) Fenced() error {
 	s, err := j.obey(doFenced, func(s *session) (string, error) { return "the other host is fenced", j.useful(s) })
 	if err != nil {

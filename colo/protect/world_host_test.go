@@ -27,13 +27,14 @@ type host struct {
 	dead  chan struct{}
 	once  sync.Once
 
-	ran    bool // the guest ran here when the host was halted
-	disk   *Disk
-	image  *image
-	wrote  [2][]write // by each vCPU, since its last frame
-	second second     // of a world that is twofold
-	ails   ailing     // what of it does not work
-	lean   bool       // it keeps no copy of the memory
+	ran      bool // the guest ran here when the host was halted
+	restored bool // it was made from what was saved
+	disk     *Disk
+	image    *image
+	wrote    [2][]write // by each vCPU, since its last frame
+	second   second     // of a world that is twofold
+	ails     ailing     // what of it does not work
+	lean     bool       // it keeps no copy of the memory
 
 	killed    atomic.Bool
 	gone      atomic.Bool   // killed, and not only not heard any more
@@ -42,6 +43,7 @@ type host struct {
 	slow      atomic.Int64  // it hears that late, in nanoseconds
 	tardy     atomic.Int64  // and answers so much later than it has done what it was asked for
 	forget    atomic.Int64  // that many of its answers are lost
+	hangs     atomic.Int64  // that many questions are never answered
 	late      atomic.Int64  // that many of what it is asked for it does later
 	twice     atomic.Bool   // and all of it again
 	lag       atomic.Int64  // how slow the host is, in nanoseconds

@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -45,11 +46,17 @@ type world struct {
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
 	diverged uint64 // checkpoints that a divergence asked for
 
-	disks  bool              // the guest has one
-	size   int               // of it
-	images map[string]*image // by host; a host that comes back finds its own
-	record *trace            // nil: nothing is recorded
-	counts *counts           // nil: nothing is counted
+	disks  bool                // the guest has one
+	size   int                 // of it
+	file   []byte              // what a guest was saved to, from which the next that is told to start goes on
+	images map[string]*image   // by host; a host that comes back finds its own
+	kept   map[string]*lasting // of each image, what outlives a process; nil: nothing does
+	base   []byte              // what the disk had when the guest was started anew; nil: nothing
+	before int                 // how many frames had left by then
+	anew   atomic.Int64        // how often the guest was started from disks
+	byWord atomic.Bool         // a person has said that they will do
+	record *trace              // nil: nothing is recorded
+	counts *counts             // nil: nothing is counted
 
 	announced atomic.Int64 // frames in which hosts have said where the guest is
 
@@ -225,7 +232,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay, LateResume: w.late,
 	}
 	if w.disks {
-		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
+		if h.disk, err = NewDisk(h.diskConfig("root", name)); err != nil {
 			w.t.Fatal(err)
 		}
 		cfg.Disks = []*Disk{h.disk}
@@ -235,6 +242,11 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	}
 	if w.manual {
 		cfg.Arbiter = nil
+	}
+	if h.restored = w.file != nil && start; h.restored {
+		if cfg.Held, err = Restore(bytes.NewReader(w.file), guest, ""); err != nil {
+			w.t.Fatal(err)
+		}
 	}
 	if change != nil {
 		change(&cfg)
