@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -284,8 +286,21 @@ func (p *printer) progress() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.summary
-	return fmt.Sprintf("%d checkpoints %v, dirty p50 %d, pause p50 %.2f p99 %.2f ms%s", s.Checkpoints, s.Causes,
+	return fmt.Sprintf("%d checkpoints%s, dirty p50 %d, pause p50 %.2f p99 %.2f ms%s", s.Checkpoints, causes(s.Causes),
 		p.pages.quantile(0.5), float64(p.pauses.quantile(0.5))/1000, float64(p.pauses.quantile(0.99))/1000, p.status())
+}
+
+// causes lists how many checkpoints had which cause, by name, in brackets; "" if none is known, as
+// on a host that has only followed.
+func causes(of map[event.Cause]uint64) string {
+	var list []string
+	for _, c := range slices.Sorted(maps.Keys(of)) {
+		list = append(list, fmt.Sprintf("%d %s", of[c], c))
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(list, ", ") + ")"
 }
 
 // setStatus adds what fn returns to the line of progress.

@@ -70,11 +70,20 @@ func TestPeopleAreToldInLines(t *testing.T) {
 	if out != "" {
 		t.Errorf("the console got %q", out)
 	}
-	for _, want := range []string{"lockstep-gokvm: protected: 64M of memory", "lockstep-gokvm: alone: the guest goes on here, unprotected, from checkpoint 4", "4 checkpoints"} {
+	for _, want := range []string{"lockstep-gokvm: protected: 64M of memory", "lockstep-gokvm: alone: the guest goes on here, unprotected, from checkpoint 4", "4 checkpoints (1 divergence, 3 timer), dirty"} {
 		if !strings.Contains(errs, want) {
 			t.Errorf("not told: %q in\n%s", want, errs)
 		}
 	}
+}
+
+// A host that has only followed does not know why there was a checkpoint, and says nothing of that.
+func TestCausesThatAreNotKnownAreNotTold(t *testing.T) {
+	printed(options{mode: modeSecondary}, func(p *printer) {
+		if got := p.progress(); !strings.HasPrefix(got, "0 checkpoints, dirty") {
+			t.Errorf("%q", got)
+		}
+	})
 }
 
 // What goes wrong is told once: not again as trouble where it is why the state is what it is, or where the

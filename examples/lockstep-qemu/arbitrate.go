@@ -47,6 +47,15 @@ func (o *standbyOptions) rule() standby.Takeover {
 	return standby.Takeover{Arbiter: o.arbiter != "", Fence: o.fence != "", Always: o.takeover == "always"}
 }
 
+// withWords returns the reason for a step and, behind it, what the guardian has said, which may
+// begin with the same words.
+func withWords(why, words string) string {
+	if strings.HasPrefix(words, why) {
+		return words
+	}
+	return why + ": " + words
+}
+
 // arbitrate decides whether this side goes on. It waits for the guardian, the arbiter or an
 // operator as the rule says, and keeps the copy meanwhile.
 func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
@@ -71,7 +80,7 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 		e.Arbiter, e.Fence = arbiter, fence
 		step, why := s.rule().Next(e)
 		if words != "" && e.Word != standby.NoWord {
-			why += ": " + words
+			why = withWords(why, words)
 		}
 		if waits := s.heard.stays(); waits != "" && (step == standby.AskStop || step == standby.Wait) {
 			why += ": " + waits

@@ -94,7 +94,10 @@ func TestAPlannedEndIsNotADeath(t *testing.T) {
 			g := guard(t, nil, nil, c.args...)
 			c.end(g)
 			g.guardian.ends(exitOK)
-			g.standby.object("forgotten", 0)
+			const planned = "the guest has ended as it was meant to"
+			if why := string(g.standby.object("forgotten", 0)); strings.Count(why, planned) != 1 {
+				t.Errorf("%s: want %q once", why, planned)
+			}
 			g.standby.object("listening", 1) // for the next guest
 			if list := qemutest.Serial(g.back); len(list) > 0 {
 				t.Errorf("it was brought back: %#x", list)
