@@ -2,7 +2,9 @@ package vmstate
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -108,7 +110,11 @@ func (s *Scanner) Stream(r *qemufile.Reader) error {
 		return err
 	}
 	// A stream without devices may still have a description.
-	if t, ok := r.PeekByte(); !ok || SectionType(t) != Description {
+	t, ok := r.PeekByte()
+	if !ok {
+		return failure(r)
+	}
+	if SectionType(t) != Description {
 		return nil
 	}
 	start = r.Offset()
@@ -128,6 +134,17 @@ func (s *Scanner) Stream(r *qemufile.Reader) error {
 		}
 	}
 	return sectionError(Header{Type: Description}, start, err)
+}
+
+// failure returns nil where r has come to its end, and the error where it has failed, so that a
+// description may have been lost.
+func failure(r *qemufile.Reader) error {
+	at := r.Offset()
+	r.Byte()
+	if err := r.Err(); !errors.Is(err, io.EOF) {
+		return streamError(at, err)
+	}
+	return nil
 }
 
 // Sections reads live sections and commands up to and including EOF, as a

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -35,7 +34,7 @@ type channel struct {
 
 // add opens the file of a channel.
 func (c *channels) add(name string) error {
-	f, err := os.Open(name)
+	f, err := openFile(name)
 	if err != nil {
 		return err
 	}
@@ -160,6 +159,8 @@ func (c *channels) end(take func(*ram.Record) error, size int) error {
 		})
 		if _, more := ch.in.PeekByte(); err == nil && more {
 			err = fmt.Errorf("offset %d: %w after the end of the pages", ch.in.Offset(), vmstate.ErrTrailing)
+		} else if err == nil {
+			err = failure(ch.in)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", ch.name, err)

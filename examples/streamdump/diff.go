@@ -111,6 +111,12 @@ func readOnce(o options, name string, devices *vmstate.VMDesc, stdin io.Reader, 
 	if errors.Is(err, io.EOF) {
 		err = errors.New("offset 0: the input is empty")
 	}
+	for err == nil { // to the end of what is packed, where its checksum is
+		if _, ok := r.PeekByte(); !ok {
+			return s, failure(r)
+		}
+		r.Skip(uint64(r.Buffered()))
+	}
 	return s, err
 }
 

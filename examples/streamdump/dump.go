@@ -76,7 +76,7 @@ func dump(o options, in io.Reader, stdout, stderr io.Writer) error {
 	}
 	err = errors.Join(err, d.memory.close())
 	d.sum.Pages = d.memory.total.Pages
-	if d.r != nil {
+	if d.r != nil && d.sum.Bytes == 0 {
 		d.sum.Bytes = d.r.Offset()
 	}
 	if d.sum.OK = err == nil; err != nil {
@@ -135,7 +135,7 @@ func (d *dumper) source(in io.Reader) {
 
 // describedBy takes the description of another stream, or one that stands alone.
 func describedBy(name string) (*vmstate.VMDesc, error) {
-	f, err := os.Open(name)
+	f, err := openFile(name)
 	if err != nil {
 		return nil, err
 	}
@@ -215,20 +215,25 @@ func (d *dumper) libvirt(l *libvirt) error {
 }
 
 // trailing refuses bytes after the end of the stream, except zeros: a program that writes
-// whole blocks fills the last one with them.
+// whole blocks fills the last one with them. An input that fails there has not ended: it
+// may be a file of gzip whose checksum is wrong.
 func (d *dumper) trailing() error {
 	end := d.r.Offset()
+	d.sum.Bytes = end
 	for {
 		if _, ok := d.r.PeekByte(); !ok {
 			break
 		}
 		p := d.r.Next(d.r.Buffered())
 		if len(bytes.TrimLeft(p, "\x00")) > 0 {
-			d.sum.Bytes = end
 			return fmt.Errorf("offset %d: %w after the end of the stream", end, vmstate.ErrTrailing)
 		}
 	}
+	if err := failure(d.r); err != nil {
+		return fmt.Errorf("after the end of the stream: %w", err)
+	}
 	if n := d.r.Offset() - end; n > 0 {
+		d.sum.Bytes += n
 		d.notes = append(d.notes, fmt.Sprintf("%d zeros follow the end of the stream", n))
 		if d.verify != nil {
 			d.verify.pass(d.r.Offset())

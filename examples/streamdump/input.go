@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/bzip2"
 	"compress/gzip"
 	"encoding/binary"
@@ -26,10 +27,10 @@ type input struct {
 // reader is unpacked here, the others by the command.
 var wrappers = []struct {
 	magic, name, say string
-	unpack           func(io.Reader) (io.Reader, error)
+	unpack           func(*bufio.Reader) (io.Reader, error)
 }{
-	{"\x1f\x8b", "gzip", "", func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }},
-	{"BZh", "bzip2", "", func(r io.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
+	{"\x1f\x8b", "gzip", "", unzip},
+	{"BZh", "bzip2", "", func(r *bufio.Reader) (io.Reader, error) { return bzip2.NewReader(r), nil }},
 	{"\x28\xb5\x2f\xfd", "zstd", "unpack it: zstd -dc FILE | streamdump -", nil},
 	{"\xfd7zXZ\x00", "xz", "unpack it: xz -dc FILE | streamdump -", nil},
 	{"\x89LZO\x00\r\n\x1a\n", "lzop", "unpack it: lzop -dc FILE | streamdump -", nil},
@@ -39,6 +40,40 @@ var wrappers = []struct {
 	{"\x11\x22\x33\x44", "multifd channel", "give it with -channel, and its main stream as FILE", nil},
 	{"\x7fELF", "ELF", "a memory dump is no migration stream", nil},
 	{"KDUMP   ", "kdump", "a memory dump is no migration stream", nil},
+}
+
+// unzip unpacks what gzip has packed.
+func unzip(r *bufio.Reader) (io.Reader, error) {
+	z, err := gzip.NewReader(r)
+	if err != nil {
+		return nil, err
+	}
+	z.Multistream(false)
+	return readerFunc(func(p []byte) (int, error) {
+		for {
+			n, err := z.Read(p)
+			if err != io.EOF {
+				return n, err
+			}
+			if n > 0 {
+				return n, nil // and the end once more
+			}
+			// Another file of gzip may follow, or zeros, as they do where it is written in blocks.
+			for {
+				c, err := r.ReadByte()
+				if err != nil {
+					return 0, err
+				}
+				if c != 0 {
+					break
+				}
+			}
+			if err := errors.Join(r.UnreadByte(), z.Reset(r)); err != nil {
+				return 0, err
+			}
+			z.Multistream(false)
+		}
+	}), nil
 }
 
 // open takes gzip and the like from around a stream, and looks at the end of a
@@ -205,11 +240,7 @@ func readLibvirt(r *qemufile.Reader) (*libvirt, error) {
 func (l *libvirt) open(r *qemufile.Reader) (io.Reader, error) {
 	rest := bufio.NewReader(readerFunc(func(p []byte) (int, error) {
 		if _, ok := r.PeekByte(); !ok {
-			r.Byte()
-			if err := r.Err(); !errors.Is(err, io.EOF) {
-				return 0, err
-			}
-			return 0, io.EOF
+			return 0, cmp.Or(failure(r), io.EOF)
 		}
 		return copy(p, r.Next(min(len(p), r.Buffered()))), nil
 	}))
@@ -223,6 +254,15 @@ func (l *libvirt) open(r *qemufile.Reader) (io.Reader, error) {
 		}
 	}
 	return nil, fmt.Errorf("a libvirt image compressed with %s: unpack it: tail -c +%d FILE | %s -dc | streamdump -", l.Kind, l.length+1, l.Kind)
+}
+
+// failure returns why nothing more comes from r; nil: it has come to its end.
+func failure(r *qemufile.Reader) error {
+	r.Byte()
+	if err := r.Err(); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
 }
 
 // readerFunc is an io.Reader that is a function.

@@ -156,11 +156,24 @@ func source(name string, stdin io.Reader) (io.Reader, io.Closer, error) {
 	if name == "-" {
 		return stdin, io.NopCloser(nil), nil
 	}
-	f, err := os.Open(name)
+	f, err := openFile(name)
 	if err != nil {
 		return nil, nil, err
 	}
 	return f, f, nil
+}
+
+// openFile opens a file that can be read; a directory can be opened and not read.
+func openFile(name string) (*os.File, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err == nil && st.IsDir() {
+		f.Close()
+		return nil, fmt.Errorf("%s is a directory", name)
+	}
+	return f, nil
 }
 
 // fail prints an error on one line, without control characters: a peer has chosen names in it.
