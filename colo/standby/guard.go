@@ -171,9 +171,6 @@ func NewGuard(cfg GuardConfig, state GuardState, now time.Time) *Guard {
 // State returns the present state.
 func (g *Guard) State() GuardState { return g.state }
 
-// Paused reports whether an operator has stopped the guest, as far as is known.
-func (g *Guard) Paused() bool { return g.paused }
-
 // Step takes an input at the time now, which does not go back. It returns the actions to
 // carry out and, if the state has changed, the reason in words for an operator.
 //

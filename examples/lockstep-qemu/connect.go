@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gocolo/lockstep/colo/quickack"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/socket"
 )
@@ -27,33 +25,6 @@ func listen(addr string) (net.Listener, string, error) {
 		return nil, "", err
 	}
 	return l, network + ":" + l.Addr().String(), nil
-}
-
-// accept takes one connection and closes the listener: there is one primary. It
-// calls refused for each client that fails the TLS handshake.
-func accept(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (net.Conn, error) {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	defer l.Close()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				err = ctx.Err()
-			}
-			return nil, err
-		}
-		conn = quickack.Conn(conn)
-		if creds == nil {
-			return conn, nil
-		}
-		t := tls.Server(conn, creds)
-		if err = handshake(ctx, t); err == nil {
-			return t, nil
-		}
-		conn.Close()
-		refused(fmt.Errorf("TLS with %v: %w", conn.RemoteAddr(), err))
-	}
 }
 
 func handshake(ctx context.Context, t *tls.Conn) error {

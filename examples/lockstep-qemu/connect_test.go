@@ -21,11 +21,12 @@ func TestAPeerThatHasGoneIsSeenWithoutReading(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn, err := accept(t.Context(), l, nil, func(err error) { t.Error(err) })
+		conn, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
+		defer l.Close()
 		w := watch(quickack.Conn(conn))
 		if w.gone() {
 			t.Errorf("%s: it has not gone", uri)

@@ -115,7 +115,3 @@ func (p *Parser) reset() {
 	}
 	p.text, p.tokens = p.text[:0], p.tokens[:0]
 }
-
-// Idle reports whether the parser is between two values: nothing of one has come
-// yet.
-func (p *Parser) Idle() bool { return len(p.tokens) == 0 && len(p.text) == 0 }

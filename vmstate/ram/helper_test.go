@@ -2,6 +2,7 @@ package ram
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -112,8 +113,8 @@ func (g *guest) scribble(r *rand.Rand, n int) {
 
 func randomPage(r *rand.Rand) []byte {
 	p := make([]byte, PageSize)
-	for i := range p {
-		p[i] = byte(r.Uint32())
+	for i := 0; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], r.Uint64())
 	}
 	return p
 }

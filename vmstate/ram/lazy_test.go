@@ -249,8 +249,8 @@ func TestWhatDoesNotFitTheGuestIsRefusedInPostcopy(t *testing.T) {
 func TestALazySaverSendsWhatIsAskedForFirst(t *testing.T) {
 	g := newGuest(t, pages(t, "ram", 600), pages(t, "vga", 4))
 	r := rand.New(rand.NewPCG(1, 1))
-	for i := range g.blocks[0].Host {
-		g.blocks[0].Host[i] = byte(r.Uint32()) | 1
+	for host := g.blocks[0].Host; len(host) > 0; host = host[PageSize:] {
+		copy(host, randomPage(r))
 	}
 	s := NewLazySaver(g.blocks, g, SaverConfig{})
 	l := newLink(t)
