@@ -46,6 +46,9 @@ const (
 // Ethernet is a frame, from its destination address on.
 type Ethernet []byte
 
+// Dst returns the destination address.
+func (e Ethernet) Dst() []byte { return e[0:6] }
+
 // Src returns the source address.
 func (e Ethernet) Src() []byte { return e[6:12] }
 
