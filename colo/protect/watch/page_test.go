@@ -31,9 +31,9 @@ func TestAPageTellsWhatHappensAsItHappens(t *testing.T) {
 		s.bus.Publish(event.CheckpointStart{Mode: event.ModePrimary, Epoch: 13, Cause: event.CauseTimer})
 		s.bus.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: 13, Cause: event.CauseDivergence, Pages: 5, Bytes: 20480, PauseNS: 1e6, TransferNS: 3e6, CommitNS: 1e6})
 		s.bus.Publish(event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.2:80", Destination: "10.0.0.9:4000", Protocol: 6}, Reason: "data"})
-		s.bus.Publish(event.HeartbeatLost{Mode: event.ModePrimary, Epoch: 13, Error: "silence"})
+		s.bus.Publish(event.COLOExit{Mode: event.ModePrimary, Reason: event.ExitError, Error: "silence"})
 		got := live.until("the event", func(s snapshot) bool { return len(s.Events) > 0 })
-		if e := got.Events[0]; e.Name != "HEARTBEAT_LOST" || e.Tone != "warn" || e.Text != "side primary, checkpoint 13, error silence" {
+		if e := got.Events[0]; e.Name != "COLO_EXIT" || e.Tone != "warn" || !strings.Contains(e.Text, "silence") {
 			t.Errorf("%+v", e)
 		}
 		if c := got.Checkpoints; len(c) != 1 || c[0] != (row{13, "divergence", "1.00\u00a0ms", "3.00\u00a0ms", "1.00\u00a0ms", 5, "20.0 KiB"}) {
