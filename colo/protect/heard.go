@@ -113,7 +113,7 @@ func (j *Job) takeHand(s *session, n note) {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})
 		return
 	}
-	if j.do(doFailover, "switchover") != nil {
+	if j.do(doFailover, s.peer.host+" hands the guest over") != nil {
 		s.peer.say(note{Say: sayCannot, Reason: "this host is " + j.State().String()})
 		return
 	}

@@ -45,12 +45,13 @@ var keptAsTheyAre = []uint64{
 
 // keptFresh have found something, of what befalls fresh seeds.
 var keptFresh = []uint64{
-	5000000702, // without an arbiter, a host whose disk had failed gave its guest up to one that was dead
-	5000002536, // a host that stood still until an operator's word went on announcing that the guest was there
-	6100000895, // a primary lost its secondary by one connection only; that did not hear of it, and both waited for each other
-	6000002842, // a migration waited for an operator without an end, though its context had ended
-	8700000016, // without an arbiter, a host did not hear that the other had gone on, and was cancelled
-	8700000158, // a guest that could neither be saved nor resumed stood still in a job that went on
+	5000000702,  // without an arbiter, a host whose disk had failed gave its guest up to one that was dead
+	5000002536,  // a host that stood still until an operator's word went on announcing that the guest was there
+	6100000895,  // a primary lost its secondary by one connection only; that did not hear of it, and both waited for each other
+	6000002842,  // a migration waited for an operator without an end, though its context had ended
+	8700000016,  // without an arbiter, a host did not hear that the other had gone on, and was cancelled
+	10600000127, // an operator said yes to a host while the other had been told to go on by a switchover
+	8700000158,  // a guest that could neither be saved nor resumed stood still in a job that went on
 }
 
 const (
