@@ -54,8 +54,8 @@ type GuestConfig struct {
 	DiskEvery int
 	// Write is given each block before the frame of its round, on the vCPU's
 	// goroutine; p is valid until it returns. With flush, it and all before
-	// it must be stable then. An error ends Run. A Pause waits for it. Nil:
-	// blocks vanish.
+	// it must be stable then. An error ends Run, so one of a protect.Disk that no
+	// guest is told of is not returned. A Pause waits for it. Nil: blocks vanish.
 	Write func(p []byte, off int64, flush bool) error
 
 	// Tracked makes the kernel keep the dirty log (a [ram.Tracker]), in place of marks that

@@ -51,7 +51,10 @@ type DiskConfig struct {
 // again in the Resume that ends the pause, not in the load, behind which the disk still
 // becomes that of the checkpoint and forgets what the guest here has written. A request that
 // comes when this host follows no more, or has not got the whole guest yet, changes nothing:
-// its error matches replication.ErrNotRunning, and no guest is to be told of it.
+// its error matches replication.ErrNotRunning, and no guest is to be told of it. Nor is one told of
+// replication.ErrFenced, which a change gets that waits for the gate, or comes, when the arbiter has
+// given the guest to the other host. Whatever made the request lives on, such as the thread of a
+// device or of a vCPU: this host follows next, and may run the guest again.
 //
 // A host whose image cannot make stable what the guest has written, or cannot record in the
 // metadata beside it in what state it is (an event.DiskFailed), leaves the guest to a

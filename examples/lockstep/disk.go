@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -37,13 +38,15 @@ type noDisk struct{}
 func (noDisk) Close() error { return nil }
 
 // writeTo writes a disk, and makes what it has been told stable if that is asked for: it
-// returns when the guest may go on.
+// returns when the guest may go on. A guest that was given to the other host meanwhile, so that
+// its disk refuses it, is not told: the vCPU that has written it runs that of the other host next.
 func writeTo(d replication.Disk, p []byte, off int64, flush bool) error {
-	if _, err := d.WriteAt(p, off); err != nil {
-		return err
+	_, err := d.WriteAt(p, off)
+	if err == nil && flush {
+		err = d.Sync()
 	}
-	if flush {
-		return d.Sync()
+	if errors.Is(err, replication.ErrFenced) || errors.Is(err, replication.ErrNotRunning) {
+		return nil
 	}
-	return nil
+	return err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,18 +48,38 @@ func TestAnImageThatIsNotTheGuestsDiskIsRefused(t *testing.T) {
 // flat is a disk in memory that counts what is made stable.
 type flat struct {
 	replication.Disk
-	b     [16]byte
-	syncs int
+	b           [16]byte
+	syncs       int
+	write, sync error
 }
 
-func (f *flat) WriteAt(p []byte, off int64) (int, error) { return copy(f.b[off:], p), nil }
-func (f *flat) Sync() error                              { f.syncs++; return nil }
+func (f *flat) WriteAt(p []byte, off int64) (int, error) { return copy(f.b[off:], p), f.write }
+func (f *flat) Sync() error                              { f.syncs++; return f.sync }
 
 func TestAWriteIsStableWhenTheGuestHasAskedForIt(t *testing.T) {
 	d := new(flat)
 	for i, flush := range []bool{false, true} {
 		if err := writeTo(d, []byte{1}, int64(i), flush); err != nil || d.b[i] != 1 || d.syncs != i {
 			t.Errorf("flush %v: %v, %d times stable, %v", flush, d.b, d.syncs, err)
+		}
+	}
+}
+
+// A host that was stopped may wake when its guest is the other host's. What the guest here writes then
+// is refused, and the vCPU that writes it must live: it runs that guest, too, when this host has it again.
+func TestAVCPUOutlivesTheLossOfItsGuest(t *testing.T) {
+	for _, refused := range []error{replication.ErrFenced, replication.ErrNotRunning} {
+		wrapped := fmt.Errorf("disk: %w", refused)
+		for _, d := range []*flat{{write: wrapped}, {sync: wrapped}} {
+			if err := writeTo(d, []byte{1}, 0, true); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	worn := errors.New("the disk is worn")
+	for _, d := range []*flat{{write: worn}, {sync: worn}} {
+		if err := writeTo(d, []byte{1}, 0, true); err != worn {
+			t.Errorf("a disk that fails: %v", err)
 		}
 	}
 }
