@@ -3,6 +3,7 @@ package protect
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -253,4 +254,37 @@ func TestAHostWithoutAnArbiterThatWasToldToGoOnAndIsCutOffGoesOn(t *testing.T) {
 		<-done
 		b.halt()
 	})
+}
+
+// A host that is told to go on with a checkpoint that it has not got, nor is committing, says that it
+// cannot, and follows on: what it has is older than what the world has seen.
+func TestAHostThatLacksTheLastCheckpointDoesNotGoOn(t *testing.T) {
+	for name, has := range map[string]struct {
+		whole bool
+		epoch uint64
+	}{"nothing": {false, 0}, "an older one": {true, 3}} {
+		t.Run(name, func(t *testing.T) {
+			here, there := net.Pipe()
+			defer here.Close()
+			defer there.Close()
+			s := &session{peer: newPeer(hello{Host: "a"}), whole: has.whole, epoch: has.epoch}
+			s.peer.control = here
+			j := &Job{changed: make(chan struct{}), m: machine{state: Following}, current: s}
+			said := make(chan note, 1)
+			go func() {
+				n, err := readNote(there)
+				if err != nil {
+					t.Error(err)
+				}
+				said <- n
+			}()
+			j.takeHand(s, note{Say: sayGo, Seq: 5})
+			if n := <-said; n.Say != sayCannot || !strings.Contains(n.Reason, "not 5") {
+				t.Errorf("it says %+v", n)
+			}
+			if j.State() != Following || s.wasHanded() {
+				t.Errorf("it is %v", j.State())
+			}
+		})
+	}
 }

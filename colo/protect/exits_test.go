@@ -1,0 +1,80 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+)
+
+// descriptors returns how many descriptors this process has open.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("no /proc/self/fd here")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// Two hosts reach each other by TCP, and both are stopped at any moment: while they wait, make their
+// connections, synchronise or are in step. No descriptor stays open.
+func TestTheEndOfRunGivesAllDescriptorsBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	once := func(after time.Duration) {
+		store := new(failovertest.Store)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var ports [2]*Port
+		for i := range ports {
+			var err error
+			if ports[i], err = Listen("127.0.0.1:0", PortConfig{Insecure: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var group sync.WaitGroup
+		for i, name := range []string{"a", "b"} {
+			guest, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4, Touch: 2, Seed: 1, Interval: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			job, err := New(Config{
+				Name: "guest", Host: name, Guest: guest, Start: i == 0, Arbiter: failover.NewStoreArbiter(store),
+				Peer: Peer{Port: ports[i], Dial: ports[1-i].Addr().String(), PortConfig: PortConfig{Insecure: true}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			group.Go(func() { guest.Run(ctx) })
+			group.Go(func() { ports[i].Serve(ctx) })
+			group.Go(func() {
+				if err := job.Run(ctx); !errors.Is(err, context.Canceled) {
+					t.Errorf("Run of %s: %v", name, err)
+				}
+				guest.Close()
+			})
+		}
+		time.Sleep(after)
+		cancel()
+		group.Wait()
+	}
+	once(100 * time.Millisecond) // what is opened once in a process is open then
+	before := descriptors(t)
+	for range 20 {
+		once(time.Duration(rng.IntN(1<<rng.IntN(11))) * 100 * time.Microsecond)
+	}
+	if after := descriptors(t); after > before {
+		t.Errorf("%d descriptors are open, and before 20 pairs of hosts there were %d", after, before)
+	}
+}
