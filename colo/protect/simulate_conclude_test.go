@@ -3,6 +3,7 @@ package protect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"time"
 )
 
@@ -128,7 +129,12 @@ func (s *simulation) isDone(h *host) bool {
 		s.standings()
 		return false
 	}
-	if h.err != nil {
+	if h.ails.unpaused.Load() && errors.Is(h.err, errGuest) {
+		// Run has said so, and its gate is shut: its caller sees to the VMM.
+		if err := h.guest.Pause(s.t.Context()); err != nil {
+			s.t.Error(err)
+		}
+	} else if h.err != nil {
 		s.t.Errorf("the guest has ended on %s: %v", h.name, h.err)
 	}
 	if !h.guest.Paused() {

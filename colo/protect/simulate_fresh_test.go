@@ -20,6 +20,7 @@ var errGuest = errors.New("the VMM fails")
 // ailing says what of a host's own does not work.
 type ailing struct {
 	loaded                      atomic.Bool  // a load has failed: the memory may be that of a synchronisation that was given up
+	unpaused                    atomic.Bool  // the last pause has failed, so that the guest runs
 	pause, resume, load, commit atomic.Int64 // so many calls fail
 	paused                      atomic.Int64 // a pause takes so long, in nanoseconds
 	fence                       atomic.Int64 // so many calls of its fencer fail, each a while later
@@ -38,7 +39,9 @@ func (g ailingGuest) Pause(ctx context.Context) error {
 			return err
 		}
 	}
-	if g.h.ails.pause.Load() > 0 && g.h.ails.pause.Add(-1) >= 0 {
+	fails := g.h.ails.pause.Load() > 0 && g.h.ails.pause.Add(-1) >= 0
+	g.h.ails.unpaused.Store(fails)
+	if fails {
 		return errGuest
 	}
 	return g.Guest.Pause(ctx)
