@@ -101,7 +101,11 @@ func (j *Job) start(ctx context.Context, generation uint64, why string) error {
 		return fmt.Errorf("protect: start the guest: %w", err)
 	}
 	j.cfg.publish(event.Resume{})
-	return j.do(granted, why)
+	err := j.do(granted, why)
+	if ctx.Err() != nil { // the job is concluded, perhaps; its end has the guest paused
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // awaitOrRestart waits for a primary as await does, and meanwhile, if the disks here are the

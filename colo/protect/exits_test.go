@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -80,4 +81,38 @@ func TestTheEndOfRunGivesAllDescriptorsBack(t *testing.T) {
 	if after := descriptors(t); after > before {
 		t.Errorf("%d descriptors are open, and before %d pairs of hosts there were %d", after, pairs, before)
 	}
+}
+
+// stoppedAtResume is a guest whose job is stopped, and concluded, before it has been resumed.
+type stoppedAtResume struct {
+	Guest
+	stop func()
+}
+
+func (g stoppedAtResume) Resume(ctx context.Context) error {
+	g.stop()
+	return g.Guest.Resume(context.WithoutCancel(ctx))
+}
+
+func TestAJobThatIsStoppedWhileItStartsItsGuestReturnsWhyItWasStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var a *host
+		booted := make(chan struct{})
+		a = w.boot("a", true, func(c *Config) {
+			c.Guest = stoppedAtResume{c.Guest, func() {
+				<-booted
+				a.stop(errHalt)
+				a.is(Concluded)
+			}}
+		})
+		close(booted)
+		<-a.done
+		if a.err != errHalt {
+			t.Errorf("Run returned %v", a.err)
+		}
+		if !a.guest.Paused() {
+			t.Error("the guest runs")
+		}
+	})
 }

@@ -148,17 +148,17 @@ func (s *session) lossWith(failed error) error {
 	return &sinceError{loss, failed}
 }
 
-// lossSince returns, for Query, what went wrong last on a host that has asked since a time who goes
-// on, and when, given what went wrong last of all else.
-func (s *session) lossSince(since time.Time, last error, at time.Time) (error, time.Time) {
+// lossSince returns, for Query, when something went wrong last, and what, on a host that has asked
+// since a time who goes on, given when and what went wrong last of all else.
+func (s *session) lossSince(since, at time.Time, last error) (time.Time, error) {
 	loss := s.lossWith(nil)
 	switch {
 	case loss == nil:
-		return last, at
+		return at, last
 	case last == nil || at.Before(since):
-		return loss, since
+		return since, loss
 	}
-	return &sinceError{loss, last}, at
+	return at, &sinceError{loss, last}
 }
 
 // noteLoss keeps for Query why a session has ended, after which the guest runs on here

@@ -77,7 +77,7 @@ func (j *Job) Query() Info {
 	}
 	in.Peer = s.peer.host
 	if in.State == Asking {
-		in.LastError, in.LastErrorAt = s.lossSince(in.Since, in.LastError, in.LastErrorAt)
+		in.LastErrorAt, in.LastError = s.lossSince(in.Since, in.LastErrorAt, in.LastError)
 	}
 	last := s.converges() // asked first: progress that is read after that is no longer the synchronisation's
 	session := s.colo.Info()
