@@ -51,6 +51,7 @@ var bounds = map[string][]bound{
 		{"replication/nbd", "MaxConns", []string{"TestFullServerLetsInWhoComesNextWhenSomebodyLeaves"}},
 		{"replication/nbd", "maxName", []string{"TestANameIsAtMostAsLongAsItMayBe", "TestAQueryHasNamesAsLongAsTheyMayBe"}},
 	},
+	"a disk, whatever": {{"replication", "maxSize", []string{"TestDisksThatNoMemoryIsEnoughForAreRefused"}}},
 	"a packet between the hosts": {
 		{"colo/filter", "MaxFrame", []string{"TestGreatestFrameIsCarried", "colo/compare.TestOversizedFrame"}},
 		{"colo/filter", "MaxVNetHdr", []string{"TestBadFramesAreErrorsThatSayWhere"}},

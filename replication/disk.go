@@ -106,7 +106,14 @@ func checkRange(off, n, size int64) error {
 	return nil
 }
 
+// maxSize is the size of the largest disk, 1 PiB. What tells its blocks apart takes memory for
+// all of them, and a server that lies says any number.
+const maxSize = 1 << 50
+
 func checkSize(what string, size int64) error {
+	if size > maxSize {
+		return fmt.Errorf("%w: %s has %d bytes, and a disk has at most %d", ErrSize, what, size, int64(maxSize))
+	}
 	if size <= 0 || size%SectorSize != 0 {
 		return fmt.Errorf("%w: %s has %d bytes, not a positive multiple of %d", ErrSize, what, size, SectorSize)
 	}
@@ -115,7 +122,7 @@ func checkSize(what string, size int64) error {
 
 // CheckDisk returns nil if a guest can have d for its disk, on either side, or why it cannot.
 // [NewPrimary] and [NewSecondary] ask it too. The error is ErrSize if the size of d is not that
-// of a disk (see SectorSize), or if d is an [Aligner] that takes only larger blocks, and what
+// of a disk (see SectorSize; at most 1 PiB), or if d is an [Aligner] that takes only larger blocks, and what
 // CheckWrites returns if d is a [WriteChecker].
 func CheckDisk(d Disk) error { return checkDisk("the disk", d) }
 

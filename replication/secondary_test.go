@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -170,6 +171,21 @@ func TestSizesOfNoUseAreRefused(t *testing.T) {
 		_, err := NewSecondary(newFake(size, 0), SecondaryConfig{})
 		wantErr(t, "size", err, ErrSize)
 	}
+}
+
+// A server may say any size, and memory is taken by it.
+func TestDisksThatNoMemoryIsEnoughForAreRefused(t *testing.T) {
+	for _, size := range []int64{maxSize + SectorSize, 1 << 62, 1<<63 - SectorSize} {
+		d := nullDisk(size)
+		_, err := NewSecondary(d, SecondaryConfig{})
+		wantErr(t, "secondary", err, ErrSize)
+		_, err = NewPrimary(d, PrimaryConfig{})
+		wantErr(t, "primary", err, ErrSize)
+		wantErr(t, "growth", mayGrow(1<<20, size), ErrSize)
+		_, err = CreateFile(filepath.Join(t.TempDir(), "image"), size)
+		wantErr(t, "image", err, ErrSize)
+	}
+	must(t, checkSize("a disk", maxSize))
 }
 
 func TestAccessOutsideTheDiskIsRefused(t *testing.T) {

@@ -49,8 +49,8 @@ type control struct {
 
 const (
 	controlTimeout = 30 * time.Second
-	// helloTimeout is how long a primary that the disk has not adopted may say nothing. One
-	// that was adopted may be silent for as long as nobody asks it for a checkpoint.
+	// helloTimeout is how long a primary that the disk has not adopted may stay. One that was
+	// adopted may be silent for as long as nobody asks it for a checkpoint.
 	helloTimeout = 10 * time.Second
 	// maxVisits bounds the control connections; who comes later waits until one has ended.
 	maxVisits = 8

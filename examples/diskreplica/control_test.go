@@ -48,6 +48,56 @@ func TestASilentControlConnectionEndsUnlessItsPrimaryWasAdopted(t *testing.T) {
 	}
 }
 
+// Whoever talks without end, and is never adopted, would keep the primary from one of the few
+// connections that there may be.
+func TestAControlConnectionThatOnlyTalksEndsToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, replaced := range []bool{false, true} { // from its first line, or after another primary has come
+			a, b := net.Pipe()
+			s := new(secondary)
+			v := &visit{s: s, conn: b}
+			c := &control{a, bufio.NewReader(a)}
+			ended := make(chan time.Time, 1)
+			talk := func() error {
+				time.Sleep(helloTimeout * 3 / 10)
+				_, err := c.ask(t.Context(), "hello", "fine")
+				return err
+			}
+			if replaced {
+				s.present = v
+			}
+			go func() {
+				serveControl(t.Context(), b, v.arm, func([]string) (string, error) { return "fine", nil })
+				ended <- time.Now()
+			}()
+			if replaced {
+				for range 9 {
+					if err := talk(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				synctest.Wait() // it waits for the next line
+				s.mu.Lock()
+				s.present = new(visit)
+				s.mu.Unlock()
+				if err := talk(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			begin, lines := time.Now(), 0
+			for talk() == nil {
+				if lines++; lines == 100 {
+					t.Fatal("it talks on")
+				}
+			}
+			if d := (<-ended).Sub(begin); d != helloTimeout || lines != 3 {
+				t.Errorf("replaced: %v: it ended after %v and %d lines", replaced, d, lines)
+			}
+			a.Close()
+		}
+	})
+}
+
 // Who stops the program does not wait for a secondary that does not answer.
 func TestAskingASecondaryEndsWithItsContextOrInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

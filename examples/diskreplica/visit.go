@@ -19,18 +19,21 @@ type visit struct {
 	conn           net.Conn    // for control
 	generation     uint64      // of its exports
 	disk, identity *nbd.Export // nil before the hello
+	until          time.Time   // when the connection of a primary that the disk has not adopted ends; zero: not set yet
 }
 
-// arm gives the control connection the deadline for the primary's next line. No lock is
-// held.
+// arm gives the control connection the deadline for the primary's next line, which is one for
+// all lines before the adoption: who only talks would otherwise keep others out. No lock is held.
 func (v *visit) arm() {
 	v.s.mu.Lock()
 	defer v.s.mu.Unlock()
-	var deadline time.Time
-	if v.s.present != v {
-		deadline = time.Now().Add(helloTimeout)
+	switch {
+	case v.s.present == v:
+		v.until = time.Time{}
+	case v.until.IsZero():
+		v.until = time.Now().Add(helloTimeout)
 	}
-	v.conn.SetReadDeadline(deadline)
+	v.conn.SetReadDeadline(v.until)
 }
 
 // hello serves the disk and its identity to a primary, under a generation of their own. The

@@ -64,6 +64,10 @@ func (c *Client) readSimple(head []byte) error {
 		return err
 	}
 	switch {
+	case k.errors > 0:
+		lost := &ProtocolError{"simple reply after a chunk of the same answer, errno", uint64(errno)}
+		c.finish(k, lost)
+		return lost
 	case errno != 0:
 		err = k.req.failed(errno, "")
 	case k.req.cmd == cmdBlockStatus || k.req.cmd == cmdRead && c.structured:
@@ -262,7 +266,7 @@ func (c *Client) readError(k *call, h *chunk) error {
 		return &ProtocolError{"error chunk with errno", 0}
 	}
 	if k.failure == nil {
-		k.failure = k.req.failed(errno, string(text[:n]))
+		k.failure = k.req.failed(errno, words(text[:n]))
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,6 +55,19 @@ func TestAQueryHasNamesAsLongAsTheyMayBe(t *testing.T) {
 	} {
 		if new(metaQuery).parse(c.query.append(nil)) != c.good {
 			t.Errorf("%s is taken: %v", c.what, !c.good)
+		}
+	}
+}
+
+func TestAnExportOfANegativeSizeIsRefusedForThat(t *testing.T) {
+	for size, good := range map[uint64]bool{1<<63 - 1: true, 1 << 63: false} {
+		p := appendOptReply(nil, optGo, repInfo, slices.Concat(be16(infoExport), be64(size), be16(flagHasFlags)))
+		p = appendOptReply(p, optGo, repAck, nil)
+		d := dialogue{fixed: true, conn: answers{}, r: newReader(bytes.NewReader(p))}
+		_, err := d.choose("d")
+		var pe *ProtocolError
+		if good != (err == nil) || !good && (!errors.As(err, &pe) || pe.Got != size) {
+			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 }

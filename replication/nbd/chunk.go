@@ -1,6 +1,9 @@
 package nbd
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"unicode/utf8"
+)
 
 // Structured replies (proto, "Structured reply chunk message"): an answer is sent in
 // chunks, each with a type. So a read can fail in the middle, and an answer can have
@@ -46,10 +49,22 @@ func (c *chunk) parse(p []byte) {
 
 const maxMessage = 512 // the length of an error's text, in bytes
 
+// words returns the text of an error, cut to maxMessage: it ends up in logs, and a server may have
+// sent kilobytes. A rune is not cut in two.
+func words[T string | []byte](text T) string {
+	if len(text) <= maxMessage {
+		return string(text)
+	}
+	n := maxMessage
+	for n > maxMessage-utf8.UTFMax && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return string(text[:n])
+}
+
 // appendError appends an answer that is one error chunk.
 func appendError(p []byte, handle uint64, err error) []byte {
-	text := err.Error()
-	text = text[:min(len(text), maxMessage)]
+	text := words(err.Error())
 	c := chunk{chunkDone, chunkError, handle, uint32(6 + len(text))}
 	p = c.append(p)
 	p = binary.BigEndian.AppendUint32(p, toErrno(err))

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 )
 
 // answered returns a client that has negotiated two contexts, of ids 7 and 9,
@@ -111,6 +113,57 @@ func TestAnswersInChunks(t *testing.T) {
 		}
 		c.Close()
 	}
+}
+
+// What an error chunk has said of a request, no simple reply takes back.
+func TestASimpleReplyAfterAnErrorChunkEndsTheConnection(t *testing.T) {
+	for _, errno := range []uint32{0, 5} {
+		failed := say(nil, 0, chunkError, be32(28), be16(0))
+		c := answered(append(failed, appendReply(nil, errno, firstHandle)...))
+		_, err := c.WriteAt([]byte("data"), 0)
+		var pe *ProtocolError
+		if !errors.As(err, &pe) || c.Err() == nil {
+			t.Errorf("errno %d: write %v, connection %v", errno, err, c.Err())
+		}
+		c.Close()
+	}
+}
+
+// Texts of errors end up in logs, and a peer may make them as long as it likes.
+func TestTextsOfErrorsAreShortAndOfWholeRunes(t *testing.T) {
+	for in, want := range map[string]string{
+		"no room":                                "no room",
+		strings.Repeat("x", maxMessage):          strings.Repeat("x", maxMessage),
+		strings.Repeat("x", 9000):                strings.Repeat("x", maxMessage),
+		strings.Repeat("x", maxMessage-1) + "éé": strings.Repeat("x", maxMessage-1),
+		strings.Repeat("x", maxMessage-2) + "éé": strings.Repeat("x", maxMessage-2) + "é",
+		strings.Repeat("\x80", 9000):             strings.Repeat("\x80", maxMessage-utf8.UTFMax), // no rune
+	} {
+		c := answered(say(nil, chunkDone, chunkError, be32(28), be16(uint16(len(in))), []byte(in)))
+		_, err := c.ReadAt(make([]byte, 10), 100)
+		var re *RequestError
+		if !errors.As(err, &re) || re.Message != want {
+			t.Errorf("%.10q, of %d bytes: %v", in, len(in), err)
+		}
+		c.Close()
+		p := appendError(nil, firstHandle, errors.New(in))
+		if string(p[chunkLen+6:]) != want {
+			t.Errorf("%.10q, of %d bytes, is sent as %d bytes", in, len(in), len(p)-chunkLen-6)
+		}
+		p = appendOptReply(nil, optStructured, repErrPolicy, []byte(in))
+		d := dialogue{r: newReader(bytes.NewReader(p))}
+		_, _, err = d.reply(optStructured)
+		var oe *OptionError
+		if !errors.As(err, &oe) || oe.Message != want {
+			t.Errorf("%.10q, of %d bytes, as the words of an option: %v", in, len(in), err)
+		}
+	}
+}
+
+func appendOptReply(p []byte, opt, typ uint32, data []byte) []byte {
+	p = append(p, be64(magicOptReply)...)
+	p = append(p, be32(opt, typ, uint32(len(data)))...)
+	return append(p, data...)
 }
 
 func TestErrorsOfAServerHaveItsWords(t *testing.T) {

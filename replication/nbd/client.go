@@ -241,10 +241,20 @@ func (c *Client) begin(a ask) *call {
 		c.mu.Lock()
 		c.posted++
 		c.pushIf(c.posted >= mostPosted)
-	} else if err := c.out.send(a.append(head[:0]), a.p); err != nil {
+	} else if err := c.out.sendUpTo(a.calls(), a.append(head[:0]), a.p); err != nil {
 		c.lostSend(err)
 	}
 	return k
+}
+
+// calls returns for how many system calls the caller of a request sends messages of others. A server
+// that does one thing at a time takes none of them before somebody has read a long answer, and that
+// may be this caller alone.
+func (a *ask) calls() int {
+	if len(a.dst) > copied || a.status != nil {
+		return 1
+	}
+	return handOver
 }
 
 // mostPosted is how many requests wait for others to leave with, while there is an answer

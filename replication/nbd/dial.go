@@ -226,7 +226,7 @@ func (d *dialogue) reply(opt uint32) (typ uint32, data []byte, err error) {
 		return 0, nil, err
 	}
 	if typ&repErr != 0 {
-		return typ, nil, &OptionError{Option: opt, Code: typ, Message: string(data)}
+		return typ, nil, &OptionError{Option: opt, Code: typ, Message: words(data)}
 	}
 	return typ, data, nil
 }
@@ -358,8 +358,12 @@ func (d *dialogue) choose(name string) (Info, error) {
 	if !d.fixed || errors.Is(err, errors.ErrUnsupported) {
 		err = d.exportName(&info)
 	}
-	if err == nil && (info.Size < 0 || info.transmission&flagHasFlags == 0) {
+	switch {
+	case err != nil:
+	case info.transmission&flagHasFlags == 0:
 		err = &ProtocolError{"export flags", uint64(info.transmission)}
+	case info.Size < 0:
+		err = &ProtocolError{"export of size", uint64(info.Size)}
 	}
 	return info, err
 }

@@ -154,6 +154,10 @@ func (c *Client) StartWrite(p []byte, off int64, fua bool, done func(error)) {
 		done(err)
 		return
 	}
+	if len(p) == 0 {
+		done(nil) // some servers refuse a write of nothing
+		return
+	}
 	a := ask{request: request{cmd: cmdWrite, off: uint64(off), n: uint32(len(p))}, p: p, late: !fua, done: done}
 	if fua {
 		if err := c.writeThrough(&a); err != nil {

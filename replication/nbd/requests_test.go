@@ -92,6 +92,22 @@ func TestRemoteMethodsTellWhenDone(t *testing.T) {
 	c.StartWrite(nil, 1<<21, false, func(err error) { wantErr(t, "beyond", err, ErrRange) })
 }
 
+// A guest may write nothing, which nbdkit, for one, answers with ENOSPC.
+func TestAWriteOfNothingIsDoneWithoutTheServer(t *testing.T) {
+	c := answered(nil) // which answers nothing
+	defer c.Close()
+	for _, fua := range []bool{false, true} {
+		told := false
+		c.StartWrite(nil, 512, fua, func(err error) {
+			told = true
+			must(t, err)
+		})
+		if !told {
+			t.Errorf("with FUA %v: it waits for the server", fua)
+		}
+	}
+}
+
 func TestAnswersComeInAnyOrder(t *testing.T) {
 	disk := newRAM(1 << 20)
 	release := make(chan struct{})

@@ -78,7 +78,11 @@ func (o *sender) state() (sending bool, calls uint64) {
 
 // send sends a message, or leaves it to the goroutine that is sending. Neither head nor
 // data is used after it returns. The first error sticks.
-func (o *sender) send(head, data []byte) error {
+func (o *sender) send(head, data []byte) error { return o.sendUpTo(handOver, head, data) }
+
+// sendUpTo is send for a caller that sends messages of others with no more than so many system
+// calls, where it can leave the rest to a goroutine.
+func (o *sender) sendUpTo(most int, head, data []byte) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(data) > copied {
@@ -102,7 +106,6 @@ func (o *sender) send(head, data []byte) error {
 		}
 	}
 	o.sending = true
-	most := handOver
 	if o.lost == nil {
 		most = math.MaxInt
 	}
