@@ -32,6 +32,7 @@
 //	               paused ◄────────────────────────┘
 //
 //	waiting, at a cold start: granted the guest       ──► alone
+//	following, no arbiter: handed the guest           ──► taking over, as the primary has said last
 //	where the guest runs: Cancel                      ──► cancelled, it runs on here
 //	switching over by Migrate                         ──► concluded here, paused there
 //	any: the end of Run's context, Complete, an error ──► concluded

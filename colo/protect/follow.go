@@ -119,7 +119,11 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	if why == err || errors.Is(why, ErrCompleted) {
 		j.note(why)
 	}
-	if j.do(refused, why.Error()) != nil {
+	in := refused
+	if s.isEntrusted() {
+		in = gaveUp
+	}
+	if j.do(in, why.Error()) != nil {
 		return err
 	}
 	j.isOver(s)

@@ -113,7 +113,15 @@ func (j *Job) takeHand(s *session, n note) {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})
 		return
 	}
-	if j.do(doFailover, s.peer.host+" hands the guest over") != nil {
+	in := doFailover
+	if j.manual != nil {
+		// An operator must not see a host that asks: the primary has released the guest for this
+		// one, and nobody else is asked.
+		in = entrusted
+		s.trust(true)
+	}
+	if j.do(in, s.peer.host+" hands the guest over") != nil {
+		s.trust(false)
 		s.peer.say(note{Say: sayCannot, Reason: "this host is " + j.State().String()})
 		return
 	}

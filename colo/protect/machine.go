@@ -20,7 +20,7 @@ const (
 	Cancelled                  // the guest runs here, and is not protected any more
 	Following                  // this host is the secondary
 	Asking                     // the other side is lost; the guest stands still and the arbiter is asked
-	TakingOver                 // the arbiter has granted the guest, it is about to run here
+	TakingOver                 // it is settled that this host goes on, and the guest is about to run here
 	SwitchingOver              // the last checkpoint is made, and the secondary is to go on
 	Concluded                  // Run has returned, or is about to
 )
@@ -88,22 +88,24 @@ func (s State) paired() bool {
 type input uint8
 
 const (
-	granted  input = iota // the arbiter says yes
-	refused               // the arbiter says no, or the other side has said that it goes on
-	agreed                // a secondary has agreed to follow
-	joined                // a primary leads
-	inStep                // the secondary has the first checkpoint
-	unharmed              // the synchronisation failed, and the guest runs on
-	unborn                // the session ended before the copy here was whole
-	broke                 // the session ended, and either side may go on
-	tookOver              // the guest runs here
-	torn                  // a load failed half way
-	deposed               // the arbiter says that another generation has begun
-	left                  // the session was ended on purpose, and the guest runs on here
-	handed                // the other side runs the guest
-	migrated              // and this host is done with it
-	stopped               // the context of Run has ended
-	failed                // something of this host's own does not work
+	granted   input = iota // the arbiter says yes
+	refused                // the arbiter says no, or the other side has said that it goes on
+	agreed                 // a secondary has agreed to follow
+	joined                 // a primary leads
+	inStep                 // the secondary has the first checkpoint
+	unharmed               // the synchronisation failed, and the guest runs on
+	unborn                 // the session ended before the copy here was whole
+	broke                  // the session ended, and either side may go on
+	tookOver               // the guest runs here
+	torn                   // a load failed half way
+	deposed                // the arbiter says that another generation has begun
+	left                   // the session was ended on purpose, and the guest runs on here
+	handed                 // the other side runs the guest
+	migrated               // and this host is done with it
+	entrusted              // the primary has handed the guest to this host, and there is no arbiter to be asked
+	gaveUp                 // this host was entrusted with the guest, and cannot have it
+	stopped                // the context of Run has ended
+	failed                 // something of this host's own does not work
 
 	doPause
 	doResume
@@ -121,7 +123,7 @@ const (
 
 var inputNames = [...]string{
 	"granted", "refused", "agreed", "joined", "in-step", "unharmed", "unborn", "broke", "took-over", "torn", "deposed", "left",
-	"handed-over", "migrated", "stopped", "failed",
+	"handed-over", "migrated", "entrusted", "gave-up", "stopped", "failed",
 	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "save", "set-delay",
 }
 
@@ -150,14 +152,14 @@ var transitions = map[State]map[input]State{
 	},
 	SwitchingOver: {handed: Waiting, migrated: Concluded, broke: Asking, left: Alone, deposed: Waiting},
 	Following: {
-		unborn: Waiting, refused: Waiting, broke: Asking, torn: Concluded,
+		unborn: Waiting, refused: Waiting, broke: Asking, entrusted: TakingOver, torn: Concluded,
 		doFailover: Asking, doFenced: TakingOver,
 	},
 	Asking: {
 		granted: TakingOver, refused: Waiting, torn: Concluded,
 		doFailover: Asking, doFenced: TakingOver,
 	},
-	TakingOver: {tookOver: Alone, torn: Concluded},
+	TakingOver: {granted: TakingOver, gaveUp: Waiting, tookOver: Alone, torn: Concluded},
 	Concluded:  {},
 }
 

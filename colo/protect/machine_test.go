@@ -99,13 +99,18 @@ func TestEveryStateIsReachedAndEveryStateEnds(t *testing.T) {
 	}
 }
 
-// A secondary gets to run the guest by way of the arbiter's yes or an operator's
-// word that the other side is dead, and by no other way.
+// A secondary gets to run the guest by way of the arbiter's yes, an operator's word that the
+// other side is dead, or, where there is no arbiter, the primary's word that it hands the guest
+// over. There is no other way, and a host that gives up what it was entrusted with has none.
 func TestSecondaryRunsOnlyWithAGrantOrAWord(t *testing.T) {
-	for _, s := range reach(Following, granted, doFenced) {
-		if s.runs() {
-			t.Errorf("%v is reached without either", s)
+	for _, s := range reach(Following, granted, doFenced, entrusted) {
+		if s.runs() || s == TakingOver {
+			t.Errorf("%v is reached without any", s)
 		}
+	}
+	m := machine{state: Following}
+	if m.do(entrusted, "") != nil || m.state != TakingOver || m.do(gaveUp, "") != nil || m.state != Waiting {
+		t.Errorf("a host that gives up what it was entrusted with is %v", m.state)
 	}
 }
 

@@ -9,10 +9,10 @@ import (
 // on by then, under a later generation. If it seeks a secondary its first connection says so. If it
 // does not, as one whose protection is paused or cancelled, it says so when it is asked (askOther).
 
-// overtook tells a session whose guest stands still that the other host goes on, and seeks a
+// overtook tells a session for which it is not settled yet who goes on that the other host goes on, and seeks a
 // secondary. j.mu is held.
 func (j *Job) overtook(h hello) {
-	if s := j.current; j.m.state == Asking && s != nil && h.Channel == chControl {
+	if s := j.current; s != nil && h.Channel == chControl && (j.m.state == Asking || s.isEntrusted()) {
 		s.overtakenBy(h, j.manual != nil)
 	}
 }

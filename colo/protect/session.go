@@ -42,6 +42,7 @@ type session struct {
 	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
 	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
+	trusted  bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	loss     error     // the same in words, where that was by no order of this host, and it was settled who goes on
 	began    time.Time // when the synchronisation began
@@ -251,6 +252,9 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	for _, d := range j.cfg.Disks {
 		d.release()
 	}
+	if s.primary == nil && j.manual != nil && !tookOverHere(err) {
+		j.keeper.Drop() // what was granted and cannot be used: as soon as the other side hears that, it goes on, and asks nobody
+	}
 	if tookOverHere(err) && s.wasHanded() {
 		s.peer.say(note{Say: sayRuns})
 	} else if s.wasHanded() {
@@ -383,6 +387,21 @@ func (s *session) wasHanded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.purpose == toTakeHand || s.early != nil
+}
+
+// isEntrusted reports whether this host, a secondary without an arbiter, was handed the guest, and
+// it is not settled yet that it goes on.
+func (s *session) isEntrusted() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.trusted
+}
+
+// trust notes whether that is so.
+func (s *session) trust(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trusted = on
 }
 
 // errHandingOver ends a session from the moment on in which the other side may take the guest

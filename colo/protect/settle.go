@@ -29,7 +29,7 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		if err != nil && leaves {
 			err = &ownEnd{err}
 		}
-		if err != nil && j.unasked(err) && !leaves {
+		if err != nil && j.unasked(s, err) && !leaves {
 			return errUnasked // Fenced is about to say so
 		}
 		if errors.Is(err, failover.ErrRefused) {
@@ -42,10 +42,10 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 // unasked reports whether an operator has said by Fenced that this host goes on, so that what the
 // arbiter says does not count. If no operator has, and err is the arbiter's no, Fenced comes too
 // late from now on.
-func (j *Job) unasked(err error) bool {
+func (j *Job) unasked(s *session, err error) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.m.state == TakingOver {
+	if j.m.state == TakingOver && !s.isEntrusted() {
 		return true
 	}
 	j.given = errors.Is(err, failover.ErrRefused)
@@ -94,8 +94,8 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		c.Ordered = true // Failover has led to Asking, when the session had ended already
 	}
 	j.vm.keep(nil) // a switchover that began at the same time may have set it; none can any more
-	switch st := j.State(); st {
-	case Asking:
+	switch st := j.State(); {
+	case st == Asking, st == TakingOver && s.isEntrusted():
 	default: // deposed, or stopped
 		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
 	}
@@ -126,6 +126,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	if err := j.do(granted, ends); err != nil {
 		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
 	}
+	s.trust(false)
 	return nil
 }
 

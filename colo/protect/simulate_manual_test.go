@@ -68,9 +68,6 @@ func (o *operator) may(h *host, all []*host) bool {
 		if other.stands() {
 			return false // what it is when it goes on nobody knows
 		}
-		if s := other.job.session(); s != nil && s.primary == nil && s.wasHanded() {
-			return false // it goes on by itself
-		}
 	}
 	mine := h.copyOf.Load()
 	for _, other := range all {

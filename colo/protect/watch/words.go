@@ -124,7 +124,7 @@ func sentence(in protect.Info) (s, tone string) {
 	case protect.Asking:
 		return "The other host is lost. The guest stands still here until it is settled who goes on.", "bad"
 	case protect.TakingOver:
-		return "This host has been granted the guest, which is about to run here.", "bad"
+		return "The guest is this host's, and is about to run here.", "bad"
 	case protect.SwitchingOver:
 		return fmt.Sprintf("The guest stands still here and is about to run on %s.", peer), "warn"
 	}
