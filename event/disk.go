@@ -120,6 +120,7 @@ type DiskVerified struct {
 	Compared  int64  `json:"compared"`  // how much was compared, in bytes
 	Different int64  `json:"different"` // length of the chunks that differed
 	Repaired  int64  `json:"repaired"`  // of those, what has been made the same
+	Undecided int64  `json:"undecided"` // length of the chunks that the guest wrote too often to be compared
 	ElapsedNS int64  `json:"elapsed-ns"`
 }
 

@@ -79,7 +79,7 @@ func records() []event.Record {
 		event.OutputStalled{Mode: event.ModePrimary, Epoch: 9, AgeNS: 5_000_000_000, Step: "expect vmstate-received"},
 		event.Throttled{Mode: event.ModePrimary, Percent: 20},
 		event.DiskOverlayFull{Mode: event.ModePrimary, Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 28, Bound: 1 << 28},
-		event.DiskVerified{Disk: "disk0", Compared: 1 << 30, Different: 65536, Repaired: 65536, ElapsedNS: 2_000_000_000},
+		event.DiskVerified{Disk: "disk0", Compared: 1 << 30, Different: 65536, Repaired: 65536, Undecided: 131072, ElapsedNS: 2_000_000_000},
 		event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.1:443", Destination: "10.0.0.2:40000", Protocol: 6}, Reason: "data", Omitted: 3},
 		event.NetworkFlowApart{Flow: event.Flow{Source: "10.0.0.1:443", Destination: "10.0.0.2:40000", Protocol: 6, VLAN: 5}, Reason: "data", RetryNS: 10_000_000_000},
 		event.NetworkFlowTogether{Flow: event.Flow{Source: "[fd00::1]:22", Destination: "[fd00::2]:40000", Protocol: 6}},

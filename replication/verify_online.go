@@ -35,6 +35,22 @@ type VerifyConfig struct {
 	// BytesPerSecond bounds how many bytes are compared in a second; zero: as many as both
 	// sides can.
 	BytesPerSecond int64
+	// MaxHold bounds for how long a write of the guest waits for the comparison of a chunk that is
+	// written all the time. A chunk that cannot be compared within it is undecided. Zero: 2 s, which
+	// the timeouts of guests' disks are far from; less than 0: writes never wait.
+	MaxHold time.Duration
+}
+
+// UndecidedError is the error of a VerifyOnline that has compared all but some chunks. They
+// differed each time that they were read, but the guest wrote them meanwhile, and the other side could not
+// be read within VerifyConfig.MaxHold: whether they differ is not known. Verify again when the
+// guest writes less or the other side is faster, or with a longer MaxHold.
+type UndecidedError struct {
+	Chunks *Bitmap
+}
+
+func (e *UndecidedError) Error() string {
+	return fmt.Sprintf("replication: verify: %d bytes are undecided: the guest writes them, and the secondary was not read within the time for which its writes may wait", e.Chunks.Bytes())
 }
 
 // VerifyOnline compares the local disk with that of the attached secondary, while the
@@ -45,11 +61,13 @@ type VerifyConfig struct {
 //
 // The guest goes on while the other side is read, and a chunk that differs, and was written
 // meanwhile, is compared again. If it is written each time, the guest's writes to that chunk wait
-// at last while the other side is read: for 100 ms, or twice as long as that has taken before, and
-// no longer once Cut is called or ctx ends. VerifyOnline itself returns only when what
+// at last while the other side is read: for 100 ms, or twice as long as that has taken before, at
+// most for VerifyConfig.MaxHold, and no longer once Cut is called or ctx ends. A chunk that could not be
+// compared even so is undecided, and not repaired; the error is an *UndecidedError once the rest
+// has been compared. VerifyOnline itself returns only when what
 // VerifyConfig reads with does, which should have a timeout, as an nbd.Client has.
 //
-// At the end the bus is told, with an event.DiskVerified. The error is
+// At the end the bus is told, with an event.DiskVerified. Any other error is
 // ErrNotRunning without a secondary, ctx's, that of a side that could not be
 // read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
 // the *BrokenError; what was found until then is returned with it.
@@ -62,7 +80,17 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	if cfg.Secondary == nil && (cfg.Sums == nil || cfg.Repair == RepairPrimary) {
 		return differ, fmt.Errorf("replication: verify: nothing to read the secondary with")
 	}
-	v := verifier{p: p, f: f, cfg: cfg, differ: differ, hold: firstHold, ours: make([]byte, copyStep), theirs: make([]byte, copyStep)}
+	v := verifier{
+		p: p, f: f, cfg: cfg, differ: differ, undecided: NewBitmap(p.size.Load()),
+		ours: make([]byte, copyStep), theirs: make([]byte, copyStep),
+	}
+	switch {
+	case cfg.MaxHold > 0:
+		v.maxHold = cfg.MaxHold
+	case cfg.MaxHold == 0:
+		v.maxHold = defaultMaxHold
+	}
+	v.hold = min(firstHold, v.maxHold)
 	begin := time.Now()
 	for off := int64(0); off < p.size.Load(); off += copyStep {
 		n := min(copyStep, p.size.Load()-off)
@@ -77,15 +105,20 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 		}
 	}
 	p.cfg.Events.Publish(event.DiskVerified{
-		Disk: p.cfg.Name, Compared: v.compared, Different: differ.Bytes(), Repaired: v.repaired, ElapsedNS: time.Since(begin).Nanoseconds(),
+		Disk: p.cfg.Name, Compared: v.compared, Different: differ.Bytes(), Repaired: v.repaired,
+		Undecided: v.undecided.Bytes(), ElapsedNS: time.Since(begin).Nanoseconds(),
 	})
+	if !v.undecided.Empty() {
+		return differ, &UndecidedError{v.undecided}
+	}
 	return differ, nil
 }
 
 // How a chunk is compared that differs and is changed all the time.
 const (
-	freeTries = 3                      // how often it is compared without keeping writes away
-	firstHold = 100 * time.Millisecond // for how long they are kept away then
+	freeTries      = 3                      // how often it is compared without keeping writes away
+	firstHold      = 100 * time.Millisecond // for how long they are kept away then
+	defaultMaxHold = 2 * time.Second        // and at most
 )
 
 // verifier is one run of VerifyOnline.
@@ -93,11 +126,11 @@ type verifier struct {
 	p                  *Primary
 	f                  *Forwarder
 	cfg                VerifyConfig
-	differ             *Bitmap
+	differ, undecided  *Bitmap
 	ours, theirs       []byte     // what look has read; theirs only where bytes are compared, or repair the primary
 	found              [][2]int64 // the chunks that differ in that
 	compared, repaired int64
-	hold               time.Duration // for how long the next writes are kept away
+	hold, maxHold      time.Duration // for how long the next writes are kept away, and may be
 	half, full         bool          // the room for pre-images is half full, or too small for a repair
 }
 
@@ -188,6 +221,10 @@ func (v *verifier) compare(_ context.Context, off, n int64, before []uint32) (ag
 
 // compareLocked does what compare does for one chunk, and keeps writes to it away meanwhile.
 func (v *verifier) compareLocked(ctx context.Context, off, n int64, _ []uint32) ([][2]int64, error) {
+	if v.maxHold <= 0 {
+		v.undecided.Set(off, n)
+		return nil, nil
+	}
 	again := [][2]int64{{off, n}}
 	h := v.p.locks.lock(off, n, false)
 	unlock := sync.OnceFunc(func() { v.p.locks.unlock(h) })
@@ -207,11 +244,16 @@ func (v *verifier) compareLocked(ctx context.Context, off, n int64, _ []uint32) 
 		unlock()
 		<-looked
 	}
-	v.hold = max(v.hold, 2*time.Since(begin))
+	longest := v.hold == v.maxHold
+	v.hold = min(max(v.hold, 2*time.Since(begin)), v.maxHold)
 	switch err := cmp.Or(ctx.Err(), v.f.gone()); {
 	case err != nil:
 		return nil, err
 	case failed == nil && !inTime || failed != nil && failed == held.Err():
+		if longest {
+			v.undecided.Set(off, n)
+			return nil, nil
+		}
 		return again, nil
 	case failed != nil:
 		return nil, failed

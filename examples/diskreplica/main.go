@@ -21,6 +21,7 @@ import (
 	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/replication"
 )
 
 const about = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
@@ -89,7 +90,10 @@ are said to be of it, and a job with Start goes on with them; what the lost host
 forgotten. Give all the disks of the guest at once. An image that is not whole, or not of
 the generation before N, is refused, and then none is changed.
 
-Exit status: 0, 1 if something failed, 2 for a bad command line.
+Exit status: 0, 1 if something failed, 2 for a bad command line. A primary that was told to
+verify or repair leaves with what the last of these came to: 3 if copies differ and were not repaired,
+4 if parts are undecided, since the guest wrote them too often to be compared, and 1 if it failed.
+A command that has failed otherwise says so, and does not change the status.
 
 `
 
@@ -112,6 +116,13 @@ func statusOf(err error) int {
 		return usage.Tell(os.Stderr, "diskreplica", err)
 	}
 	fmt.Fprintln(os.Stderr, "diskreplica:", err)
+	var undecided *replication.UndecidedError
+	switch {
+	case errors.Is(err, errDiffer):
+		return 3
+	case errors.As(err, &undecided):
+		return 4
+	}
 	return 1
 }
 

@@ -24,6 +24,7 @@ type primary struct {
 	control *control
 	epoch   uint64
 	due     chan func(context.Context) error // checkpoints that are due since an overlay of the secondary fills up
+	verdict error                            // of the last verify or repair; nil: the copies are the same, or none was ordered
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -66,7 +67,8 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 	if err := p.connect(ctx); err != nil {
 		return err
 	}
-	return p.obey(ctx, commands, p.due, p.command)
+	err = p.obey(ctx, commands, p.due, p.command)
+	return cmp.Or(p.verdict, err)
 }
 
 // connect attaches the secondary, copies to it what it does not have, and
@@ -198,35 +200,6 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	}
 	p.events.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: p.epoch, Cause: event.CauseRequest})
 	return nil
-}
-
-// verify compares both copies, and makes the secondary's like the primary's if
-// repair says so.
-func (p *primary) verify(ctx context.Context, repair bool) error {
-	if !p.linked() {
-		return errNoSecondary
-	}
-	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
-	if err != nil {
-		return err
-	}
-	defer sums.Close()
-	defer abortAfter(ctx, sums)()
-	cfg := replication.VerifyConfig{Sums: sums}
-	if repair {
-		cfg.Repair = replication.RepairSecondary
-	}
-	differ, err := p.disk.VerifyOnline(ctx, cfg)
-	for off, size := int64(0), p.disk.Size(); off < size; {
-		differ.Extents(off, size-off, func(n int64, flags uint32) bool {
-			if flags&replication.BitmapDirty != 0 {
-				p.printf("different: %d bytes at %d", n, off)
-			}
-			off += n
-			return true
-		})
-	}
-	return cmp.Or(ctx.Err(), err)
 }
 
 func (p *primary) status() {

@@ -98,7 +98,11 @@ func (p *printer) event(r event.Record) {
 	case event.DiskOverlayHalfFull:
 		p.printf("the %s overlay has %d of at most %d KiB: a checkpoint is due", e.Overlay, e.Bytes>>10, e.Bound>>10)
 	case event.DiskVerified:
-		p.printf("verified: %d KiB compared, %d KiB differed, %d KiB repaired, in %v", e.Compared>>10, e.Different>>10, e.Repaired>>10, time.Duration(e.ElapsedNS).Round(time.Millisecond))
+		left := ""
+		if e.Undecided > 0 {
+			left = fmt.Sprintf(", %d KiB undecided", e.Undecided>>10)
+		}
+		p.printf("verified: %d KiB compared, %d KiB differed, %d KiB repaired%s, in %v", e.Compared>>10, e.Different>>10, e.Repaired>>10, left, time.Duration(e.ElapsedNS).Round(time.Millisecond))
 	case event.DiskOverlayFull:
 		p.printf("the %s overlay is full, of %d KiB: a write waits for a checkpoint", e.Overlay, e.Bound>>10)
 	case event.DiskFailed:

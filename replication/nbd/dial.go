@@ -100,8 +100,9 @@ func dialBy(ctx context.Context, connect func(ctx context.Context, network, addr
 
 // NewClient negotiates over conn, which it owns from now on, also if it
 // fails. ctx is for the negotiation only. Errors are *OptionError where the
-// server refuses (ErrUnknownExport, ErrPolicy, ErrTLSRequired), and
-// *ProtocolError.
+// server refuses (ErrUnknownExport, ErrPolicy, ErrTLSRequired),
+// *ProtocolError, and errors.ErrUnsupported if there is to be TLS, and the server is so old that it
+// cannot be asked for it.
 func NewClient(ctx context.Context, conn net.Conn, cfg ClientConfig) (*Client, error) {
 	cfg.setDefaults()
 	var c *Client
@@ -122,7 +123,7 @@ func NewClient(ctx context.Context, conn net.Conn, cfg ClientConfig) (*Client, e
 }
 
 // List returns the names of the server's exports, over a connection of its
-// own, which it closes.
+// own, which it closes. The error is errors.ErrUnsupported if the server cannot tell.
 func List(ctx context.Context, conn net.Conn, cfg ClientConfig) ([]string, error) {
 	cfg.setDefaults()
 	var names []string
@@ -187,11 +188,21 @@ func handshake(ctx context.Context, conn net.Conn, cfg ClientConfig, choose func
 		return err
 	}
 	if cfg.TLS != nil {
+		if !d.fixed {
+			return noOptions("TLS")
+		}
 		if err := d.startTLS(limit, cfg.TLS); err != nil {
 			return err
 		}
 	}
 	return choose(d)
+}
+
+// noOptions is the error of what is asked for by options, of a server that is not of the fixed
+// newstyle: it takes the choice of an export for the only option (proto, "Fixed newstyle
+// negotiation").
+func noOptions(what string) error {
+	return fmt.Errorf("nbd: %s: a server that does not speak fixed newstyle knows no options: %w", what, errors.ErrUnsupported)
 }
 
 func (d *dialogue) send(opt uint32, data []byte) error {
@@ -260,6 +271,9 @@ const (
 )
 
 func (d *dialogue) list() ([]string, error) {
+	if !d.fixed {
+		return nil, noOptions("a list of exports")
+	}
 	if err := d.send(optList, nil); err != nil {
 		return nil, err
 	}
