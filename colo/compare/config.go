@@ -170,7 +170,7 @@ const (
 	ReasonPacket          // no packet of the secondary's equals the primary's
 	ReasonTimeout         // a packet has waited too long
 	ReasonLimit           // too many packets, bytes or connections
-	ReasonOptions         // the options of two SYNs differ: MSS, window scale, SACK, timestamps
+	ReasonOptions         // two SYNs differ in options, or in whether marks of congestion are understood
 	ReasonPorts           // the guests have begun flows that differ only in the port, or the address in its network, that each chose
 	ReasonPace            // nothing differs, but output of flows that are set apart waits
 	reasons
