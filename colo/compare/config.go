@@ -70,9 +70,9 @@ type Config struct {
 	// to have sent the same datagrams in different orders. After it the engine asks for a
 	// checkpoint. Zero is 20 ms. Up to eight packets wait so; two that are evidently two
 	// answers to one question do not wait. Where each guest has begun a flow of datagrams
-	// to one port that the other has not, Cross is also how long the engine waits for the
-	// other guest to begin it too; two flows that ask the same question from two ports do
-	// not wait.
+	// to one port that the other has not, or asks for an address of IPv6 that the other has not
+	// asked for, Cross is also how long the engine waits for the other guest to do so too; two
+	// flows that ask the same question from two ports, or temporary addresses, do not wait.
 	Cross time.Duration
 
 	// PatientAcks makes a segment whose data agrees wait until Timeout if it acknowledges
@@ -170,8 +170,8 @@ const (
 	ReasonPacket          // no packet of the secondary's equals the primary's
 	ReasonTimeout         // a packet has waited too long
 	ReasonLimit           // too many packets, bytes or connections
-	ReasonOptions         // the options of two SYNs differ: MSS, window scale, SACK, timestamps
-	ReasonPorts           // the guests have begun flows that differ only in the port that each chose
+	ReasonOptions         // two SYNs differ in options, or in whether marks of congestion are understood
+	ReasonPorts           // the guests have begun flows that differ only in the port, or the address in its network, that each chose
 	ReasonPace            // nothing differs, but output of flows that are set apart waits
 	reasons
 )

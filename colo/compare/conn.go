@@ -120,8 +120,11 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 		}
 		c = e.newConn(k, h, now)
 		c.blind, c.tcp.said.past = e.crowded, e.crowded
-		if k.kind == kindSegment || k.kind == kindDatagram {
+		switch k.kind {
+		case kindSegment, kindDatagram:
 			e.newcomer(c)
+			e.enlist(c)
+		case kindClaim:
 			e.enlist(c)
 		}
 	}

@@ -97,6 +97,8 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"nothing comes", opening + "p PA 1001 501 hello => -\nwait 4000 => !timeout\ncheckpoint => 1001/501 hello"},
 
 		{"the SYN|ACK is repeated", opening + "p SA 1000 501 => 1000/501\ns SA 9000 501 => -\np PA 1001 501 hello => -\ns PA 1001 501 hello => 1001/501 hello"},
+		{"the guest calls again, and asks for no marks of congestion", "p SEC 1000 0 => -\ns SEC 9000 0 => 1000/0\np S 1000 0 => -\ns S 9000 0 => 1000/0\np S 1000 0 => 1000/0"},
+		{"only the primary's guest asks for none when it calls again", "p SEC 1000 0 => -\ns SEC 9000 0 => 1000/0\np S 1000 0 => -\ns SEC 9000 0 => -\ncheckpoint => 1000/0\np S 1000 0 => 1000/0"},
 		{"data with a SYN|ACK", "p SA 1000 501 hello => !flags\ns SA 9000 501 hello => -\ncheckpoint => 1000/501 hello\np PA 1006 501 x => -\ns PA 1006 501 x => 1006/501 x"},
 		{"data with a SYN|ACK that is repeated between the mark and the receipt", "p SA 1000 501 => -\nmark\np SA 1000 501 hello => !flags\nreceived => 1000/501\nheard => -\ncheckpoint => 1000/501 hello\np SA 1000 501 hello => 1000/501 hello"},
 		{"the guest calls", "p S 1000 0 => -\ns S 9000 0 => 1000/0\nin SA 500 1001 => -\np A 1001 501 => -\ns A 1001 501 => 1001/501\np A 1001 701 => -\ns A 1001 601 => 1001/601"},

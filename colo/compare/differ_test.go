@@ -48,6 +48,9 @@ func TestWhatTwoPacketsMayDifferIn(t *testing.T) {
 	segment := wireSegment(9, 100, 1000, packet.ACK, times, "data")
 	opening := wireSegment(9, 99, 1000, packet.SYN|packet.ACK, wireMSS+wireSACKOK+wireWindow7+times, "")
 	keyed := wireSegment(9, 99, 1000, packet.SYN|packet.ACK, wireMSS+wireSACKOK+wireWindow7+"\x1e\x0c\x01\x01a key...", "")
+	calling := wireSegment(9, 99, 0, packet.SYN|0xc0, wireMSS+wireSACKOK+wireWindow7+times, "")
+	strange := wireSegment(9, 99, 1000, packet.SYN|packet.ACK, wireMSS+wireSACKOK+wireWindow7+"\x45\x06ENO!\xfe\x06four", "")
+	sealing := wireSegment(9, 99, 1000, packet.SYN|packet.ACK, wireMSS+wireSACKOK+wireWindow7+"\x1d\x0cdigest....", "")
 	pressing := wireSegment(9, 100, 1000, packet.ACK|packet.URG, "", "data")
 	pressing[34+19] = 4
 	datagram := wireDatagram(53, 5000, "data")
@@ -83,6 +86,17 @@ func TestWhatTwoPacketsMayDifferIn(t *testing.T) {
 		{"SYN: selective acknowledgments", opening, set(58, 1, 1), "options"},
 		{"SYN: selective acknowledgments, of a length that nobody takes", opening, set(58, 4, 4), "options"},
 		{"SYN: timestamps", opening, set(66, []byte(strings.Repeat("\x01", 12))...), "options"},
+		{"SYN: marks of congestion, asked for", calling, set(47, packet.SYN), "options"},
+		{"SYN: marks of congestion, the other guest's alone", opening, set(47, packet.SYN|packet.ACK|0x40), "options"},
+		{"SYN: marks of congestion, counted", opening, set(46, 0xb1), "options"},
+		{"SYN: bits that are reserved", opening, set(46, 0xbe), "leaves"},
+		{"SYN: PSH", opening, set(47, packet.SYN|packet.ACK|packet.PSH), "leaves"},
+		{"SYN: an option that is not known here", strange, set(0), "leaves"},
+		{"SYN: its data", strange, set(69, 'E'), "options"},
+		{"SYN: its kind", strange, set(66, 70), "options"},
+		{"SYN: no such option", strange, set(66, []byte(strings.Repeat("\x01", 12))...), "options"},
+		{"SYN: the order of such options", strange, set(66, []byte("\xfe\x06four\x45\x06ENO!")...), "leaves"},
+		{"SYN: a signature", sealing, set(68, []byte("another")...), "leaves"},
 		{"SYN: the acknowledgment", opening, set(42, 0, 0, 3, 0xe7), "timeout"},
 		{"SYN: Multipath TCP, with a key", keyed, set(66, []byte("\x1e\x0c\x01\x01another.")...), "options"},
 		{"SYN: Multipath TCP, with a key that is the same by accident", keyed, set(0), "options"},

@@ -16,11 +16,11 @@
 //
 // A TCP connection is compared as two streams of bytes, by sequence number: how
 // they are cut into segments, retransmitted or padded makes no difference. SYN,
-// with the options that bind the connection, FIN, RST and urgent pointers are events
-// of the stream and must agree; data or an urgent pointer that comes with a SYN, a SYN of
+// with what binds the connection (its options, and whether marks of congestion are
+// understood), FIN, RST and urgent pointers are events of the stream and must agree; data or an urgent pointer that comes with a SYN, a SYN of
 // Multipath TCP, whose keys two guests do not share before they are one, and
 // data that comes with a RST, wait for the checkpoint. Of what else the header of a
-// segment says (reserved bits, PSH, marks of congestion, other options but those of
+// later segment says (reserved bits, PSH, marks of congestion, other options but those of
 // Multipath TCP) nothing is compared.
 //
 // Sequence numbers are compared as they are, but for that of a SYN, which need not agree: two

@@ -15,6 +15,11 @@ import (
 // connections that the guests open from different ports differ at once, and so do two
 // flows of datagrams that ask the same. Others have Config.Cross to be begun by the other
 // guest too, as datagrams of one flow have that may come in another order.
+//
+// A guest makes itself temporary addresses at random too (RFC 8981), and may open a
+// connection from one. So flows of IPv6 count as flows from two ports where they are from two
+// addresses of one prefix; so do two addresses of one prefix that the guests ask for, whether
+// anybody has them.
 
 // A side is one of the guests, or none.
 type side uint8
@@ -29,7 +34,7 @@ const (
 // first. Behind the last one there is nil. Of TCP it has one.
 type lone [crossMax]*conn
 
-// A loners has the flows to one port on which only one of the guests has sent anything: p has
+// A loners has the flows to one port, or the claims of one hardware address, on which only one of the guests has sent anything: p has
 // those of the primary, s those of the secondary. It changes when the other guest begins one of
 // them too, or one ends; a mark empties it.
 type loners struct{ p, s lone }
@@ -67,14 +72,18 @@ func (l *lone) remove(c *conn) {
 
 func (l *lone) full() bool { return l[len(l)-1] != nil }
 
-// port returns k without the port that the guest chose.
+// port returns k without the port that the guest chose, and without the part of its address of
+// IPv6 that it chooses (RFC 4862 section 5.5.3: 64 bits).
 func (k connKey) port() connKey {
 	k.Ports &= 0xffff
+	if k.Kind == packet.IP6 {
+		clear(k.Src[8:])
+	}
 	return k
 }
 
 // asks reports whether p may begin a flow on which the guest asks something: a connection
-// that it opens, or datagrams.
+// that it opens, datagrams, echos, or a claim of an address of IPv6.
 func asks(p *pkt) bool {
 	if p.segment.is {
 		return p.flags&(packet.SYN|packet.ACK) == packet.SYN
@@ -82,6 +91,14 @@ func asks(p *pkt) bool {
 	switch p.Proto {
 	case packet.ProtoUDP:
 		return p.L4OK
+	case packet.ProtoICMPv6:
+		const echo = 128
+		switch m := p.Payload(); m[0] {
+		case echo:
+			return true
+		case ndNeighborSolicitation:
+			return [16]byte(p.IPv6().Src()) == [16]byte{} // whether anybody has an address
+		}
 	case packet.ProtoSCTP, packet.ProtoDCCP, packet.ProtoUDPLite:
 		return true
 	}

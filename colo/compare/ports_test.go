@@ -1,6 +1,7 @@
 package compare_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -182,6 +183,115 @@ func TestStrictComparesNoPorts(t *testing.T) {
 	} {
 		if r.Diverged || len(r.Release) != 0 {
 			t.Errorf("step %d: %+v", i, r)
+		}
+	}
+}
+
+// A guest chooses temporary addresses of IPv6 at random, in one prefix, beside the ports.
+func TestFlowsFromTemporaryAddressesDifferSoon(t *testing.T) {
+	from := func(f compare.Frame, prefix, host, port byte) compare.Frame {
+		src := packet.EthernetLen + 8
+		f.Data[src+7], f.Data[src+15] = prefix, host
+		f.Data[packet.EthernetLen+packet.IPv6Len+1] += port
+		return f
+	}
+	syn := func() compare.Frame { return seg{port: 443, seq: 7, flags: packet.SYN, v6: true}.frame() }
+	question := func(proto byte, data string) func() compare.Frame {
+		return func() compare.Frame {
+			h := append([]byte{0x9c, 0, 0, 53, 0, byte(8 + len(data)), 0, 0}, data...)
+			return ip(true, proto, 0, h, 0)
+		}
+	}
+	echo := func() compare.Frame { return ip(true, packet.ProtoICMPv6, 0, []byte{128, 0, 0, 0, 0, 1, 0, 1}, 0) }
+	reply := func() compare.Frame { return ip(true, packet.ProtoICMPv6, 0, []byte{129, 0, 0, 0, 0, 1, 0, 1}, 0) }
+	const once, soon, late = "at once", "soon", "late"
+	for _, c := range []struct {
+		name string
+		make func() compare.Frame
+		p, s [3]byte // prefix, host, port
+		want string
+	}{
+		{"a connection", syn, [3]byte{1, 1, 0}, [3]byte{1, 2, 0}, once},
+		{"a connection, and another port", syn, [3]byte{1, 1, 0}, [3]byte{1, 2, 9}, once},
+		{"a connection from another prefix", syn, [3]byte{1, 1, 0}, [3]byte{2, 2, 0}, late},
+		{"a question", question(packet.ProtoUDP, "who?"), [3]byte{1, 1, 0}, [3]byte{1, 2, 9}, once},
+		{"a question from another prefix", question(packet.ProtoUDP, "who?"), [3]byte{1, 1, 0}, [3]byte{3, 1, 9}, late},
+		{"an association of SCTP", question(packet.ProtoSCTP, "init"), [3]byte{1, 1, 0}, [3]byte{1, 2, 9}, soon},
+		{"an echo", echo, [3]byte{1, 1, 0}, [3]byte{1, 2, 0}, soon},
+		{"the answer to an echo", reply, [3]byte{1, 1, 0}, [3]byte{1, 2, 0}, late},
+	} {
+		for _, order := range []string{"PS", "SP"} {
+			x := newRig(t, everything())
+			x.checkpoint(0)
+			x.Tick(x.now)
+			var r compare.Result
+			for _, who := range order {
+				if who == 'P' {
+					r = x.Primary(from(c.make(), c.p[0], c.p[1], c.p[2]), x.now)
+				} else {
+					r = x.Secondary(from(c.make(), c.s[0], c.s[1], c.s[2]), x.now)
+				}
+			}
+			got := late
+			if r.Diverged {
+				got = once
+			}
+			if len(r.Release) > 0 {
+				t.Errorf("%s, %s: it left", c.name, order)
+			}
+			x.now = x.now.Add(25 * time.Millisecond)
+			if r := x.Tick(x.now); r.Diverged && got == late && r.Reason == compare.ReasonPorts {
+				got = soon
+			}
+			if got != c.want {
+				t.Errorf("%s, %s: %s, want %s", c.name, order, got, c.want)
+			}
+		}
+	}
+}
+
+// Each guest asks whether anybody has the addresses that it has made, at moments of its own.
+func TestGuestsThatAskForOtherAddressesDifferSoon(t *testing.T) {
+	free := func(host byte) compare.Frame { // whether the address is free
+		f := nd(135, 2, host)
+		clear(f.Data[packet.EthernetLen+8:][:16])
+		return f
+	}
+
+	for _, c := range []struct{ name, script, want string }{
+		{"one address, the primary first", "P1 S1 WWWWWW", "1 of 1"},
+		{"two in one order", "P1 P2 S1 S2 WWWWWW", "2 of 2"},
+		{"two in two orders", "P1 S2 P2 S1 WWWWWW", "2 of 2"},
+		{"two in two orders, 15 ms", "P1 S2 WWW P2 S1 WWWWWW", "2 of 2"},
+		{"two addresses", "P1 S2 WWWWWW", "!ports 0 of 1"},
+		{"two addresses, beside one that both have", "P1 S1 P2 S3 WWWWWW", "!ports 1 of 2"},
+		{"the secondary's guest asks for none", "P1 WWWWWW", "0 of 1"},
+		{"the primary's guest asks for none", "S1 WWWWWW", "0 of 0"},
+		{"it asks for one that the other has asked for before", "P1 S1 WWWWWW P1 S2 WWWWWW", "2 of 2"},
+	} {
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		x.Tick(x.now)
+		sent, left, got := 0, 0, ""
+		take := func(r compare.Result) {
+			if left += len(r.Release); r.Diverged {
+				got = "!" + r.Reason.String() + " "
+			}
+		}
+		for i := 0; i < len(c.script); i++ {
+			switch c.script[i] {
+			case 'P':
+				sent++
+				take(x.Primary(free(c.script[i+1]-'0'), x.now))
+			case 'S':
+				take(x.Secondary(free(c.script[i+1]-'0'), x.now))
+			case 'W':
+				x.now = x.now.Add(5 * time.Millisecond)
+				take(x.Tick(x.now))
+			}
+		}
+		if got = fmt.Sprintf("%s%d of %d", got, left, sent); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 	}
 }

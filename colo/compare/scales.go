@@ -101,7 +101,7 @@ func (s *Scales) ToGuest(frame []byte, vnetHdr int) {
 	p.Key(&k)
 	k = k.Reverse()
 	t, ok := s.conns[k]
-	if ok && t.answered(&p.Packet, packet.VNetOf(frame, vnetHdr), p.synOptions().scales) {
+	if ok && t.answered(&p.Packet, packet.VNetOf(frame, vnetHdr), p.synOptions().has.is(hasScale)) {
 		s.conns[k] = t
 	}
 }

@@ -28,14 +28,27 @@ type segment struct {
 	multi bool // it says something of Multipath TCP for which it has to wait for a checkpoint
 }
 
-// A synOptions has the options of a SYN that hold for the whole connection.
+// A synOptions has what a SYN says that holds for the whole connection.
 type synOptions struct {
-	mss        uint16
-	scale      uint8
-	scales     bool
-	sack, time bool
-	multipath  bool // Multipath TCP: its keys are random, and so those of two guests differ (RFC 8684 section 3.1)
+	mss   uint16
+	scale uint8
+	has   synHas
+	other uint32 // a digest of the options that are not known here; 0: there are none
 }
+
+// A synHas says which options a SYN has, and in the upper half AE, CWR and ECE, by which the ends
+// agree on marks of congestion (RFC 3168 section 6.1.1, RFC 9768 section 3.1).
+type synHas uint8
+
+const (
+	hasScale synHas = 1 << iota
+	hasSACK
+	hasTimestamps
+	hasMultipath // Multipath TCP: its keys are random, and so those of two guests differ (RFC 8684 section 3.1)
+)
+
+// is reports whether all of some options are there.
+func (h synHas) is(o synHas) bool { return h&o == o }
 
 // maxScale is the greatest shift of a window. A greater one counts as this (RFC 7323
 // section 2.3).
@@ -76,23 +89,39 @@ func (p *pkt) parseSegment() {
 	}
 }
 
-// synOptions returns the options of a SYN.
+// synOptions returns what a SYN says that holds for the whole connection. A signature holds
+// for the SYN alone, and those of two guests differ with their numbers.
 func (p *pkt) synOptions() (o synOptions) {
+	h := p.TCP()
+	o.has = synHas(h[12]&1<<2|h[13]>>6) << 4
 	for kind, data, rest, ok := packet.NextOption(p.TCP().Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
 		switch {
 		case kind == packet.OptMSS && len(data) == 2:
 			o.mss = binary.BigEndian.Uint16(data)
 		case kind == packet.OptWScale && len(data) == 1:
-			o.scale, o.scales = min(data[0], maxScale), true
+			o.scale = min(data[0], maxScale)
+			o.has |= hasScale
 		case kind == packet.OptSACKPermit && len(data) == 0:
-			o.sack = true
+			o.has |= hasSACK
 		case kind == packet.OptTimestamps && len(data) == 8:
-			o.time = true
+			o.has |= hasTimestamps
 		case kind == packet.OptMultipath:
-			o.multipath = true
+			o.has |= hasMultipath
+		case kind > packet.OptTimestamps && kind != packet.OptMD5 && kind != packet.OptAO:
+			o.other += digest(kind, data) // in whatever order they are
 		}
 	}
 	return o
+}
+
+// digest returns a number for an option (FNV-1a).
+func digest(kind uint8, data []byte) uint32 {
+	const basis, prime = 2166136261, 16777619
+	n := (uint32(basis) ^ uint32(kind)) * prime
+	for _, b := range data {
+		n = (n ^ uint32(b)) * prime
+	}
+	return n
 }
 
 // stamped returns the value of p's timestamps. It has them if p.ts is not 0.

@@ -311,7 +311,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 			return false, ReasonNone
 		case (t.said.syn.flags^p.flags)&(packet.ACK|packet.FIN|packet.RST) != 0:
 			return false, ReasonFlags
-		case t.said.syn.options != p.synOptions(), t.said.syn.options.multipath:
+		case t.said.syn.options != p.synOptions(), t.said.syn.options.has.is(hasMultipath):
 			return false, ReasonOptions
 		case !e.ackOK(t, p), p.flags&packet.ACK != 0 && t.said.syn.ack != p.ack:
 			return false, e.impatient() // they answer two SYNs

@@ -27,15 +27,17 @@ type numbering struct {
 	conns map[packet.Key][]*beginning
 	at    map[packet.Key]int // which of them the packets are of now
 	echos map[packet.Key][]uint16
+
+	stations map[packet.Key]station
 }
 
 func newNumbering() *numbering {
-	return &numbering{map[packet.Key][]*beginning{}, map[packet.Key]int{}, map[packet.Key][]uint16{}}
+	return &numbering{map[packet.Key][]*beginning{}, map[packet.Key]int{}, map[packet.Key][]uint16{}, map[packet.Key]station{}}
 }
 
 // again returns n for another pass.
 func (n *numbering) again() *numbering {
-	return &numbering{n.conns, map[packet.Key]int{}, n.echos}
+	return &numbering{n.conns, map[packet.Key]int{}, n.echos, n.stations}
 }
 
 // flow returns the key of a packet's flow, whatever VLAN it is in: what the two

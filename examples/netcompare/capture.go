@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -62,7 +61,6 @@ type shot struct {
 // A capture is a recording that is being read.
 type capture struct {
 	f    io.Closer
-	src  *bufio.Reader // from which read reads
 	read func() ([]byte, gopacket.CaptureInfo, error)
 	link func(gopacket.CaptureInfo) layers.LinkType
 	n    int
@@ -71,9 +69,10 @@ type capture struct {
 	// cut says that the file ends within a packet. It is set when next has returned
 	// io.EOF.
 	cut bool
-}
 
-const ngMagic = 0x0a0d0d0a
+	foreign int   // packets of links that are not read, such as those of USB, of which a file of several interfaces may have some
+	strange error // of the first of these
+}
 
 // begin opens the recording: a pcap or pcapng file, as it is or compressed by gzip.
 func (r *recording) begin() (*capture, error) {
@@ -93,33 +92,23 @@ func newCapture(f io.ReadCloser) (*capture, error) {
 	c := &capture{f: f, at: time.Unix(0, 0)}
 	b := bufio.NewReaderSize(f, 1<<16)
 	if magic, _ := b.Peek(2); len(magic) == 2 && magic[0] == 0x1f && magic[1] == 0x8b {
-		z, err := gzip.NewReader(b)
+		z, err := newUnzipper(b)
 		if err != nil {
 			return nil, err
 		}
-		b = bufio.NewReaderSize(z, 1<<16)
+		b = bufio.NewReaderSize(z, 1<<16) // both readers take it as it is
 	}
-	c.src = b // both readers take it as it is
 	magic, err := b.Peek(4)
 	if err != nil {
 		return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 	}
 	if binary.BigEndian.Uint32(magic) == ngMagic {
-		b = bufio.NewReaderSize(&ngBlocks{src: b}, 1<<16)
-		c.src = b
-		r, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true})
+		r, err := newNgReader(b)
 		if err != nil {
 			return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 		}
-		c.read = r.ReadPacketData
-		c.link = func(ci gopacket.CaptureInfo) layers.LinkType {
-			if len(ci.AncillaryData) > 0 {
-				if l, ok := ci.AncillaryData[0].(layers.LinkType); ok {
-					return l
-				}
-			}
-			return r.LinkType()
-		}
+		c.read = r.packet
+		c.link = func(ci gopacket.CaptureInfo) layers.LinkType { return ci.AncillaryData[0].(layers.LinkType) }
 		return c, nil
 	}
 	r, err := pcapgo.NewReader(b)
@@ -138,17 +127,32 @@ func unexpected(err error) error {
 	return err
 }
 
-// next returns the next packet. The error is io.EOF at the end of the file,
-// wherever that is.
-func (c *capture) next() (shot, error) {
+// next returns the next packet of a link that is read. The error is io.EOF at the end of the
+// file, wherever that is, unless there are packets of other links only.
+func (c *capture) next() (s shot, err error) {
+	for {
+		s, err = c.any()
+		switch {
+		case err == errForeign:
+			continue
+		case err == io.EOF && c.foreign == c.n && c.strange != nil:
+			return s, c.strange
+		}
+		return s, err
+	}
+}
+
+// errForeign says that a packet was captured on a link that is not read.
+var errForeign = errors.New("packet of another link")
+
+// any returns the next packet, or errForeign for it.
+func (c *capture) any() (shot, error) {
 	data, ci, err := c.read()
 	switch {
 	case err == nil:
 	case err == io.EOF && len(data) == 0 && ci.CaptureLength == 0:
 		return shot{}, io.EOF
-	case errors.Is(err, errBlock), errors.Is(err, pcapgo.ErrNgVersionMismatch):
-		return shot{}, fmt.Errorf("packet %d: %w", c.n+1, err)
-	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), c.ended():
+	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
 		c.cut = true
 		return shot{}, io.EOF
 	default:
@@ -157,20 +161,16 @@ func (c *capture) next() (shot, error) {
 	c.n++
 	frame, err := ethernet(c.link(ci), data)
 	if err != nil {
-		return shot{}, fmt.Errorf("packet %d: %w", c.n, err)
+		if c.foreign++; c.strange == nil {
+			c.strange = fmt.Errorf("packet %d: %w", c.n, err)
+		}
+		return shot{}, errForeign
 	}
 	if ci.Timestamp.IsZero() {
 		ci.Timestamp = c.at
 	}
 	c.at = ci.Timestamp
 	return shot{at: ci.Timestamp, n: c.n, data: frame, missing: max(ci.Length-len(data), 0)}, nil
-}
-
-// ended reports whether nothing is left to be read, and nothing else is wrong. The reader of
-// pcapng does not always return that as an error of its own.
-func (c *capture) ended() bool {
-	_, err := c.src.Peek(1)
-	return err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (c *capture) Close() error { return c.f.Close() }

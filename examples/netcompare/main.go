@@ -12,7 +12,9 @@
 // its MAC or IP addresses, and -vlan the network. The two guests, and those who talked
 // to them, had initial sequence numbers, timestamps and clocks of their own: each
 // connection that begins in both captures gets the primary's, and the secondary's
-// clock is set by the connections, or by -offset. Of packets that were cut, what was
+// clock is set by the connections, or by -offset. So does each flow get the hardware
+// addresses, and the session of PPP over Ethernet, that the primary's begins with; a VLAN
+// or a session that only one capture has is taken off. Of packets that were cut, what was
 // captured is compared; a file that ends in a packet is read up to there. A divergence
 // shows its offset in the stream and both sides' bytes, and makes a checkpoint on the
 // spot, as it would in a session; but the guests that were captured had none, and may

@@ -54,10 +54,11 @@ func (r *replay) captures(ctx context.Context, p, s *track, shift *time.Duration
 			}
 		}
 	}
-	// A tag that only one of the two has is where it was captured; tags that both
-	// have tell networks apart.
-	strip := p.tagged != s.tagged
-	p.sel.strip, s.sel.strip = strip, strip
+	// A tag or a session that only one of the two has is where it was captured; tags that
+	// both have tell networks apart.
+	for _, t := range []*track{p, s} {
+		t.sel.strip, t.sel.unwrap = p.tagged != s.tagged, p.dialled != s.dialled
+	}
 	if shift == nil {
 		d := offset(p, s)
 		shift = &d
@@ -148,6 +149,9 @@ func (r *replay) conclude(p, s *track, count counted) {
 	for _, t := range []*track{p, s} {
 		if t.frames == 0 && t.skipped {
 			r.note("%s: no packet is of those that -guest and -vlan name", t.rec.name)
+		}
+		if t.foreign > 0 && t.broken == nil {
+			r.note("%s: %d packets were not looked at, the first for this: %v", t.rec.name, t.foreign, t.strange)
 		}
 		if t.cut {
 			r.note("%s: the file ends within a packet, behind %d of the guest's", t.rec.name, t.frames)

@@ -18,14 +18,16 @@ type selection struct {
 	macs  [][]byte
 	addrs []netip.Addr
 	vlan  int // the VLAN of the frames that are looked at; -1: all
-	strip bool
+
+	strip  bool // the tags off
+	unwrap bool // out of the session of PPP over Ethernet
 }
 
 // guest adds those who are named by a MAC or an IP address.
 func (s *selection) guest(names string) error {
 	for name := range strings.SplitSeq(names, ",") {
 		if a, err := netip.ParseAddr(name); err == nil {
-			s.addrs = append(s.addrs, a.Unmap())
+			s.addrs = append(s.addrs, a.Unmap().WithZone("")) // packets have no zone
 		} else if m, err := net.ParseMAC(name); err == nil && len(m) == 6 {
 			s.macs = append(s.macs, m)
 		} else {
@@ -86,10 +88,18 @@ func sourceOf(p *packet.Packet) netip.Addr {
 	return netip.Addr{}
 }
 
-// bare takes the tags off a frame.
-func bare(p *packet.Packet) []byte {
+// bare takes a frame out of its tags, and out of its session of PPP, as s says.
+func (s *selection) bare(p *packet.Packet) []byte {
 	n := p.Tags * packet.TagLen
-	if n == 0 || len(p.Frame) < packet.EthernetLen+n {
+	switch {
+	case s.unwrap && p.Link.PPPoE:
+		tags := n
+		if s.strip {
+			tags = 0
+		}
+		f := append(bytes.Clone(p.Frame[:12+tags]), byte(p.Type>>8), byte(p.Type))
+		return append(f, p.Frame[p.L3:]...)
+	case !s.strip, n == 0, len(p.Frame) < packet.EthernetLen+n:
 		return p.Frame
 	}
 	return append(bytes.Clone(p.Frame[:12]), p.Frame[12+n:]...)

@@ -18,11 +18,16 @@ type track struct {
 	frames  int
 	skipped bool // there are packets that are not the guest's, by -guest and -vlan
 	tagged  bool
+	dialled bool    // there is a session of PPP over Ethernet
 	snap    int     // the shortest frame that was cut, in bytes; 0: none was
 	memory  *memory // of the streams, if a frame of either side was cut
 
-	cut    bool  // the file ends within a packet
-	broken error // why it could not be read to its end
+	sources map[[6]byte][6]byte // what numbering.sources returns, once it is needed
+
+	cut     bool  // the file ends within a packet
+	foreign int   // packets of links that are not read
+	strange error // of the first of these
+	broken  error // why it could not be read to its end
 }
 
 // each calls fn for each of the guest's packets, in their order. What cannot be read
@@ -48,7 +53,7 @@ func (t *track) next(c *capture) (shot, bool) {
 	for {
 		s, err := c.next()
 		if err != nil {
-			t.cut = c.cut
+			t.cut, t.foreign, t.strange = c.cut, c.foreign, c.strange
 			if err != io.EOF {
 				t.broken = fmt.Errorf("%s: %w", t.rec.name, err)
 			}
@@ -60,9 +65,8 @@ func (t *track) next(c *capture) (shot, bool) {
 			continue
 		}
 		t.tagged = t.tagged || p.Link.Tags > 0
-		if t.sel.strip {
-			s.data = bare(&p)
-		}
+		t.dialled = t.dialled || p.Link.PPPoE
+		s.data = t.sel.bare(&p)
 		return s, true
 	}
 }
@@ -81,6 +85,7 @@ func (t *track) survey() error {
 		var p packet.Packet
 		data, _ := whole(s.data)
 		p.Parse(data)
+		t.numbers.seen(&p)
 		if id, ok := echo(&p); ok {
 			t.numbers.asked(flow(&p), id)
 		} else if p.IsTCP() {
@@ -139,7 +144,7 @@ type prepared struct {
 }
 
 // prepare gives the packet of the side t, whose numbering is n in this pass, the
-// primary's numbers, and fills what was not captured.
+// primary's numbers and place, and fills what was not captured.
 func (t *track) prepare(s shot, n *numbering, primary, other *track, snap int) prepared {
 	r := prepared{shot: s}
 	data, ok := whole(s.data)
@@ -149,6 +154,12 @@ func (t *track) prepare(s shot, n *numbering, primary, other *track, snap int) p
 	r.data = data
 	var p packet.Packet
 	p.Parse(data)
+	if t != primary {
+		if t.sources == nil {
+			t.sources = t.numbers.sources(primary.numbers)
+		}
+		t.numbers.move(&p, primary.numbers, t.sources)
+	}
 	k := flow(&p)
 	if !p.IsTCP() {
 		if _, is := echo(&p); is && t.numbers.otherwise(other.numbers, k) {
