@@ -59,7 +59,7 @@ func (g *Gate) Until(t time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	until := int64(t.Sub(g.base))
-	if t.Equal(forever()) {
+	if Endless(t) {
 		until = math.MaxInt64
 	}
 	g.until.Store(max(0, until))

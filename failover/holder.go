@@ -100,7 +100,8 @@ func (h *Holder) Over(generation uint64) {
 func (h *Holder) Generation() uint64 { return h.generation }
 
 // Until returns the time from which on this host must not act as the holder. The
-// zero time: it must not now.
+// zero time: it must not now. Where it may for as long as it lives, Endless says so of
+// the time.
 func (h *Holder) Until() time.Time {
 	if h.forever {
 		return forever()
@@ -117,6 +118,10 @@ func (h *Holder) Renewal() (at time.Time, ok bool) {
 	}
 	return h.renewed.Add(h.term / 3), true
 }
+
+// Endless reports whether t, which Until of a Holder or of a Keeper has returned, is no
+// time at which something ends: a grant without a deadline, or an operator's word.
+func Endless(t time.Time) bool { return t.Equal(forever()) }
 
 // forever is later than any deadline.
 func forever() time.Time { return time.Unix(math.MaxInt32*64, 0) }

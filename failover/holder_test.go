@@ -242,15 +242,19 @@ func TestPromiseCountsLikeAGrant(t *testing.T) {
 func TestGrantWithoutATermLasts(t *testing.T) {
 	var h failover.Holder
 	h.Granted(failover.Grant{Generation: 1, Sent: time.Now()})
-	if year := time.Now().AddDate(100, 0, 0); !h.Until().After(year) {
+	if year := time.Now().AddDate(100, 0, 0); !h.Until().After(year) || !failover.Endless(h.Until()) {
 		t.Error(fmt.Sprint("ends ", h.Until()))
 	}
 	if _, ok := h.Renewal(); ok {
 		t.Error("it has to be renewed")
 	}
 	h.Over(1)
-	if !h.Until().IsZero() {
+	if !h.Until().IsZero() || failover.Endless(h.Until()) {
 		t.Error("it did not end")
+	}
+	h.Granted(failover.Grant{Generation: 2, Sent: time.Now(), Term: 100 * 365 * 24 * time.Hour})
+	if failover.Endless(h.Until()) {
+		t.Error("a grant with a term is taken for one without")
 	}
 }
 

@@ -78,7 +78,7 @@ func (k *Keeper) Generation() uint64 {
 	return k.holder.Generation()
 }
 
-// Until returns when the gate shuts if nothing is renewed.
+// Until returns when the gate shuts if nothing is renewed; see Endless.
 func (k *Keeper) Until() time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()

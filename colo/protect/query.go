@@ -5,6 +5,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 )
 
 // Stats are figures of a job since it began.
@@ -39,7 +40,8 @@ type Info struct {
 	Peer        string // the other host's name; "" if there is none
 	Generation  uint64 // that this host holds or has followed
 	// Open says whether this host may act for the guest now. Until is when that
-	// ends if nothing is renewed; the zero time if it may not.
+	// ends if nothing is renewed. It is the zero time if this host may not, and if nothing but
+	// an order ends it, as with a grant without a deadline.
 	Open  bool
 	Until time.Time
 	// LastError is the last thing that went wrong, and LastErrorAt when. They stay when
@@ -64,7 +66,10 @@ func (j *Job) Query() Info {
 	}
 	s := j.current
 	j.mu.Unlock()
-	in.Open, in.Until = j.keeper.Gate().Open(), j.keeper.Until()
+	in.Open = j.keeper.Gate().Open()
+	if until := j.keeper.Until(); !failover.Endless(until) {
+		in.Until = until
+	}
 	in.Role = event.ModeNone
 	switch {
 	case in.State.runs() || in.State == SwitchingOver:

@@ -177,6 +177,9 @@ func TestTheArbiterIsToldOfEachWordOfARow(t *testing.T) {
 				t.Fatal(err)
 			}
 			lone.is(Alone)
+			if in := lone.job.Query(); !in.Open || !in.Until.IsZero() {
+				t.Errorf("by an operator's word the gate is open %v until %v, and nothing ends it", in.Open, in.Until)
+			}
 			generation := uint64(3)
 			if how == "of the other, whose secondary claims" {
 				b = w.boot("b", false, nil)
@@ -195,6 +198,9 @@ func TestTheArbiterIsToldOfEachWordOfARow(t *testing.T) {
 			time.Sleep(time.Second)
 			if !lone.job.Gate().Open() || w.heard() == before {
 				t.Errorf("nothing leaves: %+v", lone.job.Query())
+			}
+			if in := lone.job.Query(); !in.Until.After(time.Now()) || in.Until.Sub(time.Now()) > lone.job.cfg.Term {
+				t.Errorf("by the arbiter's grant the gate is open for %v", in.Until.Sub(time.Now()))
 			}
 			if r, err := w.store.Load(t.Context()); err != nil || r.Generation != generation || r.Holder != lone.name {
 				t.Errorf("%+v, %v", r, err)

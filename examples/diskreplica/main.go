@@ -16,7 +16,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/size"
 	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/statusline"

@@ -23,7 +23,7 @@ import (
 	"os"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/internal/usage"
 )

@@ -36,6 +36,7 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"boot -kernel k -qmp unix:q", "-qmp: an unprotected guest"},
 		{"primary -kernel k", "a primary needs -peer"},
 		{"primary -peer a:1", "primary needs -kernel"},
+		{"primary -peer a:1 -kernel k -insecure -http-control", "-http-control is for the page of -http"},
 		{"primary -peer a:1 -kernel k -journal j", "-journal without -disk"},
 		{"primary -peer a:1 -kernel k -term 1ms", "-term 1ms: want at least"},
 		{"primary -peer a:1 -kernel k -arbiter file:", `-arbiter "file:": want file:DIR`},

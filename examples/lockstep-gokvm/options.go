@@ -317,6 +317,9 @@ func (o *options) validate(given map[string]bool) error {
 			return fmt.Errorf("-%s is for migrate and receive", name)
 		}
 	}
+	if err := o.handles.Validate(); err != nil {
+		return err
+	}
 	for _, name := range ofPairs {
 		if o.mode == modeBoot && given[name] {
 			return fmt.Errorf("-%s: an unprotected guest has none; primary and secondary do", name)

@@ -78,7 +78,7 @@ func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.B
 	for _, f := range flags {
 		x := &disk{diskFlag: f, all: d}
 		if x.image, err = replication.OpenFile(f.file); err != nil {
-			return d, err
+			return d, fmt.Errorf("-disk: %w", err)
 		}
 		d.list = append(d.list, x)
 		if x.Secondary, err = replication.NewSecondary(x.image, replication.SecondaryConfig{Name: f.name, Events: events}); err != nil {
@@ -89,7 +89,7 @@ func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.B
 		}
 	}
 	if d.listen, d.uri, err = listen(addr); err != nil {
-		return d, err
+		return d, fmt.Errorf("-nbd: %w", err)
 	}
 	var ctx context.Context
 	ctx, d.stop = context.WithCancel(context.Background())

@@ -35,7 +35,9 @@ type follower struct {
 	mu      sync.Mutex
 	session *colo.Primary // nil: not connected
 	epoch   uint64        // of the guest, that it has loaded
-	synced  bool          // the secondary has loaded a checkpoint
+	synced  bool          // the secondary has loaded a checkpoint, in this session
+	goesOn  bool          // it was told to go on
+	why     string        // the last session has ended, or none has begun; "": none was tried
 	changed chan struct{} // closed when any of these changes
 }
 
@@ -73,6 +75,7 @@ func (s *follower) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		s.update(func() { s.why = oneLine(err) })
 		if text := err.Error(); text != said {
 			said = text
 			s.r.p.warn("secondary %s: %v", s.addr, err)

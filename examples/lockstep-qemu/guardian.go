@@ -79,7 +79,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g.arb = arb
 	if o.controlTLS != "" {
 		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
-			return exitFailed, err
+			return exitFailed, fmt.Errorf("-control-tls: %w", err)
 		}
 	}
 	if err := g.connect(ctx); err != nil {
@@ -95,11 +95,11 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	defer cancel()
 	if o.state != "" {
 		if err := os.MkdirAll(o.state, 0o700); err != nil {
-			return exitFailed, err
+			return exitFailed, fmt.Errorf("-state: %w", err)
 		}
 		l, _, err := listen(socketIn(o.state, "guardian"))
 		if err != nil {
-			return exitFailed, err
+			return exitFailed, fmt.Errorf("-state: %w", err)
 		}
 		g.all.Go(func() { takeOrders(ctx, l, nil, g.report) })
 	}

@@ -2,11 +2,11 @@
 // a second running virtual machine, passes its checkpoints on, and says whether
 // it can be protected. See -h.
 //
-// To read it: standby.go takes a guest in, standby_files.go writes it to files, disk.go keeps
-// its disks, bringback.go starts it again, rehearse.go tries that; arbitrate.go decides whether
+// To read it: standby.go takes a guest in, standby_files.go writes it to files,
+// standby_status.go says how it stands, disk.go keeps its disks, bringback.go starts it again, rehearse.go tries that; arbitrate.go decides whether
 // it may, with what heard.go knows of the primary. reception.go takes connections in,
 // operator.go orders. relay.go passes it on to further secondaries: follower.go is one of them,
-// relay_barrier.go waits for them, promote.go lets one go on. check.go (commandline.go and
+// relay_barrier.go waits for them, relay_status.go says how they are, promote.go lets one go on. check.go (commandline.go and
 // domain.go say what a QEMU for the guest is started with) and protect.go (mirror.go for disks)
 // are parts of the primary, and guardian.go stays with it: guardian_watch.go sees what becomes
 // of the guest, guardian_protect.go protects it again, guardian_rescue.go has it run on alone,
@@ -24,7 +24,7 @@ import (
 	"os"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/usage"
 )

@@ -240,8 +240,16 @@ func sayStatus(p *printer, role string, status json.RawMessage) {
 	}
 	for d.More() {
 		key, err := d.Token()
+		var raw json.RawMessage
+		if err != nil || d.Decode(&raw) != nil {
+			return
+		}
+		if key == "secondaries" {
+			saySecondaries(p, "secondary", raw)
+			continue
+		}
 		var value any
-		if err != nil || d.Decode(&value) != nil {
+		if json.Unmarshal(raw, &value) != nil {
 			return
 		}
 		switch value {

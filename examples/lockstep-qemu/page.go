@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -22,23 +26,31 @@ type page struct {
 	metrics func(*metrics.Set)
 }
 
-// listenHTTP listens at addr, on loopback if that names no host.
-func listenHTTP(addr string) (net.Listener, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	if host == "" {
-		host = "127.0.0.1"
-	}
-	return net.Listen("tcp", net.JoinHostPort(host, port))
+// pageFlag adds the flag -http, whose text is about what is served there; "" is none.
+func pageFlag(f *flag.FlagSet, addr *string, about string) {
+	f.Func("http", about+" at `[HOST:]PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST", func(s string) error {
+		host, port, err := net.SplitHostPort(s)
+		if err != nil {
+			host, port = "", s
+		}
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil && s != "" {
+			return errors.New("want [HOST:]PORT")
+		}
+		if host == "" {
+			host = "127.0.0.1"
+		}
+		if *addr = ""; s != "" {
+			*addr = net.JoinHostPort(host, port)
+		}
+		return nil
+	})
 }
 
 // begin serves the page at addr until ctx ends; all waits for that.
 func (g *page) begin(ctx context.Context, all *sync.WaitGroup, addr string, p *printer) error {
-	l, err := listenHTTP(addr)
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return err
+		return fmt.Errorf("-http: %w", err)
 	}
 	p.say("watch       http://%v/, and /metrics there", l.Addr())
 	p.object(map[string]string{"http": l.Addr().String()})

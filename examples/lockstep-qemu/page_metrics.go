@@ -45,6 +45,7 @@ func (s *standbyRun) metrics(m *metrics.Set) {
 		gauge("state_bytes", "The state of the guest's devices.", float64(in.State))
 		gauge("staging_bytes", "The largest checkpoint so far, in memory.", float64(in.Staging))
 	}
+	addSecondaries(m, st.Secondaries)
 	count("refused_total", "Connections that came to nothing.", s.tally.refused.Load())
 	count("forgotten_total", "Copies that were not gone on with, by somebody's word.", s.tally.forgotten.Load())
 	count("takeovers_total", "Guests that were gone on with here.", s.tally.takeovers.Load())

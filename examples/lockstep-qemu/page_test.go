@@ -4,8 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"io"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -46,4 +51,64 @@ func TestThePageAnswersNoNameThatASiteCanArrange(t *testing.T) {
 		}
 	}
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+}
+
+func TestAnAddressOfThePageIsOneAtFirstSight(t *testing.T) {
+	for word, want := range map[string]string{"8080": "127.0.0.1:8080", ":0": "127.0.0.1:0", "[::1]:80": "[::1]:80", "": ""} {
+		var o standbyOptions
+		f := flag.NewFlagSet("standby", flag.ContinueOnError)
+		f.SetOutput(io.Discard)
+		o.flags(f)
+		if err := f.Parse([]string{"-http", word}); err != nil || o.http != want {
+			t.Errorf("%q: %v, and the page is to be at %q, not %q", word, err, o.http, want)
+		}
+	}
+	for _, word := range []string{"foo", "localhost:", "localhost", "65536", "h:99999"} {
+		var o standbyOptions
+		f := flag.NewFlagSet("standby", flag.ContinueOnError)
+		f.SetOutput(io.Discard)
+		o.flags(f)
+		if err := f.Parse([]string{"-http", word}); err == nil || !strings.Contains(err.Error(), "-http: want [HOST:]PORT") || o.http != "" {
+			t.Errorf("%q: %v, and the page is to be at %q", word, err, o.http)
+		}
+	}
+}
+
+// What cannot be had is named by the flag that asks for it, since an address alone may be that of
+// any of them.
+func TestAPlaceThatCannotBeHadIsNamedByItsFlag(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken, dir := l.Addr().String(), t.TempDir()
+	file, image := filepath.Join(dir, "file"), filepath.Join(dir, "image")
+	for name, size := range map[string]int64{file: 1, image: 1 << 20} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(name, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := []string{"standby", "-listen", "127.0.0.1:0", "-state", dir}
+	for _, c := range []struct {
+		flag string
+		args []string
+	}{
+		{"-listen", []string{"standby", "-state", dir, "-listen", taken}},
+		{"-state", []string{"standby", "-listen", "127.0.0.1:0", "-state", file}},
+		{"-control", append(own, "-insecure", "-control", taken)},
+		{"-http", append(own, "-http", taken)},
+		{"-nbd", append(own, "-disk", "d="+image, "-nbd", taken)},
+		{"-disk", append(own, "-disk", "d="+filepath.Join(dir, "none"), "-nbd", "127.0.0.1:0")},
+		{"-tls", append(own, "-tls", filepath.Join(dir, "none"))},
+		{"-to-tls", []string{"relay", "-listen", "127.0.0.1:0", "-state", dir, "-to", "h:1", "-to-tls", filepath.Join(dir, "none")}},
+	} {
+		var said bytes.Buffer
+		if status := run(t.Context(), c.args, terminal{out: io.Discard, err: &said}); status == exitOK || !strings.Contains(said.String(), ": "+c.flag+": ") {
+			t.Errorf("%s: status %d, it said %q", c.flag, status, &said)
+		}
+	}
 }

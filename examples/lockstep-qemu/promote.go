@@ -45,6 +45,7 @@ func (r *relayRun) promote(ctx context.Context) (bool, error) {
 		ordered, err := s.goOn(ctx)
 		if ordered { // it may go on even if it has not said so
 			r.promoted = s
+			s.update(func() { s.goesOn = true })
 		}
 		if err == nil {
 			took := 1e3 * time.Since(r.lost).Seconds()

@@ -130,7 +130,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: have a guest run on that stands for so long without its checkpoint getting on")
 	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: give up a standby that is silent for so long")
 	f.StringVar(&o.state, "state", "", "with -stay: answer \"lockstep-qemu status\" in `DIR`")
-	f.StringVar(&o.http, "http", "", "with -stay: serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
+	pageFlag(f, &o.http, "with -stay: serve how it stands")
 	if status, done := parse(f, aboutProtect, args, t, false); done {
 		return status
 	}

@@ -72,7 +72,7 @@ func relayCommand(ctx context.Context, args []string, t terminal) int {
 		if *creds != "" {
 			var err error
 			if s.creds, err = clientCreds(*creds, hostOf(addr)); err != nil {
-				return t.wrong("relay", err)
+				return t.wrong("relay", fmt.Errorf("-to-tls: %w", err))
 			}
 		}
 		r.secondaries = append(r.secondaries, s)
@@ -90,7 +90,7 @@ func relayCommand(ctx context.Context, args []string, t terminal) int {
 		return t.wrong("relay", fmt.Errorf("-sync %d of %d secondaries", *required, len(r.secondaries)))
 	}
 	r.standbyRun = newStandby(o, t)
-	r.committed, r.handOver = r.passOn, r.promote
+	r.committed, r.handOver, r.secondariesOf = r.passOn, r.promote, r.secondaryStatuses
 	if *required > 0 {
 		g := &together{keeper: r.keeper, r: r, want: *required, few: -1}
 		r.loader, r.others = g, replication.Group{g}

@@ -115,12 +115,24 @@ func TestRelayWhoseSecondaryIsKilledTakesAnother(t *testing.T) {
 	s1, _ := secondary(t, "pc", uri)
 	dir := qemutest.Dir(t)
 	mon := filepath.Join(dir, "m") // of whoever is the secondary
-	r := start(t, "relay", "-json", "-listen", "127.0.0.1:0", "-state", qemutest.Dir(t), "-to", uri, "-qmp", mon)
+	state := qemutest.Dir(t)
+	r := start(t, "relay", "-json", "-listen", "127.0.0.1:0", "-state", state, "-to", uri, "-qmp", mon)
 	p, _ := primary(t, "pc")
 	p.Protect(r.text("listening"), 20*time.Millisecond)
 	r.follow(uri, 10)
+	status := func() string {
+		a := start(t, "status", "-state", state)
+		a.ends(exitOK)
+		return a.output()
+	}
+	if s := status(); !strings.Contains(s, "secondary   "+uri+" following, checkpoint ") {
+		t.Error(s)
+	}
 	s1.Kill()
 	r.object("error", 0)
+	if s := status(); !strings.Contains(s, "secondary   "+uri+" away: ") {
+		t.Error(s)
+	}
 	r.checkpoints(strings.Count(r.output(), "CHECKPOINT_COMMIT") + 10) // the primary does not notice
 	s2 := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "pc", 16), "-incoming", uri, "-qmp", "unix:"+mon+",server=on,wait=off")...)
 	r.follow(uri, 30)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -127,19 +126,23 @@ type standbyRun struct {
 	// primary; it returns false if there is nobody.
 	handOver func(context.Context) (bool, error)
 
+	// secondariesOf, if set, says how it stands with a relay's secondaries. It is called
+	// from any goroutine.
+	secondariesOf func() []secondaryStatus
+
 	// cleanup, if set, is called before the guest's memory is freed.
 	cleanup func()
 }
 
 func (s *standbyRun) run(ctx context.Context) (int, error) {
 	if err := os.MkdirAll(s.state, 0o700); err != nil {
-		return exitFailed, err
+		return exitFailed, fmt.Errorf("-state: %w", err)
 	}
 	var creds *tls.Config
 	var err error
 	if s.tls != "" {
 		if creds, err = serverCreds(s.tls); err != nil {
-			return exitFailed, err
+			return exitFailed, fmt.Errorf("-tls: %w", err)
 		}
 	}
 	arb, end, err := openArbiter(s.arbiter, s.p)
@@ -187,7 +190,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		}
 		l, uri, err := listen(addr)
 		if err != nil {
-			return exitFailed, err
+			return exitFailed, fmt.Errorf("-listen: %w", err)
 		}
 		addr = uri
 		waiting := func() {
@@ -232,7 +235,7 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 	if s.control != "" {
 		l, uri, err := listen(s.control)
 		if err != nil {
-			return err
+			return fmt.Errorf("-control: %w", err)
 		}
 		s.p.say("waiting     for a guardian at %s", uri)
 		s.p.object(map[string]string{"control": uri})
@@ -265,44 +268,6 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 		}
 	})
 	return nil
-}
-
-// status returns the state of the standby, for an operator.
-func (s *standbyRun) status() any { return s.standing() }
-
-func (s *standbyRun) standing() standbyStatus {
-	e, why, _ := s.heard.evidence()
-	s.heard.mu.Lock()
-	defer s.heard.mu.Unlock()
-	st := standbyStatus{
-		Listen: s.listen, Ready: s.heard.ready, Session: s.heard.live, Generation: s.heard.generation,
-		Guardian: e.Guardian == standby.GuardianHere, Said: why, Waits: s.heard.waits, GoneOn: s.heard.runs > 0, Rehearsal: s.tries.status(),
-	}
-	if age, ok := s.tally.age(); ok {
-		st.Age = math.Round(age.Seconds()*1000) / 1000
-	}
-	st.Back = float64(s.tally.brought.Load()) / float64(time.Millisecond)
-	if s.heard.epoch != nil {
-		st.Epoch, st.Bytes = s.heard.epoch()
-	}
-	return st
-}
-
-// standbyStatus is printed by "lockstep-qemu status" of a standby.
-type standbyStatus struct {
-	Listen     string  `json:"listen"`
-	Ready      bool    `json:"waiting"`        // a primary can connect
-	Session    bool    `json:"session"`        // with a primary, or one whose end is not settled
-	Epoch      uint64  `json:"checkpoint"`     // the number of the last whole checkpoint
-	Age        float64 `json:"checkpoint-age"` // in seconds; 0: there is none
-	Bytes      uint64  `json:"received"`
-	Guardian   bool    `json:"guardian"`
-	Generation uint64  `json:"generation"`
-	Said       string  `json:"guardian-said"`
-	Waits      string  `json:"guardian-waits"` // for what, where the guest cannot go on here before
-	GoneOn     bool    `json:"gone-on"`        // the guest was gone on with here
-	Rehearsal  string  `json:"rehearsal"`
-	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
 }
 
 // refused prints why a connection was refused.

@@ -116,7 +116,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
 	f.BoolVar(&o.insecure, "insecure", false, "take a guardian without TLS: whoever reaches it can have the guest forgotten or started")
 	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
-	f.StringVar(&o.http, "http", "", "serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
+	pageFlag(f, &o.http, "serve how it stands")
 	f.BoolVar(&o.postcopy, "postcopy", false, "let the QEMU after -- run the guest before it has its memory, which follows: soon however large that is, and lost if this process ends before all of it is there")
 	f.BoolVar(&o.rehearse, "rehearse", false, "after the first checkpoint, try the QEMU after -- with it, paused, and end it again: see \"lockstep-qemu rehearse -h\"")
 	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")

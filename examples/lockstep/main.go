@@ -34,8 +34,8 @@ import (
 	"syscall"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/internal/usage"

@@ -44,7 +44,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/usage"
 )
 

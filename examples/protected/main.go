@@ -36,8 +36,8 @@ import (
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/internal/usage"
 )
@@ -74,6 +74,10 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	handles := control.Flags(f)
 	if err := parse(f, args, stdout); err != nil {
 		return err
+	}
+
+	if err := handles.Validate(); err != nil {
+		return usage.Wrong("%w", err)
 	}
 
 	m := newMachine(256, *period)

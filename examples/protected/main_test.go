@@ -118,7 +118,8 @@ func TestAHostNeedsItsAddressesAndCertificates(t *testing.T) {
 		"-host a -listen :0 -dial :0 -insecure -ca a": "-ca and -insecure contradict each other",
 		"-host a -listen :0 -dial :0":                 "-cert is missing", "-host a -listen :0 -dial :0 -cert c -key k -ca a": "-peer is missing",
 		"-host a -listen :0 -dial there -insecure": "-dial there: want [HOST]:PORT", "-host a -listen 7001 -dial :0 -insecure": "-listen 7001: want [HOST]:PORT",
-		"-host a -tls -listen :0 -dial :0": "one host has -cert, -key, -ca and -peer",
+		"-host a -listen :0 -dial :0 -insecure -http-control": "-http-control is for the page of -http",
+		"-host a -tls -listen :0 -dial :0":                    "one host has -cert, -key, -ca and -peer",
 	} {
 		err := host(t.Context(), strings.Fields(args), io.Discard, io.Discard)
 		if !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), want) {

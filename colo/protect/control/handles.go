@@ -56,6 +56,15 @@ func Flags(f *flag.FlagSet) *Handles {
 	return h
 }
 
+// Validate says what does not go together: buttons without a page. Run does so before it
+// begins; a program does beforehand, to tell a wrong command line from what fails later.
+func (h *Handles) Validate() error {
+	if h.HTTPControl && h.HTTP == "" {
+		return errors.New("-http-control is for the page of -http, which is not given")
+	}
+	return nil
+}
+
 // The names of the handles for Config.Listening and in the log.
 const (
 	HandleMonitor = "monitor"
@@ -69,10 +78,13 @@ type Runner interface {
 }
 
 // Run runs a job and serves its handles for as long as it runs; it returns what
-// the job's Run returns. An address that cannot be listened at is an error before
+// the job's Run returns. What Validate refuses, and an address that cannot be listened at, is an error before
 // the job begins. A handle that fails later is logged, and does not end the job.
 // What it has started has ended when it returns.
 func (h *Handles) Run(ctx context.Context, job Runner, cfg Config) error {
+	if err := h.Validate(); err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
 	serve, err := h.open(job, cfg)
 	if err != nil {
 		return err

@@ -122,6 +122,20 @@ func TestAHostIsToldWhichPortsWereFree(t *testing.T) {
 	}
 }
 
+func TestButtonsWithoutAPageAreRefused(t *testing.T) {
+	h := Handles{HTTPControl: true}
+	j := newJob(protect.Alone)
+	j.run <- errors.New("the job has run")
+	if err := h.Run(t.Context(), j, Config{}); err == nil || !strings.Contains(err.Error(), "-http-control is for the page of -http") {
+		t.Error(err)
+	}
+	for _, fine := range []Handles{{}, {HTTP: "0"}, {HTTP: "0", HTTPControl: true}} {
+		if err := fine.Validate(); err != nil {
+			t.Errorf("%+v: %v", fine, err)
+		}
+	}
+}
+
 func TestAWordThatIsNoAddressIsRefused(t *testing.T) {
 	f := flag.NewFlagSet("vmm", flag.ContinueOnError)
 	f.SetOutput(io.Discard)

@@ -231,3 +231,21 @@ func TestEveryStateHasASentence(t *testing.T) {
 		seen[s] = true
 	}
 }
+
+// An operator's word, and a grant without a deadline, have no end to count down to.
+func TestAGateThatNothingEndsHasNoTime(t *testing.T) {
+	now := time.Now()
+	for _, x := range []struct {
+		in   protect.Info
+		want string
+	}{
+		{protect.Info{}, "shut: nothing of the guest leaves"},
+		{protect.Info{Open: true}, "open, until somebody shuts it"},
+		{protect.Info{Open: true, Until: now.Add(1500 * time.Millisecond)}, "open, for 1.5 s unless renewed"},
+		{protect.Info{Open: true, Until: now.Add(-time.Second)}, "open, for 0.0 s unless renewed"},
+	} {
+		if got := here(x.in, now).Facts[1]; got != (fact{"Gate", x.want}) {
+			t.Errorf("%+v, want %q", got, x.want)
+		}
+	}
+}

@@ -115,11 +115,11 @@ func (p *Page) snapshot(width int) snapshot {
 func here(in protect.Info, now time.Time) side {
 	s := side{Host: in.Host, Role: in.Role.String()}
 	gate := "shut: nothing of the guest leaves"
-	switch left := in.Until.Sub(now); {
-	case in.Open && left > 24*time.Hour:
-		gate = "open"
+	switch {
+	case in.Open && in.Until.IsZero():
+		gate = "open, until somebody shuts it"
 	case in.Open:
-		gate = fmt.Sprintf("open, for %.1f s unless renewed", max(0, left.Seconds()))
+		gate = fmt.Sprintf("open, for %.1f s unless renewed", max(0, in.Until.Sub(now).Seconds()))
 	}
 	s.Facts = []fact{{"Generation", fmt.Sprint(in.Generation)}, {"Gate", gate}}
 	if in.Session != nil {

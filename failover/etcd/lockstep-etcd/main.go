@@ -21,6 +21,7 @@ import (
 
 	"github.com/gocolo/lockstep/failover/etcd"
 	"github.com/gocolo/lockstep/failover/program"
+	"github.com/gocolo/lockstep/internal/output"
 	"github.com/gocolo/lockstep/internal/usage"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -31,15 +32,21 @@ func main() {
 	// It serves its host to the end, also where both of them are told to end: by Ctrl-C, or
 	// by a service manager. What the host says last is that it gives the guest up.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout)
+	os.Exit(statusOf(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// statusOf runs the program, says on stderr what went wrong, and returns the exit status.
+func statusOf(args []string, in io.Reader, stdout, stderr io.Writer) int {
+	out := output.New(stdout)
+	err := run(context.Background(), args, in, out)
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
+		return out.Status(0, "lockstep-etcd", stderr)
 	case errors.Is(err, usage.ErrWrong):
-		os.Exit(usage.Tell(os.Stderr, "lockstep-etcd", err))
-	default:
-		fmt.Fprintln(os.Stderr, "lockstep-etcd:", err)
-		os.Exit(1)
+		return usage.Tell(stderr, "lockstep-etcd", err)
 	}
+	fmt.Fprintln(stderr, "lockstep-etcd:", err)
+	return 1
 }
 
 const about = `Lockstep-etcd keeps an arbiter's record in etcd, for a host that does not link etcd's

@@ -38,3 +38,18 @@ func TestHelpIsWhatWasAskedFor(t *testing.T) {
 		}
 	}
 }
+
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, errors.New("no space left") }
+
+func TestHelpThatCannotBeWrittenIsAFailure(t *testing.T) {
+	var said bytes.Buffer
+	if got := statusOf([]string{"-h"}, strings.NewReader(""), full{}, &said); got != 1 || said.String() != "lockstep-etcd: not all of the output was written: no space left\n" {
+		t.Errorf("status %d, it said %q", got, &said)
+	}
+	said.Reset()
+	if got := statusOf([]string{"-h"}, strings.NewReader(""), new(bytes.Buffer), &said); got != 0 || said.Len() > 0 {
+		t.Errorf("status %d, it said %q", got, &said)
+	}
+}

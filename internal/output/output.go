@@ -1,4 +1,4 @@
-// Package output lets an example program say that what it printed was not written, as
+// Package output lets a program say that what it printed was not written, as
 // when a file system is full: a script that reads the output is not to take a part of it
 // for all.
 package output
