@@ -61,6 +61,9 @@ type Config struct {
 	// CPUID returns the CPUID table of vCPU i, such as CommonCPUID does; nil is
 	// SupportedCPUID.
 	CPUID func(i int) ([]CPUIDEntry, error)
+	// Features are values of the MSRs in which a CPU lists features, such as CommonFeatures
+	// returns, for all vCPUs. An MSR that is not among them has the value that KVM gives it.
+	Features []MSR
 }
 
 // RAMBlock is the name of the one RAM block of a VM that Create made.

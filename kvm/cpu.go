@@ -26,6 +26,10 @@ type CPU struct {
 	// described, without those that were 0 or that name its memory; nil: not known. Among
 	// them are those in which a CPU lists its features.
 	MSRs []MSR
+
+	// Features are the MSRs in which a CPU lists features beside CPUID, such as the attacks that
+	// do not work on it, as KVM supports them there; nil: not known.
+	Features []MSR
 }
 
 // ReadCPU describes this host.
@@ -51,6 +55,7 @@ func (vm *VM) CPU() (*CPU, error) {
 		Supported:  slices.Clone(vm.sys.cpuid),
 		XSaveSize:  uint32(vm.sys.xsaveSize),
 		TSCScaling: vm.sys.tscControl,
+		Features:   slices.Clone(vm.sys.supports),
 	}
 	if list := vm.VCPUs(); len(list) > 0 {
 		v := list[0]
@@ -127,8 +132,9 @@ func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err err
 // Judge checks that the guest in the description guest can run on the host that c describes;
 // where that description has no guest, that any guest of its host can. It fails with a CPUError.
 //
-// MSRs are not compared, because only KVM knows which values it takes. JudgeCPU asks KVM, and the
-// values that the MSRs have by then are tried when the guest's state is decoded.
+// Of the MSRs only those that list features are compared, because only KVM knows which values it takes of the
+// rest. JudgeCPU asks KVM, and the values that the MSRs have by then are tried when the guest's state
+// is decoded.
 func (c *CPU) Judge(guest *CPU) error {
 	if list := c.lacks(guest); len(list) > 0 {
 		return &CPUError{list}
@@ -143,7 +149,7 @@ func (c *CPU) lacks(guest *CPU) []string {
 	if table == nil {
 		table = guest.Supported
 	}
-	list := missing(table, c.Supported)
+	list := append(missing(table, c.Supported), c.lacksFeatures(guest)...)
 	if guest.XSaveSize > c.XSaveSize {
 		list = append(list, fmt.Sprintf("an XSAVE area of %d bytes, which has %d here", guest.XSaveSize, c.XSaveSize))
 	}
@@ -199,22 +205,27 @@ func mask(table, supported []CPUIDEntry) {
 }
 
 // The binary form of a CPU: the magic number, a version, flags, and big-endian numbers;
-// with the flag cpuHasMSRs the MSRs at the end, behind their number.
+// with the flag cpuHasMSRs the MSRs behind their number, and with cpuHasFeatures the features
+// likewise.
 const (
 	cpuMagic   = "lsCPU"
 	cpuVersion = 1
 	cpuScaling = 1 << 0
 	cpuGuest   = 1 << 1
 	cpuHasMSRs = 1 << 2
-	cpuFlags   = cpuScaling | cpuGuest | cpuHasMSRs
-	cpuHead    = len(cpuMagic) + 2 + 4 + 4 + 2 + 2
-	cpuEntry   = 7 * 4
+
+	cpuHasFeatures = 1 << 3
+
+	cpuFlags = cpuScaling | cpuGuest | cpuHasMSRs | cpuHasFeatures
+	cpuHead  = len(cpuMagic) + 2 + 4 + 4 + 2 + 2
+	cpuEntry = 7 * 4
 )
 
 // MarshalBinary implements encoding.BinaryMarshaler.
 func (c *CPU) MarshalBinary() ([]byte, error) {
-	if len(c.Supported) > maxCPUID || len(c.Given) > maxCPUID || len(c.MSRs) > maxMSRs {
-		return nil, fmt.Errorf("kvm: %d and %d CPUID entries and %d MSRs, want at most %d and %d", len(c.Supported), len(c.Given), len(c.MSRs), maxCPUID, maxMSRs)
+	if len(c.Supported) > maxCPUID || len(c.Given) > maxCPUID || len(c.MSRs) > maxMSRs || len(c.Features) > maxMSRs {
+		return nil, fmt.Errorf("kvm: %d and %d CPUID entries, %d and %d MSRs, want at most %d and %d",
+			len(c.Supported), len(c.Given), len(c.MSRs), len(c.Features), maxCPUID, maxMSRs)
 	}
 	var flags byte
 	if c.TSCScaling {
@@ -226,6 +237,9 @@ func (c *CPU) MarshalBinary() ([]byte, error) {
 	if len(c.MSRs) > 0 {
 		flags |= cpuHasMSRs
 	}
+	if len(c.Features) > 0 {
+		flags |= cpuHasFeatures
+	}
 	b := append([]byte(cpuMagic), cpuVersion, flags)
 	b = binary.BigEndian.AppendUint32(b, c.XSaveSize)
 	b = binary.BigEndian.AppendUint32(b, c.TSCKHz)
@@ -236,8 +250,10 @@ func (c *CPU) MarshalBinary() ([]byte, error) {
 			b = binary.BigEndian.AppendUint32(b, n)
 		}
 	}
-	if len(c.MSRs) > 0 {
-		b = appendMSRs(b, c.MSRs)
+	for _, list := range [][]MSR{c.MSRs, c.Features} {
+		if len(list) > 0 {
+			b = appendMSRs(b, list)
+		}
 	}
 	return b, nil
 }
@@ -268,16 +284,22 @@ func (c *CPU) UnmarshalBinary(b []byte) error {
 		return bad("CPUID entries:", max(supported, given))
 	case (flags&cpuGuest != 0) != (given > 0):
 		return bad("CPUID entries of the guest:", given)
-	case len(b) < (supported+given)*cpuEntry, flags&cpuHasMSRs == 0 && len(b) != (supported+given)*cpuEntry:
+	case len(b) < (supported+given)*cpuEntry:
 		return bad("length", cpuHead+len(b))
 	}
-	if more := b[(supported+given)*cpuEntry:]; len(more) > 0 {
-		var ok bool
-		if next.MSRs, ok = parseMSRs(more); !ok {
+	more, ok := b[(supported+given)*cpuEntry:], true
+	if flags&cpuHasMSRs != 0 {
+		if next.MSRs, more, ok = parseMSRs(more); !ok {
 			return bad("MSRs, of length", len(more))
 		}
-	} else if flags&cpuHasMSRs != 0 {
-		return bad("MSRs, of length", 0)
+	}
+	if flags&cpuHasFeatures != 0 {
+		if next.Features, more, ok = parseMSRs(more); !ok {
+			return bad("features, of length", len(more))
+		}
+	}
+	if len(more) > 0 {
+		return bad("length", cpuHead+len(b))
 	}
 	read := func(n int) (list []CPUIDEntry) {
 		for range n {

@@ -106,18 +106,20 @@ func appendMSRs(b []byte, list []MSR) []byte {
 	return b
 }
 
-// parseMSRs decodes what appendMSRs has written; ok is false unless that is all of b.
-func parseMSRs(b []byte) (list []MSR, ok bool) {
+// parseMSRs decodes what appendMSRs has written, and returns what follows it. If b does not begin with
+// that, ok is false and b is returned.
+func parseMSRs(b []byte) (list []MSR, rest []byte, ok bool) {
 	if len(b) < 2 {
-		return nil, false
+		return nil, b, false
 	}
 	n := int(binary.BigEndian.Uint16(b))
-	b = b[2:]
-	if n == 0 || n > maxMSRs || len(b) != n*cpuMSR {
-		return nil, false
+	if n == 0 || n > maxMSRs || len(b) < 2+n*cpuMSR {
+		return nil, b, false
 	}
-	for ; len(b) > 0; b = b[cpuMSR:] {
-		list = append(list, MSR{binary.BigEndian.Uint32(b), binary.BigEndian.Uint64(b[4:])})
+	rest = b[2:]
+	for range n {
+		list = append(list, MSR{binary.BigEndian.Uint32(rest), binary.BigEndian.Uint64(rest[4:])})
+		rest = rest[cpuMSR:]
 	}
-	return list, true
+	return list, rest, true
 }

@@ -5,6 +5,7 @@ package kvm_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -107,22 +108,26 @@ func TestAGuestThatRunsIsDescribedWithItsMSRs(t *testing.T) {
 }
 
 func TestADescriptionWhoseMSRsAreCutIsRefused(t *testing.T) {
-	c := kvm.CPU{Supported: []kvm.CPUIDEntry{{Function: 1}}, MSRs: []kvm.MSR{{0x277, 6}, {0x2ff, 0xc06}}}
+	c := kvm.CPU{Supported: []kvm.CPUIDEntry{{Function: 1}}, MSRs: []kvm.MSR{{0x277, 6}, {0x2ff, 0xc06}}, Features: []kvm.MSR{{0xce, 1 << 31}, {0x10a, 0}}}
 	whole, err := c.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got kvm.CPU
-	if err := got.UnmarshalBinary(whole); err != nil || len(got.MSRs) != 2 || got.MSRs[1] != c.MSRs[1] {
-		t.Fatalf("%+v, %v", got.MSRs, err)
+	if err := got.UnmarshalBinary(whole); err != nil || !slices.Equal(got.MSRs, c.MSRs) || !slices.Equal(got.Features, c.Features) {
+		t.Fatalf("%+v and %+v, %v", got.MSRs, got.Features, err)
 	}
 	for n := range len(whole) {
 		if err := got.UnmarshalBinary(whole[:n]); !errors.Is(err, kvm.ErrState) {
 			t.Fatalf("%d of %d bytes: %v", n, len(whole), err)
 		}
 	}
-	c.MSRs = make([]kvm.MSR, 513)
-	if _, err := c.MarshalBinary(); err == nil {
-		t.Error("more MSRs than are read")
+	for _, list := range []*[]kvm.MSR{&c.MSRs, &c.Features} {
+		was := *list
+		*list = make([]kvm.MSR, 513)
+		if _, err := c.MarshalBinary(); err == nil {
+			t.Error("more MSRs than are read")
+		}
+		*list = was
 	}
 }

@@ -144,7 +144,7 @@ func Create(cfg Config) (_ *VM, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := v.SetCPUID(cpuid); err != nil {
+		if err := errors.Join(v.SetCPUID(cpuid), v.SetFeatures(cfg.Features)); err != nil {
 			return nil, err
 		}
 	}

@@ -78,7 +78,10 @@
 // # Unlike hosts
 //
 // A guest keeps for life the CPUID that it was created with. [CommonCPUID] is what
-// several hosts can all give it. [VM.DescribeCPU] and [VM.JudgeCPU], or both at once
+// several hosts can all give it. [CommonFeatures] is the same for the MSRs by which a CPU tells
+// of features, such as the attacks that do not work on it. KVM takes any value of some of them; what a
+// guest was promised is compared with what this host's KVM supports, as CPUID is. Not compared is the revision
+// of the microcode, which a guest goes on seeing as it was told. [VM.DescribeCPU] and [VM.JudgeCPU], or both at once
 // with [VM.MatchCPU], are for two hosts to
 // find out whether a guest of one can run on the other, before its memory moves; a
 // state that does not fit is refused in words ([CPUError]) in any case.

@@ -20,21 +20,27 @@ func byCPUID(index uint32) bool {
 	return index >= systemTimeNew && index <= asyncPFInt
 }
 
-// regain puts the MSRs that CPUID decides on back on the list, because the vCPU may have them by
-// its new table: the next read of the MSRs finds out.
+// regain puts MSRs back on the list that the vCPU did not have, because it may have them by its new
+// CPUID table: the next read of the MSRs finds out. Kernels before 6.0 tell a host of no performance
+// counters of a vCPU that has not been given them by CPUID yet.
 func (s *VCPUState) regain() {
 	for _, index := range s.sys.msrs {
-		if byCPUID(index) && !slices.Contains(s.msrs, index) {
+		if mayCome(index) && !slices.Contains(s.msrs, index) {
 			s.msrs = append(s.msrs, index)
 		}
 	}
 }
 
-// knowsMSR reports whether an MSR can be restored here. For an MSR that CPUID decides on it
+// mayCome reports whether a vCPU that does not have an MSR may have it once it gets its CPUID, or
+// another one. Of those that cannot be tried on a spare only KVM's own may.
+func mayCome(index uint32) bool { return byCPUID(index) || tried(index) }
+
+// knowsMSR reports whether an MSR can be restored here. For an MSR that CPUID may decide on it
 // returns true: whether KVM takes it together with the CPUID of the state is found out when the
 // state is tried.
 func (s *VCPUState) knowsMSR(index uint32) bool {
-	return byCPUID(index) || slices.Contains(s.known(), index)
+	return byCPUID(index) || slices.Contains(s.known(), index) ||
+		s.spare != nil && mayCome(index) && slices.Contains(s.sys.msrs, index)
 }
 
 // knowsMSR reports whether the state of some vCPU here can have an MSR.
@@ -76,8 +82,8 @@ func (g *given) changes(index uint32, value uint64) bool {
 	return list != nil && slices.ContainsFunc(*list, func(m MSR) bool { return m.Index == index && m.Value != value })
 }
 
-// featureMSRs returns the MSRs that tell a guest of features, as CPUID does; none on a KVM that cannot say.
-func featureMSRs(kvm int) []uint32 {
+// featureIndices returns the MSRs that tell a guest of features, as CPUID does; none on a KVM that cannot say.
+func featureIndices(kvm int) []uint32 {
 	const microcode = 0x8b // its revision, which a host may change at any time
 	var list msrIndices
 	list.n = maxMSRs

@@ -102,7 +102,7 @@ type MSR struct {
 // CPU stands for the description of a host's CPU.
 type CPU struct {
 	Supported, Given []CPUIDEntry
-	MSRs             []MSR
+	MSRs, Features   []MSR
 }
 
 // ReadCPU fails with an error that wraps errors.ErrUnsupported.
@@ -113,6 +113,9 @@ func (vm *VM) CPU() (*CPU, error) { return nil, errPlatform }
 
 // CommonCPUID fails with an error that wraps errors.ErrUnsupported.
 func CommonCPUID(i int, others ...*CPU) ([]CPUIDEntry, error) { return nil, errPlatform }
+
+// CommonFeatures fails with an error that wraps errors.ErrUnsupported.
+func CommonFeatures(others ...*CPU) ([]MSR, error) { return nil, errPlatform }
 
 // Judge fails with an error that wraps errors.ErrUnsupported.
 func (c *CPU) Judge(guest *CPU) error { return errPlatform }
@@ -140,6 +143,9 @@ func (v *VCPU) Index() int { return 0 }
 
 // Run fails with an error that wraps errors.ErrUnsupported.
 func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) error { return errPlatform }
+
+// SetFeatures fails with an error that wraps errors.ErrUnsupported.
+func (v *VCPU) SetFeatures(list []MSR) error { return errPlatform }
 
 // Dispatch returns a function that fails.
 func (v *VCPU) Dispatch(h Handler) func(*RunData) error {

@@ -60,6 +60,11 @@ var rules = []struct {
 
 	// Unlike hosts.
 	{"doc.go", "[CommonCPUID] is what several hosts can all give it.", []string{"TestTheCommonCPUIDIsTakenByBothHosts"}},
+	{"doc.go", "[CommonFeatures] is the same for the MSRs by which a CPU tells of features", []string{
+		"TestFeaturesThatHostsHaveInCommonFitEachOfThem", "TestAGuestIsCreatedWithTheFeaturesThatHostsHaveInCommon"}},
+	{"doc.go", "what a guest was promised is compared with what this host's KVM supports, as CPUID is", []string{
+		"TestAStateWithAPromiseThatThisHostDoesNotKeepIsRefused", "TestAnMSRThatKVMTakesWithAnyValueIsJudgedByWhatKVMSupports",
+		"TestAGuestThatWasNotWarnedIsRefusedWhereThereIsSomethingToWarnOf"}},
 	{"doc.go", "a state that does not fit is refused in words ([CPUError]) in any case", []string{
 		"TestACPUThatHasMoreIsRefusedWhileItIsDecoded", "TestAnotherVendorIsRefusedWhileDecoded", "TestWiderPhysicalAddressesAreRefusedWhileDecoded",
 		"TestTheOtherHostsDescriptionIsJudgedInWords", "TestAnMSRThatKVMRefusesIsNamedInTheHello"}},

@@ -34,6 +34,7 @@ const (
 type System struct {
 	msrs       []uint32 // to save, in the order to restore
 	features   []uint32 // MSRs that list features, which KVM does not change once a vCPU has run
+	supports   []MSR    // what KVM supports of those, as far as it is compared; empty: not known
 	xsaveSize  int      // bytes of KVM_GET_XSAVE(2)
 	xsave2     bool
 	xcrs       bool
@@ -123,7 +124,8 @@ func ReadSystem(kvm, vm int) (*System, error) {
 		s.msrs = slices.DeleteFunc(s.msrs, func(i uint32) bool { return slices.Contains(more, i) })
 		s.msrs = append(s.msrs, more...)
 	}
-	s.features = featureMSRs(kvm)
+	s.features = featureIndices(kvm)
+	s.supports = readFeatures(kvm, s.features)
 	var err error
 	if s.cpuid, err = possibleCPUID(kvm); err != nil {
 		return nil, fmt.Errorf("kvm: %w", err)

@@ -246,6 +246,11 @@ func FuzzCPU(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(seed)
+	small.Features = []kvm.MSR{{Index: 0xce, Value: 1 << 31}}
+	if seed, err = small.MarshalBinary(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		var c kvm.CPU
 		if c.UnmarshalBinary(p) != nil {

@@ -226,6 +226,11 @@ func (s *VCPUState) check(apic bool) error {
 		if m.Padding != 0 || m.Data != 0 && !known && !s.knowsMSR(m.Index) || !s.backed(m.Index, m.Data) {
 			return &MSRError{m.Index, m.Data}
 		}
+		if m.Data != 0 {
+			if list := lacksFeature(s.cpuid.entries[:s.cpuid.n], MSR{m.Index, m.Data}, s.sys.supports); len(list) > 0 {
+				return &CPUError{list}
+			}
+		}
 		if s.given.changes(m.Index, m.Data) {
 			return fmt.Errorf("%w: the vCPU has run with another value, which KVM does not change any more", &MSRError{m.Index, m.Data})
 		}

@@ -53,6 +53,9 @@ type Config struct {
 	// CPUID is as in kvm.Config: it returns the CPUID table of vCPU i, as
 	// kvm.CommonCPUID does. Nil is kvm.SupportedCPUID.
 	CPUID func(i int) ([]kvm.CPUIDEntry, error)
+	// Features is as in kvm.Config: what the guest is told by MSRs, as kvm.CommonFeatures
+	// does.
+	Features []kvm.MSR
 	// Log gets a record when a guest or a backend does something odd: a broken
 	// ring, a failed write; what a guest can repeat is logged once a second, with how
 	// often it was not ("unsaid"). Nil: nothing is logged.

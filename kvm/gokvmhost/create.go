@@ -41,7 +41,7 @@ func Create(machine MachineConfig, cfg Config) (_ *Host, err error) {
 		}
 	}()
 	if h.vm, err = kvm.Create(kvm.Config{
-		VCPUs: n, Memory: machine.Memory, DirtyRing: cfg.DirtyRing, CatchUp: cfg.CatchUp, CPUID: cfg.CPUID, Log: cfg.Log,
+		VCPUs: n, Memory: machine.Memory, DirtyRing: cfg.DirtyRing, CatchUp: cfg.CatchUp, CPUID: cfg.CPUID, Features: cfg.Features, Log: cfg.Log,
 	}); err != nil {
 		return nil, err
 	}

@@ -93,7 +93,7 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := v.SetCPUID(cpuid); err != nil {
+		if err := errors.Join(v.SetCPUID(cpuid), v.SetFeatures(cfg.Features)); err != nil {
 			return nil, err
 		}
 	}

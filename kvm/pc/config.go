@@ -12,10 +12,11 @@ import (
 type Config struct {
 	VCPUs  int    // 1 to 255; 0 means 1
 	Memory uint64 // bytes: a multiple of 4096, at least 1 MiB; LoadLinux says what a kernel needs
-	// DirtyRing, CatchUp and CPUID are as in kvm.Config.
+	// DirtyRing, CatchUp, CPUID and Features are as in kvm.Config.
 	DirtyRing int
 	CatchUp   bool
 	CPUID     func(i int) ([]kvm.CPUIDEntry, error)
+	Features  []kvm.MSR
 
 	Devices
 }

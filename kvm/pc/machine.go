@@ -67,7 +67,7 @@ const lowMost = 3 << 30
 func Create(cfg Config) (*Machine, error) {
 	vm, err := kvm.Create(kvm.Config{
 		VCPUs: cfg.VCPUs, Memory: cfg.Memory, DirtyRing: cfg.DirtyRing,
-		CatchUp: cfg.CatchUp, CPUID: cfg.CPUID, Log: cfg.Log,
+		CatchUp: cfg.CatchUp, CPUID: cfg.CPUID, Features: cfg.Features, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
