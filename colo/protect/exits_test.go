@@ -116,3 +116,29 @@ func TestAJobThatIsStoppedWhileItStartsItsGuestReturnsWhyItWasStopped(t *testing
 		}
 	})
 }
+
+func TestAJobThatIsStoppedWhileItTakesOverReturnsWhyItWasStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var b *host
+		a := w.boot("a", true, nil)
+		b = w.boot("b", false, func(c *Config) {
+			c.Guest = stoppedAtResume{c.Guest, func() {
+				if b.job.State() == TakingOver {
+					b.stop(errHalt)
+					b.is(Concluded)
+				}
+			}}
+		})
+		b.is(Following)
+		a.is(Protected)
+		a.kill(false)
+		<-b.done
+		if b.err != errHalt {
+			t.Errorf("Run returned %v", b.err)
+		}
+		if !b.guest.Paused() {
+			t.Error("the guest runs")
+		}
+	})
+}

@@ -215,6 +215,9 @@ func (j *Job) Run(ctx context.Context) error {
 
 	err = j.live(all)
 	stop() // it says that the job is concluded
+	if over, ok := err.(*StateError); ok && over.State == Concluded && all.Err() != nil {
+		err = context.Cause(all) // the step that could not be taken was the first to see it
+	}
 	// Nobody claims anything for this host any more: what a claim gets that is under
 	// way is given back with the rest.
 	j.mu.Lock()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -62,9 +61,7 @@ func (d *dumper) record(rec *vmstate.Record) error {
 	case vmstate.SectionFull:
 		d.device(rec)
 	case vmstate.CommandRecord:
-		if rec.Command.Type == vmstate.CommandPostcopyAdvise {
-			d.memory.walker.Format.Postcopy = true
-		}
+		d.memory.walker.Learn(rec)
 		d.p.line(line{Offset: rec.Offset, Kind: "command", Name: rec.Command.String(), Length: rec.Length, Fields: payload(rec.Command)})
 		put := d.verify
 		d.verify = nil // Put has written the nested stream too
@@ -133,16 +130,11 @@ func (d *dumper) decode(rec *vmstate.Record) (fields any, why string) {
 // configured prints the configuration and learns from it how memory is sent.
 func (d *dumper) configured(rec *vmstate.Record) {
 	c := rec.Configuration
-	k := &d.memory.walker
-	d.shared = slices.Contains(c.Capabilities, "x-ignore-shared")
-	k.Format.IgnoreShared = d.shared
-	k.Format.MappedRAM = slices.Contains(c.Capabilities, "mapped-ram")
+	d.memory.walker.Learn(rec)
+	d.shared = d.memory.walker.Format.IgnoreShared
 	fields := map[string]any{"machine": c.Machine}
 	if c.TargetPageBits != 0 {
 		fields["target-page-bits"] = c.TargetPageBits
-		if size := int64(1) << c.TargetPageBits; d.o.pageSize == 0 && validPageSize(size) {
-			k.PageSize = int(size)
-		}
 	}
 	if c.Capabilities != nil {
 		fields["capabilities"] = c.Capabilities

@@ -64,12 +64,7 @@ func at(t testing.TB, p []byte) damage.Input {
 	s := vmstate.Scanner{
 		Record: func(rec *vmstate.Record) error {
 			in.Cuts = append(in.Cuts, int(rec.Offset))
-			switch rec.Type {
-			case vmstate.Configured:
-				k.Format.IgnoreShared = slices.Contains(rec.Configuration.Capabilities, "x-ignore-shared")
-			case vmstate.CommandRecord:
-				k.Format.Postcopy = k.Format.Postcopy || rec.Command.Type == vmstate.CommandPostcopyAdvise
-			}
+			k.Learn(rec)
 			for _, nested := range rec.Package {
 				in.Cuts = append(in.Cuts, int(nested.Offset))
 			}

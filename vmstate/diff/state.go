@@ -172,15 +172,11 @@ type reading struct {
 }
 
 func (x *reading) record(rec *vmstate.Record) error {
+	x.walk.Learn(rec)
 	switch rec.Type {
 	case vmstate.Configured:
 		c := rec.Configuration
 		x.s.Configuration = &c
-		x.walk.Format.IgnoreShared = slices.Contains(c.Capabilities, "x-ignore-shared")
-		x.walk.Format.MappedRAM = slices.Contains(c.Capabilities, "mapped-ram")
-		if bits := c.TargetPageBits; x.cfg.PageSize == 0 && bits >= 8 && bits <= 16 {
-			x.walk.PageSize = 1 << bits
-		}
 	case vmstate.SectionStart:
 		if !slices.Contains(x.s.Live, rec.Header.Name) && len(x.s.Live) < 1<<10 {
 			x.s.Live = append(x.s.Live, rec.Header.Name)
@@ -189,7 +185,7 @@ func (x *reading) record(rec *vmstate.Record) error {
 		return x.device(rec)
 	case vmstate.CommandRecord:
 		if rec.Command.Type == vmstate.CommandPostcopyAdvise {
-			x.s.Postcopy, x.walk.Format.Postcopy = true, true
+			x.s.Postcopy = true
 		}
 		for i := range rec.Package {
 			if rec.Package[i].Type == vmstate.SectionFull {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	stdlog "log"
+	"os"
 	"slices"
 
 	"github.com/gocolo/lockstep/qemufile"
@@ -90,4 +91,55 @@ func ExampleWalker() {
 	// end zero pc.ram 12288
 	// end eos  0
 	// the same bytes: true
+}
+
+// The devices in a stream of a stock QEMU, of whatever machine and with whatever capabilities. Its
+// memory passes by, and so do sections of which nothing here knows what they are.
+func ExampleWalker_Learn() {
+	f, err := os.Open("testdata/qemu-7.2/precopy_none_1M_x-ignore-shared.bin")
+	if err != nil {
+		stdlog.Fatal(err)
+	}
+	defer f.Close()
+
+	memory := ram.Walker{Detect: true}
+	pages := 0
+	var s vmstate.Scanner
+	s.Record = func(rec *vmstate.Record) error {
+		memory.Learn(rec)
+		if rec.Type != vmstate.SectionFull {
+			return nil
+		}
+		fields, err := rec.Decode()
+		if err != nil { // it cannot be told from its description, or has none; the others can
+			fmt.Println(rec.Header.Name, "not decoded:", err)
+			return nil
+		}
+		for _, f := range fields.Fields {
+			fmt.Println(rec.Header.Name, f.Name, f.Type)
+		}
+		return nil
+	}
+	s.Live = func(h vmstate.Header, r *qemufile.Reader) error {
+		if h.Name != ram.SectionName {
+			return s.SkipLive(h, r, nil)
+		}
+		return memory.Walk(r, func(rec *ram.Record) error {
+			if rec.Kind == ram.KindPage || rec.Kind == ram.KindZero {
+				pages++
+			}
+			return nil
+		})
+	}
+	if err := s.Stream(qemufile.NewReader(f)); err != nil {
+		stdlog.Fatal(err)
+	}
+	fmt.Println(pages, "pages")
+	// Output:
+	// timer cpu_ticks_offset int64
+	// timer unused unused_buffer
+	// timer cpu_clock_offset int64
+	// globalstate size uint32
+	// globalstate runstate buffer
+	// 256 pages
 }

@@ -3,9 +3,11 @@ package ram
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gocolo/lockstep/internal/xbzrle"
 	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // Kind says what a [Record] carries.
@@ -179,6 +181,24 @@ type Walker struct {
 	named   bool              // a record has named its block
 	blocks  map[string]uint64 // lengths; nil before a list
 	rec     Record
+}
+
+// Learn takes from a record of the stream what that says of the memory behind it. The
+// configuration names capabilities and, on some machines, the size of the target's pages, which
+// counts unless PageSize is set; a command says that postcopy may follow. Who reads a stream of
+// a machine that he does not know calls it with each record, in the Record of a
+// [vmstate.Scanner].
+func (k *Walker) Learn(rec *vmstate.Record) {
+	switch c := &rec.Configuration; {
+	case rec.Type == vmstate.Configured:
+		k.Format.IgnoreShared = slices.Contains(c.Capabilities, "x-ignore-shared")
+		k.Format.MappedRAM = slices.Contains(c.Capabilities, "mapped-ram")
+		if bits := c.TargetPageBits; k.PageSize == 0 && bits >= 8 && bits <= 16 {
+			k.PageSize = 1 << bits
+		}
+	case rec.Type == vmstate.CommandRecord && rec.Command.Type == vmstate.CommandPostcopyAdvise:
+		k.Format.Postcopy = true
+	}
 }
 
 // Walk reads one section's body, up to and including EOS, and calls fn for

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // ramBodies cuts the bodies of the ram sections out of a stream whose first
@@ -94,6 +95,53 @@ func TestStreamsOfQEMULoad(t *testing.T) {
 			flush(t, c)
 			wantMemory(t, "the guest", g, [][]byte{make([]byte, x.pages*PageSize)})
 		})
+	}
+}
+
+// A walker finds the memory of each vector by what the stream says, and nothing else.
+func TestAWalkerLearnsTheFormatFromTheStream(t *testing.T) {
+	for _, x := range vectors {
+		k := Walker{PageSize: PageSize}
+		bodies := 0
+		s := vmstate.Scanner{
+			Record: func(rec *vmstate.Record) error { k.Learn(rec); return nil },
+			Live: func(_ vmstate.Header, r *qemufile.Reader) error {
+				bodies++
+				return k.Walk(r, func(*Record) error { return nil })
+			},
+		}
+		err := s.Stream(reader(readVector(t, x.file)))
+		if err != nil || k.Format != x.format || bodies != x.bodies {
+			t.Errorf("%s: %+v and %d sections, want %+v and %d: %v", x.file, k.Format, bodies, x.format, x.bodies, err)
+		}
+	}
+}
+
+func TestAWalkerLearnsWhatARecordSays(t *testing.T) {
+	configured := func(bits uint32, capabilities ...string) *vmstate.Record {
+		return &vmstate.Record{Type: vmstate.Configured, Configuration: vmstate.Configuration{TargetPageBits: bits, Capabilities: capabilities}}
+	}
+	advise := &vmstate.Record{Type: vmstate.CommandRecord, Command: vmstate.PostcopyAdvise{}.Command()}
+	for _, x := range []struct {
+		set   int // the size of pages that is known beforehand
+		says  []*vmstate.Record
+		size  int
+		wants Format
+	}{
+		{0, []*vmstate.Record{configured(0)}, 0, Format{}},
+		{0, []*vmstate.Record{configured(10, "xbzrle", "mapped-ram")}, 1024, Format{MappedRAM: true}},
+		{4096, []*vmstate.Record{configured(10, "x-ignore-shared"), advise}, 4096, Format{IgnoreShared: true, Postcopy: true}},
+		{0, []*vmstate.Record{configured(7)}, 0, Format{}},
+		{0, []*vmstate.Record{configured(40)}, 0, Format{}},
+		{0, []*vmstate.Record{{Type: vmstate.CommandRecord, Command: vmstate.PostcopyListen()}, {Type: vmstate.EOF}}, 0, Format{}},
+	} {
+		k := Walker{PageSize: x.set}
+		for _, rec := range x.says {
+			k.Learn(rec)
+		}
+		if k.PageSize != x.size || k.Format != x.wants {
+			t.Errorf("%+v: pages of %d, %+v, want %d, %+v", x.says, k.PageSize, k.Format, x.size, x.wants)
+		}
 	}
 }
 
