@@ -34,6 +34,10 @@ type Store interface {
 // A claimant that has watched before it claims (Watch) need not wait for the
 // whole term again.
 //
+// One Load or Swap of the store is waited for as long as the term of the claim or grant, and where
+// there is none as long as StoreTimeout: a question that was lost is an error, and whoever has
+// asked asks again. A claim waits longer than that for another host's grant, but not for the store.
+//
 // A swap that was made, and whose answer was lost, counts when the record is read the
 // next time: from when the swap was sent, like any other.
 type StoreArbiter struct {
@@ -50,6 +54,40 @@ var _ Arbiter = (*StoreArbiter)(nil)
 // NewStoreArbiter returns the arbiter over a store.
 func NewStoreArbiter(store Store) *StoreArbiter { return &StoreArbiter{store: store} }
 
+// StoreTimeout bounds one Load or Swap for which no term says how late it may be.
+const StoreTimeout = 10 * time.Second
+
+// ErrUnanswered means that a Store has not answered one Load or Swap in time. What was asked for may
+// have happened or not.
+var ErrUnanswered = errors.New("failover: the store has not answered")
+
+// within calls f, one operation of a store, with a context that ends when that is too late for a
+// grant of the term; 0: there is none.
+func within(ctx context.Context, term time.Duration, f func(context.Context) error) error {
+	if term <= 0 {
+		term = StoreTimeout
+	}
+	if at, ok := ctx.Deadline(); ok && time.Until(at) <= term {
+		return f(ctx) // whoever asks gives up no later
+	}
+	one, cancel := context.WithTimeoutCause(ctx, term, fmt.Errorf("%w for %v", ErrUnanswered, term))
+	defer cancel()
+	err := f(one)
+	if err != nil && ctx.Err() == nil && one.Err() != nil && !errors.Is(err, ErrUnanswered) {
+		return fmt.Errorf("%w: %w", context.Cause(one), err) // it may have returned the error of its context
+	}
+	return err
+}
+
+// load reads the record.
+func (a *StoreArbiter) load(ctx context.Context, term time.Duration) (r Record, err error) {
+	err = within(ctx, term, func(ctx context.Context) (err error) {
+		r, err = a.store.Load(ctx)
+		return err
+	})
+	return r, err
+}
+
 // saw notes a record that has just been read, and returns the time after which
 // this record was first read.
 func (a *StoreArbiter) saw(r Record) time.Time {
@@ -63,7 +101,7 @@ func (a *StoreArbiter) saw(r Record) time.Time {
 
 // Record implements Arbiter.
 func (a *StoreArbiter) Record(ctx context.Context) (Record, error) {
-	r, err := a.store.Load(ctx)
+	r, err := a.load(ctx, 0)
 	if err == nil {
 		a.saw(r)
 	}
@@ -74,8 +112,9 @@ func (a *StoreArbiter) Record(ctx context.Context) (Record, error) {
 func (a *StoreArbiter) Watch(ctx context.Context, seen Record) (Record, error) {
 	r, err := a.Record(ctx)
 	for err == nil && !r.Changed(seen) {
-		if r, err = a.store.Changed(ctx, r); err == nil {
-			a.saw(r)
+		was := r
+		if r, err = a.until(ctx, was, time.Time{}, false); err == nil && r == was {
+			r, err = a.Record(ctx)
 		}
 	}
 	return r, err
@@ -85,7 +124,7 @@ func (a *StoreArbiter) Watch(ctx context.Context, seen Record) (Record, error) {
 func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 	for {
 		sent := time.Now()
-		r, err := a.store.Load(ctx)
+		r, err := a.load(ctx, c.Term)
 		if err != nil {
 			return Grant{}, err
 		}
@@ -101,7 +140,7 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 			if made, ok := a.made(r); ok && next.Generation == r.Generation && r.Term == c.Term && (c.Term == 0 || time.Since(made) < c.Term) {
 				return Grant{Generation: r.Generation, Token: c.Token, Term: c.Term, Sent: made}, nil
 			}
-			swapped, err := a.swap(ctx, r, next, sent)
+			swapped, err := a.swap(ctx, c.Term, r, next, sent)
 			if err != nil {
 				return Grant{}, err
 			}
@@ -110,15 +149,18 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 			}
 			return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, nil
 		}
-		if err := a.until(ctx, r, lapse, ok); err != nil {
+		if _, err := a.until(ctx, r, lapse, ok); err != nil {
 			return Grant{}, err
 		}
 	}
 }
 
 // swap asks the store for a swap, and remembers one that is not answered.
-func (a *StoreArbiter) swap(ctx context.Context, old, next Record, sent time.Time) (bool, error) {
-	swapped, err := a.store.Swap(ctx, old, next)
+func (a *StoreArbiter) swap(ctx context.Context, term time.Duration, old, next Record, sent time.Time) (swapped bool, err error) {
+	err = within(ctx, term, func(ctx context.Context) (err error) {
+		swapped, err = a.store.Swap(ctx, old, next)
+		return err
+	})
 	if err != nil {
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -146,29 +188,31 @@ func (a *StoreArbiter) lapse(r Record) (at time.Time, ok bool) {
 	return since.Add(r.Term), r.Held() && r.Term > 0
 }
 
-// until waits for the record to change, or for a time.
-func (a *StoreArbiter) until(ctx context.Context, r Record, at time.Time, ok bool) error {
-	wait := ctx
-	if ok {
-		var cancel context.CancelFunc
-		wait, cancel = context.WithDeadline(ctx, at)
-		defer cancel()
+// until waits for the record to change, or for a time if ok, or for so long that it is to be looked
+// at again: what the store was to say of the change may have been lost. It returns what has been read
+// last.
+func (a *StoreArbiter) until(ctx context.Context, r Record, at time.Time, ok bool) (Record, error) {
+	if look := time.Now().Add(StoreTimeout); !ok || look.Before(at) {
+		at = look
 	}
+	wait, cancel := context.WithDeadline(ctx, at)
+	defer cancel()
 	next, err := a.store.Changed(wait, r)
 	switch {
 	case err == nil:
 		a.saw(next)
+		return next, nil
 	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case ok && wait.Err() != nil:
-		return nil // time to look again
+		return r, context.Cause(ctx)
+	case wait.Err() != nil:
+		return r, nil // time to look again
 	}
-	return err
+	return r, err
 }
 
 // Renew implements Arbiter.
 func (a *StoreArbiter) Renew(ctx context.Context, g Grant, note string) (Grant, error) {
-	err := a.change(ctx, func(r Record) (next Record, sent time.Time, err error) {
+	err := a.change(ctx, g.Term, func(r Record) (next Record, sent time.Time, err error) {
 		next, err = r.Renew(g, note)
 		if made, ok := a.made(r); ok && err == nil && made.After(g.Sent) {
 			next, g.Sent = r, made // the renewal before this one, which is heard of now
@@ -182,7 +226,7 @@ func (a *StoreArbiter) Renew(ctx context.Context, g Grant, note string) (Grant, 
 
 // Release implements Arbiter.
 func (a *StoreArbiter) Release(ctx context.Context, g Grant, note string) error {
-	return a.change(ctx, func(r Record) (Record, time.Time, error) {
+	return a.change(ctx, g.Term, func(r Record) (Record, time.Time, error) {
 		next, err := r.Release(g, note)
 		return next, time.Now(), err
 	})
@@ -190,9 +234,9 @@ func (a *StoreArbiter) Release(ctx context.Context, g Grant, note string) error 
 
 // change replaces the record by the one that rule returns for it, with the time from which
 // that counts as sent. If rule returns the same record nothing is written.
-func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, time.Time, error)) error {
+func (a *StoreArbiter) change(ctx context.Context, term time.Duration, rule func(Record) (Record, time.Time, error)) error {
 	for {
-		r, err := a.store.Load(ctx)
+		r, err := a.load(ctx, term)
 		if err != nil {
 			return err
 		}
@@ -200,7 +244,7 @@ func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, ti
 		if err != nil || next == r {
 			return err
 		}
-		if swapped, err := a.swap(ctx, r, next, sent); err != nil || swapped {
+		if swapped, err := a.swap(ctx, term, r, next, sent); err != nil || swapped {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
@@ -20,7 +21,16 @@ type toldArbiter struct {
 }
 
 func (a *toldArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	said := make(chan struct{})
+	late := a.j.cfg.PeerTimeout + a.j.cfg.Term
+	timer := time.AfterFunc(late, func() { // joined below
+		defer close(said)
+		a.j.note(fmt.Errorf("protect: the arbiter has granted and refused nothing for %v: it does not answer, or another host has the guest", late))
+	})
 	g, err := a.Arbiter.Acquire(ctx, c)
+	if !timer.Stop() {
+		<-said
+	}
 	s := a.j.session()
 	switch {
 	case s == nil:

@@ -130,7 +130,9 @@ func (p *Peer) checkDial() error {
 
 // A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
 // its storage, its network port. It is called with this host's grant, before the
-// guest runs, and again after an error, until it succeeds or the job ends.
+// guest runs, and again after an error, until it succeeds, the job ends, or an operator says by
+// Fenced that it need not. It has no bound of time but its own. One that does not return when its
+// context ends keeps nobody waiting but the next call and the end of Run.
 type Fencer interface {
 	Fence(ctx context.Context, generation uint64) error
 }
@@ -150,7 +152,8 @@ type Config struct {
 
 	// Arbiter decides who has the guest. Nil: an operator does, by Failover or
 	// Fenced on one of the hosts: a pair that has lost each other stands still
-	// until then.
+	// until then. A question that does not return when its context ends, as of storage
+	// whose server is gone, keeps nobody waiting but the next question and the end of Run.
 	Arbiter failover.Arbiter
 	// ArbiterKind says in a few words what Arbiter is, or with what it decides. The other host is
 	// told, and says the same of its own: where they differ both hosts warn, in LastError and the

@@ -200,7 +200,8 @@
 //
 // # Goroutines
 //
-// Run's own, one that renews the grant, one for each Network and, if it has a port
+// Run's own, one that renews the grant, one for each question to the arbiter or the fencer for as
+// long as that takes, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
 // one for the heartbeat, two for the control connection, one more on a primary, which makes
 // that again, one for the promises, and some for each disk. A session has one more for each of the

@@ -63,7 +63,7 @@ func (j *Job) order(ctx context.Context, verb input, after uint64) error {
 	generation, err := j.acquire(ctx, after, true)
 	if err == nil {
 		j.learn(generation)
-		j.hold(generation)
+		err = j.record(ctx, generation)
 	}
 	if life.Err() != nil {
 		return errors.Join(over, err)

@@ -81,6 +81,8 @@ type Job struct {
 	orders  sync.WaitGroup // of questions to the arbiter that are asked in life; Run waits for them
 	holding chan struct{}  // capacity one: held while a generation is recorded on the disks, which may wait
 	telling chan struct{}  // capacity one: held while the arbiter is told of an operator's word, which may wait
+
+	asking, watching, fencing, recording outside // calls of the arbiter, of its Watch, of the fencer, and of disks that are to record a generation for an operator's order
 }
 
 // An activity is work that goes on while the job is in some states; its context
@@ -117,7 +119,10 @@ func newJob(cfg Config) (*Job, error) {
 		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), telling: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), saves: make(chan *saving), since: time.Now(),
 	}
 	j.told.ended.L = &j.mu
-	keep := failover.KeeperConfig{Arbiter: &toldArbiter{Arbiter: cfg.Arbiter, j: j}, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
+	if cfg.Arbiter != nil {
+		j.cfg.Arbiter = outsideArbiter{cfg.Arbiter, &j.asking, &j.watching}
+	}
+	keep := failover.KeeperConfig{Arbiter: &toldArbiter{Arbiter: j.cfg.Arbiter, j: j}, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
 		j.manual = failover.NewManual(failover.Record{})
 		keep.Arbiter, keep.Term = j.manual, -1
@@ -248,6 +253,7 @@ func (j *Job) Run(ctx context.Context) error {
 			err = errors.Join(err, j.vm.Pause(ctx))
 		}
 	}
+	j.allReturned()
 	return err
 }
 

@@ -227,9 +227,12 @@ func (j *Job) fence(ctx context.Context, generation uint64) error {
 		return nil
 	}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := j.cfg.Fencer.Fence(ctx, generation)
+		err := j.fenceOnce(ctx, generation)
 		if err == nil {
 			return nil
+		}
+		if ctx.Err() != nil {
+			return err
 		}
 		j.note(fmt.Errorf("fence: %w", err))
 		if err := wait.For(ctx, pause); err != nil {

@@ -289,4 +289,18 @@ func TestARecordWrittenByHandIsSwapped(t *testing.T) {
 			}
 		})
 	}
+	t.Run("of no guest yet", func(t *testing.T) {
+		const key = "none yet"
+		if _, err := client.Put(t.Context(), key, `{"format":"lockstep-arbiter-1","generation":0,"writes":0}`); err != nil {
+			t.Fatal(err)
+		}
+		store := etcd.Open(client, key, patient)
+		first := failover.Record{Generation: 1, Holder: "a", Token: "1", Writes: 1}
+		if ok, err := store.Swap(t.Context(), failover.Record{}, first); !ok || err != nil {
+			t.Errorf("it is not swapped: %t, %v", ok, err)
+		}
+		if ok, err := store.Swap(t.Context(), failover.Record{}, first); ok || err != nil {
+			t.Errorf("it is swapped twice: %t, %v", ok, err)
+		}
+	})
 }

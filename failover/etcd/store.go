@@ -71,11 +71,11 @@ func (s *Store) load(ctx context.Context) (failover.Record, int64, error) {
 // Swap implements failover.Store. A record is in place if the key's value decodes to
 // it, however it is written: a person may have put it there.
 func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
-	if old == (failover.Record{}) {
-		answer, err := s.put(ctx, clientv3.Compare(clientv3.CreateRevision(s.key), "=", 0), next)
-		return err == nil && answer.Succeeded, err
+	is := clientv3.Compare(clientv3.Value(s.key), "=", string(old.Encode()))
+	if old == (failover.Record{}) { // the key is not there, unless a person has put that there
+		is = clientv3.Compare(clientv3.CreateRevision(s.key), "=", 0)
 	}
-	answer, err := s.put(ctx, clientv3.Compare(clientv3.Value(s.key), "=", string(old.Encode())), next)
+	answer, err := s.put(ctx, is, next)
 	if err != nil || answer.Succeeded {
 		return err == nil, err
 	}

@@ -34,6 +34,7 @@
 // Hosts that lose the storage can neither renew nor claim: the holder's output
 // stops at the end of its term, and nobody takes over until one of them reaches
 // it again. A call of a storage that waits for its server without an end (NFS
-// that is not mounted soft) comes back no sooner, whatever its context: a host
-// that leaves meanwhile waits for it.
+// that is not mounted soft) comes back no sooner, whatever its context. A job of
+// colo/protect does not wait for it, but for the end of its Run: an operator's word
+// counts at once.
 package sharedfile

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/failover"
@@ -99,7 +100,7 @@ func (s *Store) try() error {
 
 // Load implements failover.Store.
 func (s *Store) Load(ctx context.Context) (failover.Record, error) {
-	for {
+	for last := uint64(0); ; {
 		if ctx.Err() != nil {
 			return failover.Record{}, context.Cause(ctx)
 		}
@@ -108,7 +109,8 @@ func (s *Store) Load(ctx context.Context) (failover.Record, error) {
 			return failover.Record{}, err
 		}
 		r, err := s.read(n)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) && n != last {
+			last = n
 			continue // newer ones have come meanwhile, and this one was removed
 		}
 		return r, err
@@ -150,7 +152,7 @@ func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	switch {
 	case err != nil:
 		return false, err
-	case newest >= next.Writes+keep:
+	case newest > next.Writes && newest-next.Writes >= keep:
 		return false, fmt.Errorf("sharedfile: state %d was written when state %d was there", next.Writes, newest)
 	}
 	s.tidy(newest, all)
@@ -224,11 +226,17 @@ func number(name string) (uint64, bool) {
 }
 
 func (s *Store) read(n uint64) (failover.Record, error) {
-	f, err := os.Open(s.state(n))
+	// Of a name that is no file, a pipe say, nobody waits for what may come of it.
+	f, err := os.OpenFile(s.state(n), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return failover.Record{}, err
 	}
 	defer f.Close()
+	if fi, err := f.Stat(); err != nil {
+		return failover.Record{}, err
+	} else if !fi.Mode().IsRegular() {
+		return failover.Record{}, fmt.Errorf("%s: %w: it is no file, but %v", f.Name(), failover.ErrRecord, fi.Mode())
+	}
 	b, err := io.ReadAll(io.LimitReader(f, failover.MaxRecord+1))
 	if err != nil {
 		return failover.Record{}, err
@@ -272,7 +280,7 @@ func (s *Store) tidy(newest uint64, names []string) {
 	slices.Sort(names)
 	for _, name := range names {
 		path := filepath.Join(s.dir, name)
-		if n, ok := number(name); ok && n+keep <= newest {
+		if n, ok := number(name); ok && newest-n >= keep {
 			os.Remove(path)
 		} else if strings.HasPrefix(name, tempPrefix) {
 			if fi, err := os.Lstat(path); err == nil && time.Since(fi.ModTime()) > stale {

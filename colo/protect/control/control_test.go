@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -246,4 +247,23 @@ func TestAHostAddsCommandsOfItsOwn(t *testing.T) {
 			t.Errorf("%s lacks it", list)
 		}
 	}
+}
+
+// A command outlives its client, and no arbiter that does not answer: the job has one turn for all.
+func TestACommandOutlivesItsClientAndEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // the client has left
+		begun := time.Now()
+		err := within(ctx, asking, func(ctx context.Context) error {
+			if ctx.Err() != nil {
+				t.Error("it takes its order with it")
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		if d := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || d != asking {
+			t.Errorf("%v, after %v", err, d)
+		}
+	})
 }

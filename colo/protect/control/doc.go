@@ -45,7 +45,8 @@
 //
 // A command that the state of the job does not allow gets a GenericError with the text
 // of the protect.StateError. A command is carried out even if the client leaves before
-// the answer.
+// the answer. One that asks the arbiter ends after a minute, and one that moves the guest after
+// ten, with an error that says so; protection-save has no such bound.
 //
 // The state of the guest is, in words of QEMU's RunState:
 //

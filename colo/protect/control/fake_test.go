@@ -49,9 +49,14 @@ func (j *fake) Query() protect.Info {
 }
 
 func (j *fake) order(ctx context.Context, s string) error {
-	if ctx.Done() != nil {
-		return errors.New("a client that leaves takes its order with it")
+	if _, ok := ctx.Deadline(); !ok {
+		return errors.New("an order that may have no end")
 	}
+	return j.note(s)
+}
+
+// note notes an order.
+func (j *fake) note(s string) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.orders = append(j.orders, s)
@@ -64,21 +69,19 @@ func (j *fake) ordered() []string {
 	return slices.Clone(j.orders)
 }
 
-var background = context.Background()
-
 var _ Runner = (*protect.Job)(nil)
 
 func (j *fake) Pause(ctx context.Context, why string) error { return j.order(ctx, "pause "+why) }
 
-func (j *fake) Resume() error { return j.order(background, "resume") }
+func (j *fake) Resume() error { return j.note("resume") }
 
 func (j *fake) Complete(ctx context.Context) error { return j.order(ctx, "complete") }
 
-func (j *fake) Checkpoint() error { return j.order(background, "checkpoint") }
+func (j *fake) Checkpoint() error { return j.note("checkpoint") }
 
-func (j *fake) Failover() error { return j.order(background, "failover") }
+func (j *fake) Failover() error { return j.note("failover") }
 
-func (j *fake) Fenced() error { return j.order(background, "fenced") }
+func (j *fake) Fenced() error { return j.note("fenced") }
 
 func (j *fake) Switchover(ctx context.Context) error { return j.order(ctx, "switchover") }
 
@@ -98,7 +101,7 @@ func (j richer) Cancel(ctx context.Context) error { return j.order(ctx, "cancel"
 
 func (j richer) Migrate(ctx context.Context) error { return j.order(ctx, "migrate") }
 
-func (j richer) SetDelay(d time.Duration) error { return j.order(background, "delay "+d.String()) }
+func (j richer) SetDelay(d time.Duration) error { return j.note("delay " + d.String()) }
 
 // vm counts pauses as a colo.VM does.
 type vm struct {

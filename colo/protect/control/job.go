@@ -50,7 +50,7 @@ func (j job) Err() error {
 }
 
 func (j job) Pause(ctx context.Context) error {
-	return j.m.ordered("job-pause", j.m.job.Pause(context.WithoutCancel(ctx), "by the monitor"))
+	return j.m.ordered("job-pause", within(ctx, asking, func(ctx context.Context) error { return j.m.job.Pause(ctx, "by the monitor") }))
 }
 
 func (j job) Resume(context.Context) error {
@@ -62,11 +62,11 @@ func (j job) Cancel(ctx context.Context) error {
 	if !ok {
 		return errNotThisJob
 	}
-	return j.m.ordered("job-cancel", c.Cancel(context.WithoutCancel(ctx)))
+	return j.m.ordered("job-cancel", within(ctx, asking, c.Cancel))
 }
 
 func (j job) Complete(ctx context.Context) error {
-	return j.m.ordered("job-complete", j.m.job.Switchover(context.WithoutCancel(ctx)))
+	return j.m.ordered("job-complete", within(ctx, moving, j.m.job.Switchover))
 }
 
 func (job) Finalize(context.Context) error { return errNotThisJob }

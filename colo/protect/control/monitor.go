@@ -131,7 +131,7 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 		})
 	}
 	if g, ok := job.(migrator); ok {
-		m.verb("protection-migrate", g.Migrate)
+		m.verb("protection-migrate", moving, g.Migrate)
 	}
 	if cfg.Save != nil {
 		qmp.Register(c, "protection-save", func(ctx context.Context, a saveArguments) (qmp.None, error) {
@@ -139,9 +139,9 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 		})
 	}
 	qmp.Register(c, "query-protection", func(context.Context, qmp.None) (protection, error) { return newProtection(job.Query()), nil })
-	m.verb("protection-failover", func(context.Context) error { return job.Failover() })
-	m.verb("protection-fenced", func(context.Context) error { return job.Fenced() })
-	m.verb("protection-complete", job.Complete)
+	m.verb("protection-failover", asking, func(context.Context) error { return job.Failover() })
+	m.verb("protection-fenced", asking, func(context.Context) error { return job.Fenced() })
+	m.verb("protection-complete", asking, job.Complete)
 	if cfg.Register != nil {
 		cfg.Register(c)
 	}
@@ -173,10 +173,24 @@ type canceller interface {
 	Cancel(ctx context.Context) error
 }
 
+// How long a command may take that asks the arbiter, and one that moves the guest. A command that is
+// not carried out in its time keeps no other one from its turn.
+const (
+	asking = time.Minute
+	moving = 10 * time.Minute
+)
+
+// within carries a command out for as long as limit. It is carried out even if the client leaves.
+func within(ctx context.Context, limit time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	defer cancel()
+	return do(ctx)
+}
+
 // verb registers a command that has no arguments, and no answer but an error.
-func (m *Monitor) verb(name string, do func(context.Context) error) {
+func (m *Monitor) verb(name string, limit time.Duration, do func(context.Context) error) {
 	qmp.Register(&m.Commands, name, func(ctx context.Context, _ qmp.None) (qmp.None, error) {
-		return qmp.None{}, m.ordered(name, do(context.WithoutCancel(ctx)))
+		return qmp.None{}, m.ordered(name, within(ctx, limit, do))
 	})
 }
 

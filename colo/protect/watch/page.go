@@ -39,7 +39,9 @@ const (
 	sampled  = 250 * time.Millisecond // from one query of the job to the next
 	between  = 500 * time.Millisecond // from one message to the next, at least
 	silence  = time.Second            // from one message to the next, at most
-	stalling = 10 * time.Second       // how long a browser may take no byte
+	stalling = 10 * time.Second       // how long a browser may take no byte, and for the whole of an order
+	asking   = time.Minute            // how long a pause asks the arbiter
+	moving   = 10 * time.Minute       // how long a switchover may take
 )
 
 // Config says what a page shows and who may use it. Job is required.

@@ -86,6 +86,10 @@ func standalone(picture string) string {
 // live sends what there is to see, whole each time, so that a browser that has
 // missed something, or a restart, is right again with the next message.
 func (p *Page) live(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodHead { // nothing would be sent, for ever
+		w.Header().Set("Content-Type", "text/event-stream")
+		return
+	}
 	select {
 	case p.viewers <- struct{}{}:
 		defer func() { <-p.viewers }()
@@ -141,15 +145,29 @@ const maxForm = 4 << 10
 // error.
 func (p *Page) act(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	out := http.NewResponseController(w)
+	out.SetReadDeadline(time.Now().Add(stalling)) // where the server supports that
 	token := r.Header.Get("X-Lockstep-Token")
 	if err := p.origin.Check(r); err != nil || subtle.ConstantTimeCompare([]byte(token), []byte(p.token)) != 1 {
 		p.log.Warn("an order that is not the page's was refused", "from", r.RemoteAddr, "origin", r.Header.Get("Origin"))
 		http.Error(w, "this order does not come from the page as it is now: reload it", http.StatusForbidden)
 		return
 	}
-	verb, in := r.PostFormValue("verb"), p.cfg.Job.Query()
-	// A browser that leaves does not undo what was ordered.
-	ctx := context.WithoutCancel(r.Context())
+	if err := r.ParseForm(); err != nil { // the deadline stays for what has not come
+		deadline(w, stalling)
+		http.Error(w, "the order is not whole: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	out.SetReadDeadline(time.Time{})
+	verb, in := r.PostForm.Get("verb"), p.cfg.Job.Query()
+	// A browser that leaves does not undo what was ordered. An order that is not carried out in its
+	// time, as where the arbiter does not answer, keeps no other one from its turn.
+	limit := asking
+	if verb == "switchover" {
+		limit = moving
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), limit)
+	defer cancel()
 	var err error
 	deadline(w, 0) // an order takes as long as it takes
 	switch job := p.cfg.Job; verb {

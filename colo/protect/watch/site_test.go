@@ -68,7 +68,7 @@ func (j *job) Failover() error { return j.order("failover") }
 func (j *job) Fenced() error { return j.order("fenced") }
 
 func (j *job) Switchover(ctx context.Context) error {
-	if ctx.Done() != nil {
+	if ctx.Err() != nil {
 		return errors.New("a browser that leaves takes its order with it")
 	}
 	return j.order("switchover")
