@@ -23,8 +23,8 @@ func newID() (id ID) {
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
 // Generation names a part of a disk's history during which the same side wrote it. A new
-// one begins when a secondary has taken over, and when a primary goes on without its
-// secondary. Number counts them; Tag is random, so that the generations of two sides that
+// one begins when a secondary has taken over, when a primary goes on without its
+// secondary, and when a guest is given a copy that another side wrote. Number counts them; Tag is random, so that the generations of two sides that
 // both went on alone differ. DRBD's generation identifiers are the model.
 type Generation struct {
 	Number, Tag uint64

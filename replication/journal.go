@@ -310,6 +310,9 @@ func (j *Journal) sum(b *superblock) {
 	b.print.take(j.user.disk.Disk, int64(b.size))
 }
 
+// superAt returns where the superblock with that sequence number is.
+func superAt(seq uint64) int64 { return int64(seq%2) * superSlot }
+
 // store writes b, with the next sequence number, over the older superblock.
 // The caller holds mu.
 func (j *Journal) store(b superblock) error {
@@ -317,7 +320,7 @@ func (j *Journal) store(b superblock) error {
 		return j.err
 	}
 	b.seq = j.super.seq + 1
-	err := writeFull(j.hidden, b.encode(), int64(b.seq%2)*superSlot)
+	err := writeFull(j.hidden, b.encode(), superAt(b.seq))
 	if noRoom(err) {
 		j.unknown = true
 		return fmt.Errorf("replication: journal: superblock: %w", err)
@@ -333,6 +336,12 @@ func (j *Journal) store(b superblock) error {
 		return j.err
 	}
 	j.super, j.unknown = b, false
+	if b.seq == 1 {
+		// The other superblock gets its storage now, with zeroes, which are none: a file system that
+		// is full later must not keep a failover from being recorded. If this fails, the next
+		// store says why.
+		writeFull(j.hidden, zeroes[:SectorSize], superAt(b.seq+1))
+	}
 	return nil
 }
 

@@ -28,7 +28,8 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 	default:
 		return fmt.Errorf("%w: %v; its journal may make it consistent, PermitOutdated takes it as it is", ErrInconsistent, id)
 	}
-	p.used = base.Copy != (ID{}) && base.Generation == id.Generation
+	// A copy that no guest wrote is of a generation in which another side wrote the disk.
+	p.used = base.Copy != (ID{}) && base.Generation == id.Generation || id.Disk != (ID{}) && !id.Writes
 	p.raw = !promoted
 	p.resumed.Store(p.used || p.raw && p.meta.guardedBy() != ID{})
 	p.peer.base = base

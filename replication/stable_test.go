@@ -234,3 +234,42 @@ func TestAFileThatCouldNotSyncIsNotTrustedAgain(t *testing.T) {
 		t.Errorf("first %v, then %v, want the same *SyncError", first, d.Sync())
 	}
 }
+
+// countedSyncs is a disk that can do all, and counts its syncs.
+type countedSyncs struct {
+	*fakeDisk
+	syncs int
+}
+
+func (d *countedSyncs) Sync() error { d.syncs++; return nil }
+
+func (d *countedSyncs) Trim(off, n int64) error { return WriteZeroes(d.fakeDisk, off, n) }
+
+func (d *countedSyncs) WriteZeroes(off, n int64) error { return WriteZeroes(d.fakeDisk, off, n) }
+
+// A change of any kind is volatile until a sync, a trim too: what was there before would come back.
+func TestAFlushAfterAnyKindOfChangeReachesTheDisk(t *testing.T) {
+	d := &countedSyncs{fakeDisk: newFake(testSize, 0x11)}
+	s := newStableDisk(d, "d")
+	for name, change := range map[string]func() error{
+		"a write": func() error { _, err := s.WriteAt(make([]byte, SectorSize), 0); return err },
+		"zeroes":  func() error { return s.WriteZeroes(0, SectorSize) },
+		"a trim": func() error {
+			able, err := s.trim(0, SectorSize)
+			if !able {
+				t.Error("the disk cannot trim")
+			}
+			return err
+		},
+		"a write by somebody else": func() error { s.wrote(); return nil },
+	} {
+		must(t, s.Sync())
+		before := d.syncs
+		must(t, change())
+		must(t, s.Sync())
+		must(t, s.Sync())
+		if d.syncs != before+1 {
+			t.Errorf("%s and two flushes: %d syncs, want 1", name, d.syncs-before)
+		}
+	}
+}

@@ -95,6 +95,11 @@ func (p *printer) event(r event.Record) {
 			where = fmt.Sprintf(" of %d bytes at %d", e.Length, e.Offset)
 		}
 		p.printf("broken: %s%s: %s", e.Operation, where, e.Error)
+		if e.Mode == event.ModePrimary {
+			p.printf("the guest goes on without the secondary; once that is mended, reconnect copies what it has missed")
+		} else {
+			p.printf("this side stays at its last checkpoint until the primary reconnects, or failover is ordered")
+		}
 	case event.DiskOverlayHalfFull:
 		p.printf("the %s overlay has %d of at most %d KiB: a checkpoint is due", e.Overlay, e.Bytes>>10, e.Bound>>10)
 	case event.DiskVerified:

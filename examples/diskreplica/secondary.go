@@ -21,6 +21,9 @@ func openImage(o options) (f *replication.File, err error) {
 	} else if f, err = replication.OpenFile(o.image); errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w (-size makes it)", err)
 	}
+	if o.size != 0 && errors.Is(err, replication.ErrSize) {
+		err = fmt.Errorf("%w (-size only makes an image that is not there: leave it out, or give the images of both sides that length with truncate -s)", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -208,6 +211,9 @@ func (s *secondary) end(ctx context.Context, line string) error {
 		s.present = nil
 	}
 	if err := s.disk.Stop(ctx, line == "failover"); err != nil {
+		if s.disk.State() == replication.FailoverFailed {
+			err = fmt.Errorf("%w (the guest's view of the disk is whole: say failover again once that is mended)", err)
+		}
 		return err
 	}
 	if line == "failover" {

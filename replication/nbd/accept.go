@@ -37,6 +37,11 @@ const (
 	// negotiation has passed.
 	silence  = time.Second
 	patience = 8
+
+	// Where they come faster than that lets go, as when one host opens thousands, silence is halved
+	// for each MaxConns connections that were closed for it, so often at most. A client across an
+	// ocean still gets in then.
+	haste = 3
 )
 
 // Serve accepts connections from ln and serves them until ctx ends; it then
@@ -100,6 +105,7 @@ type room struct {
 
 	mu     sync.Mutex
 	places map[*place]struct{}
+	closed int           // of late to make room, but for those that found room at once
 	left   chan struct{} // has an element if a connection has left since it was empty
 }
 
@@ -120,10 +126,13 @@ func newRoom(max int, timeout time.Duration) *room {
 // enter waits for room and returns the place of conn, or nil when ctx ends before. It is
 // called by one goroutine at a time.
 func (r *room) enter(ctx context.Context, conn net.Conn) *place {
-	for {
+	for first := true; ; first = false {
 		now := time.Now()
 		r.mu.Lock()
 		if len(r.places) < r.max {
+			if first && r.closed > 0 {
+				r.closed--
+			}
 			at := &place{room: r, conn: conn, came: now, heard: now}
 			r.places[at] = struct{}{}
 			r.mu.Unlock()
@@ -154,11 +163,12 @@ func (r *room) shed(now time.Time) (next time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var out *place
+	quiet := silence >> min(r.closed/r.max, haste)
 	for at := range r.places {
 		if at.stays {
 			continue
 		}
-		due := min(silence-now.Sub(at.heard), r.long-now.Sub(at.came))
+		due := min(quiet-now.Sub(at.heard), r.long-now.Sub(at.came))
 		switch {
 		case due <= 0:
 			if out == nil || at.came.Before(out.came) {
@@ -172,6 +182,7 @@ func (r *room) shed(now time.Time) (next time.Duration) {
 		return next
 	}
 	out.stays, out.shut = true, true
+	r.closed = min(r.closed+1, r.max*haste)
 	out.conn.Close()
 	return r.long + silence // it leaves before that
 }

@@ -42,6 +42,7 @@ type fioRun struct {
 	Clat     struct {
 		Percentile map[string]float64 `json:"percentile"` // ns
 	} `json:"clat_ns"`
+	flush float64 // the 99th percentile of the time of a flush, in ns; 0: there was none
 }
 
 // fio runs a job for a second against the disk that is served at a socket.
@@ -55,12 +56,20 @@ func fio(b *testing.B, socket string, args []string) (run fioRun) {
 	}
 	out = out[max(bytes.IndexByte(out, '{'), 0):] // after what it has to say else
 	var all struct {
-		Jobs []struct{ Read, Write fioRun }
+		Jobs []struct {
+			Read, Write fioRun
+			Sync        struct {
+				Lat struct {
+					Percentile map[string]float64 `json:"percentile"`
+				} `json:"lat_ns"`
+			}
+		}
 	}
 	must(b, json.Unmarshal(out, &all))
 	if run = all.Jobs[0].Write; all.Jobs[0].Read.IOPS > 0 {
 		run = all.Jobs[0].Read
 	}
+	run.flush = all.Jobs[0].Sync.Lat.Percentile["99.000000"]
 	return run
 }
 
@@ -106,6 +115,9 @@ func compareFio(b *testing.B, args []string, ours, theirs string) {
 	}
 	b.ReportMetric(pairs(func(c fioCost) float64 { return c.IOPS }), "median-ratio")
 	b.ReportMetric(pairs(fioCost.p99), "median-p99-ratio")
+	if runs[0][0].flush > 0 {
+		b.ReportMetric(pairs(func(c fioCost) float64 { return c.flush }), "median-flush-p99-ratio")
+	}
 }
 
 // p99 returns the time that one in a hundred requests took, or more, in nanoseconds.

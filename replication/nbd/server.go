@@ -28,12 +28,14 @@ type ServerConfig struct {
 	MaxBytes int64
 	// MaxTotalBytes bounds the memory for the data of requests of all
 	// connections together, in bytes; zero means 256 MiB, and less than
-	// MaxRequest means MaxRequest. A request waits for room. Besides, each
+	// MaxRequest means MaxRequest. A request waits for room. The runtime gives memory back
+	// later, so that the process may have twice as much for a while. Besides, each
 	// connection has a buffer of 16 KiB, or of 64 KiB once more than that came at a time.
 	MaxTotalBytes int64
 	// MaxConns bounds the connections that Serve serves at a time; zero means
 	// 64. Others wait for one of them to end. Meanwhile a connection that
-	// should negotiate and is silent for a second is closed.
+	// should negotiate and is silent for a second is closed, or for an eighth of one while
+	// many wait.
 	MaxConns int
 	// Timeout is how long negotiation as a whole, the arrival of each 64 KiB of the
 	// data of a write, and the client's taking of each 64 KiB of replies (or an eighth
