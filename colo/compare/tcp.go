@@ -100,6 +100,9 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 	e.settle(c)
 	e.land(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
+	if t.mark.is { // the secondary's guest is heard again when it is the one of the mark
+		n.said.isn, n.said.open = t.mark.told.isn, t.mark.told.open
+	}
 	if t.said.syns {
 		// The secondary's guest has begun the new connection before the primary's; its
 		// packets since belong to the new one.
