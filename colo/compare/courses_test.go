@@ -42,6 +42,9 @@ func TestAnEngineOfAProxyTakesConnectionsThroughTheirCourse(t *testing.T) {
 		{"both refuse", "p RA 0 501 => -\ns RA 0 501 => 0/501"},
 		{"the primary's guest refuses", "p RA 0 501 => -\ns SA 9000 501 => !flags\ncheckpoint => 0/501"},
 		{"the secondary's guest refuses", "p SA 1000 501 => -\ns RA 0 501 => !flags\ncheckpoint => 1000/501"},
+		{"a RST after the FIN, and the secondary's guest is first", opening + "s FA 1001 501 => -\ns RA 1002 501 => -\np FA 1001 501 => 1001/501\np RA 1002 501 => 1002/501"},
+		{"that, with data", opening + "s FPA 1001 501 bye => -\ns RA 1005 501 => -\np PA 1001 501 bye => 1001/501 bye\np FA 1004 501 => 1004/501\np RA 1005 501 => 1005/501"},
+		{"a RST of the secondary's guest in the place of the FIN", opening + "s RA 1001 501 => -\np FA 1001 501 => !flags\ncheckpoint => 1001/501"},
 		{"a RST after the FIN", opening + "p FA 1001 501 => -\ns FA 1001 501 => 1001/501\np R 1002 0 => -\ns R 1002 0 => 1002/0"},
 
 		{"an acknowledgment that both give", opening + "p A 1001 601 => -\ns A 1001 601 => 1001/601"},

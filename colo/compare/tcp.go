@@ -359,7 +359,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	}
 	if p.flags&packet.FIN != 0 {
 		switch {
-		case t.said.rsts, t.said.fins && t.said.fin.seq != p.end:
+		case t.said.rsts && !t.said.fins, t.said.fins && t.said.fin.seq != p.end:
 			return false, ReasonFlags
 		case !t.said.fins && c.s.len() > 0 && after(c.s.at(c.s.len()-1).end, p.end):
 			return false, ReasonFlags // the secondary's guest goes on sending
