@@ -16,7 +16,9 @@ import (
 type input struct {
 	kind inputKind
 	port uint16
-	n, m int // bytes that come, and bytes that they answer; n of what opens a connection: it is the nth with the port
+	at   uint32  // where they belong among all that have come
+	all  []input // of inputResend: the data
+	n, m int     // bytes that come, and bytes that they answer; n of what opens a connection: it is the nth with the port
 }
 
 type inputKind int
@@ -33,6 +35,7 @@ const (
 	inputAsk                     // a datagram comes
 	inputRepeat                  // a timer of the guest's has it repeat its last data
 	inputLife                    // a timer has it send a sign of life
+	inputResend                  // a client sends again what is not acknowledged to it
 	inputs
 )
 
@@ -52,7 +55,8 @@ type steadyGuest struct {
 	counter uint32 // of its initial numbers
 	cut     int    // the most bytes of a segment
 
-	idle func() bool // whether it lets an acknowledgment wait, or a timer does not run out: the guests have timers of their own
+	loses func() bool // whether it has no room for what comes
+	idle  func() bool // whether it lets an acknowledgment wait, or a timer does not run out: the guests have timers of their own
 }
 
 func (g steadyGuest) clone() steadyGuest {
@@ -97,7 +101,16 @@ func (g *steadyGuest) take(in input, own func(in input, counter uint32) uint32) 
 		}
 	case inputDialed:
 		say(c.snd, packet.ACK, "", "")
+	case inputResend:
+		for _, in := range in.all {
+			out = append(out, g.take(in, own)...)
+		}
+		return out
 	case inputData:
+		if c.rcv != in.at || g.loses() {
+			say(c.snd, packet.ACK, "", "") // it has it, or lacks what is before it
+			break
+		}
 		c.rcv += uint32(in.n)
 		if in.m == 0 || c.closed {
 			if !g.idle() {
@@ -151,7 +164,8 @@ type steadyPeer struct {
 	acked                               bool   // the guest has answered a segment, and so has the number of the primary's
 	gone                                bool   // it has been given a RST
 	sent                                uint32 // what it has sent, with a FIN
-	nth                                 int    // how many connections with the port came before
+	data                                []input
+	nth                                 int // how many connections with the port came before
 }
 
 // sawAll reports whether a client knows all that c, of the primary's guest, has said, which has
@@ -180,7 +194,7 @@ func steady(seed uint64) (wrong string) {
 	r := rand.New(rand.NewPCG(seed, 7))
 	chance := func(n int) bool { return r.IntN(n) == 0 }
 	cfg := everything()
-	cfg.Marks = !chance(3)
+	cfg.Marks, cfg.Adaptive = !chance(3), chance(3)
 	e := compare.NewEngine(cfg)
 	if chance(4) {
 		e.TakeNothingAsPlain()
@@ -191,8 +205,14 @@ func steady(seed uint64) (wrong string) {
 	s := steadyGuest{conns: map[uint16]steadyConn{}, cut: cuts[r.IntN(4)]}
 	numbers := r.IntN(3)
 	p.idle = func() bool { return false }
-	s.idle = p.idle
-	if chance(2) {
+	s.idle, p.loses, s.loses = p.idle, p.idle, p.idle
+	lossy := chance(3)
+	if lossy {
+		p.loses = func() bool { return chance(9) }
+		s.loses = func() bool { return chance(4) }
+	}
+	timers := chance(2)
+	if timers {
 		p.idle = func() bool { return chance(3) }
 		s.idle = func() bool { return chance(2) }
 	}
@@ -287,13 +307,23 @@ func steady(seed uint64) (wrong string) {
 		take(e.Secondary(compare.Frame{Data: m.frame}, now), nil)
 	}
 	load := func() {
-		s = steadyGuest{conns: maps.Clone(mark.conns), next: mark.next, counter: mark.counter, cut: s.cut, idle: s.idle}
+		s = steadyGuest{conns: maps.Clone(mark.conns), next: mark.next, counter: mark.counter, cut: s.cut, loses: s.loses, idle: s.idle}
 		if stream = append(stream, said{epoch: epoch}); !cfg.Marks {
 			stream = nil // a connection of its own for each epoch
 			take(compare.Result{}, e.Loaded(epoch))
 		}
 		step = none
 		note("load")
+	}
+	resend := func(port uint16) (in input) {
+		c := peers[port]
+		in = input{kind: inputResend, port: port}
+		for _, d := range c.data {
+			if d.at+uint32(d.n) > acked[port] {
+				in.all = append(in.all, d)
+			}
+		}
+		return in
 	}
 	come := func() {
 		in := input{kind: inputKind(r.IntN(int(inputs))), port: uint16(1 + r.IntN(4)), n: 1 + r.IntN(9), m: r.IntN(30)}
@@ -316,6 +346,9 @@ func steady(seed uint64) (wrong string) {
 			if c == nil || c.over {
 				return
 			}
+			if lossy && (in.kind == inputFIN || in.kind == inputClose || in.kind == inputReset) {
+				in.kind = inputResend // a guest that lacks data goes on otherwise
+			}
 			switch {
 			case in.kind == inputAgain:
 				if c.dialed || c.acked {
@@ -337,7 +370,13 @@ func steady(seed uint64) (wrong string) {
 				if c.closed {
 					return
 				}
+				in.at = 501 + 1000*uint32(c.nth) + c.sent
 				c.sent += uint32(in.n)
+				c.data = append(c.data, in)
+			case inputResend:
+				if in = resend(in.port); len(in.all) == 0 {
+					return
+				}
 			case inputFIN:
 				if c.closed {
 					return
@@ -358,7 +397,7 @@ func steady(seed uint64) (wrong string) {
 	}
 	slow := r.IntN(3) // how the secondary's guest keeps up
 	for range 150 {
-		now = now.Add(time.Millisecond)
+		now = now.Add(time.Duration(r.IntN(8)) * time.Millisecond)
 		if d := e.Deadline(); !d.IsZero() && !now.Before(d) {
 			take(e.Tick(now), nil)
 		}
@@ -397,20 +436,36 @@ func steady(seed uint64) (wrong string) {
 	if step == received {
 		load()
 	}
-	for p.next < len(log) {
-		primary()
+	p.loses = func() bool { return false }
+	s.loses = p.loses
+	drain := func() {
+		for p.next < len(log) {
+			primary()
+		}
+		for s.next < len(log) {
+			secondary()
+		}
+		for len(stream) > 0 {
+			deliver()
+		}
 	}
-	for s.next < len(log) {
-		secondary()
-	}
-	for _, f := range p.pay() {
-		take(e.Primary(compare.Frame{Data: f}, now), nil)
+	drain()
+	if timers { // otherwise it has given all of them
+		for _, f := range p.pay() {
+			take(e.Primary(compare.Frame{Data: f}, now), nil)
+		}
 	}
 	for _, f := range s.pay() {
 		stream = append(stream, said{frame: f})
 	}
-	for len(stream) > 0 {
-		deliver()
+	drain()
+	if lossy {
+		for _, port := range slices.Sorted(maps.Keys(p.conns)) {
+			if in := resend(port); len(in.all) > 0 {
+				log = append(log, in)
+			}
+		}
+		drain()
 	}
 	for range 60 {
 		now = now.Add(5 * time.Millisecond)
@@ -426,7 +481,7 @@ func steady(seed uint64) (wrong string) {
 		wrong += fmt.Sprintf("%d of %d datagrams have left; ", left, sent)
 	}
 	for port, c := range p.conns {
-		if got[port] != c.snd-c.isn || peers[port].acked && acked[port] != c.rcv {
+		if got[port] != c.snd-c.isn || peers[port].acked && (acked[port] != c.rcv || c.rcv != 501+1000*uint32(peers[port].nth)+peers[port].sent) {
 			wrong += fmt.Sprintf("%d: the peer has %d of %d, and %d of its own are acknowledged to it, of %d; ", port, got[port], c.snd-c.isn, acked[port], c.rcv)
 		}
 	}
