@@ -97,7 +97,7 @@ type said struct {
 	fin streamEvent // seq: where the FIN is
 	syn synEvent
 
-	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt on it is the primary's
+	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt, or another SYN of the primary's, on it is what the primary's was at the mark
 	end  uint32 // the greatest end of its data; a mark clears it
 	open bool   // isn is known
 	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt

@@ -100,6 +100,9 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 	e.settle(c)
 	e.land(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
+	if t.mark.is { // the secondary's guest is heard again when it is the one of the mark
+		n.said.isn, n.said.open = t.mark.told.isn, t.mark.told.open
+	}
 	if t.said.syns {
 		// The secondary's guest has begun the new connection before the primary's; its
 		// packets since belong to the new one.
@@ -356,7 +359,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	}
 	if p.flags&packet.FIN != 0 {
 		switch {
-		case t.said.rsts, t.said.fins && t.said.fin.seq != p.end:
+		case t.said.rsts && !t.said.fins, t.said.fins && t.said.fin.seq != p.end:
 			return false, ReasonFlags
 		case !t.said.fins && c.s.len() > 0 && after(c.s.at(c.s.len()-1).end, p.end):
 			return false, ReasonFlags // the secondary's guest goes on sending
