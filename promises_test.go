@@ -129,6 +129,8 @@ var promises = []struct {
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
 	{"docs/operations.md", "A host that waits and lacks what it follows with tells it, too, such as memory for its copy, a disk or its network. It refuses primaries with that reason", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
 	{"docs/operations.md", "a host on which the storage that both reach is not mounted refuses to start", []string{"failover/sharedfile.TestWhatIsAboveADirectoryIsNotMade"}},
+	{"docs/security.md", "A certificate that is renewed in its files is shown with the next connection, without another start of the host", []string{
+		"colo/protect.TestLoadTLSShowsTheCertificateThatTheFilesHaveNow", "examples/lockstep-qemu.TestRenewedCertificatesAreTakenWithoutAnotherStart"}},
 	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},
 	{"docs/operations.md", "A host that has lost the other one says so in words", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
 	{"docs/operations.md", "That stays in `LastError` until the guest is protected again", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -28,7 +27,7 @@ type guardian struct {
 
 	arb   failover.Arbiter // nil: none
 	token string
-	creds *tls.Config // of the control channel
+	creds *certificates // of the control channel
 
 	keeper *failover.Keeper // of a guest that a standby follows; nil: there is no deadline
 	drop   context.CancelFunc
@@ -78,8 +77,8 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	defer end()
 	g.arb = arb
 	if o.controlTLS != "" {
-		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
-			return exitFailed, fmt.Errorf("-control-tls: %w", err)
+		if g.creds, err = newCertificates("-control-tls", o.controlTLS, clientCreds(hostOf(o.control)), p); err != nil {
+			return exitFailed, err
 		}
 	}
 	if err := g.connect(ctx); err != nil {
