@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"path/filepath"
 	"sync/atomic"
 	"syscall"
 
@@ -19,7 +20,21 @@ func listen(addr string) (net.Listener, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return l, network + ":" + l.Addr().String(), nil
+	network, address = placeOf(network + ":" + l.Addr().String())
+	return l, network + ":" + address, nil
+}
+
+// placeOf is qmp.Split for an address that a QEMU is given: the path of a Unix socket is an
+// absolute one, since a QEMU that runs in the background is in another directory than this
+// process.
+func placeOf(addr string) (network, address string) {
+	network, address = qmp.Split(addr)
+	if network == "unix" && address != "" && address[0] != '@' { // @ begins a name that is no path
+		if path, err := filepath.Abs(address); err == nil {
+			address = path
+		}
+	}
+	return network, address
 }
 
 // watched is a connection that knows whether the peer has closed it: an end of

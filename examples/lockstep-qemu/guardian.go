@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
@@ -97,6 +98,9 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 			return exitFailed, fmt.Errorf("-state: %w", err)
 		}
 		l, _, err := listen(socketIn(o.state, "guardian"))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return exitFailed, inUse(o.state, "guardian")
+		}
 		if err != nil {
 			return exitFailed, fmt.Errorf("-state: %w", err)
 		}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -227,9 +228,13 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 
 // serve begins to take orders and guardians.
 func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.Config) error {
-	if l, _, err := listen(socketIn(s.state, "standby")); err != nil {
+	l, _, err := listen(socketIn(s.state, "standby"))
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE): // it lives: the socket of a dead one is taken over
+		return inUse(s.state, "standby or relay")
+	case err != nil:
 		s.p.warn("orders are taken by signals only: %v", err)
-	} else {
+	default:
 		all.Go(func() { takeOrders(ctx, l, s.orders, s.status) })
 	}
 	if s.control != "" {
