@@ -9,12 +9,18 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
 // LoadTLS returns the TLS of a PortConfig from PEM files: this host's certificate,
 // its key, and the certificates of the authorities that sign the hosts'.
+//
+// For each new connection it looks whether the first two files have changed, and shows the
+// certificate that they have now; while they do not fit together, or have a certificate that
+// is not for both directions, the one before. The authorities are read once.
 func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
+	stamps := [2]stamp{stampOf(cert), stampOf(key)} // before they are read
 	pair, err := tls.LoadX509KeyPair(cert, key)
 	if err != nil {
 		return nil, fmt.Errorf("protect: certificate %s and key %s: %w", cert, key, err)
@@ -27,7 +33,52 @@ func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("protect: %s has no certificate", authorities)
 	}
-	return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool}, nil
+	r := &renewed{cert: cert, key: key, pair: &pair, read: stamps}
+	return &tls.Config{
+		Certificates: []tls.Certificate{pair}, RootCAs: pool,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.now(), nil },
+	}, nil
+}
+
+// renewed is a certificate in files that may be written anew.
+type renewed struct {
+	cert, key string
+
+	mu   sync.Mutex
+	pair *tls.Certificate
+	read [2]stamp // of the files that pair is from
+}
+
+// now returns the present certificate.
+func (r *renewed) now() *tls.Certificate {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	stamps := [2]stamp{stampOf(r.cert), stampOf(r.key)}
+	if stamps == r.read {
+		return r.pair
+	}
+	pair, err := tls.LoadX509KeyPair(r.cert, r.key)
+	if err == nil {
+		err = bothWays(&tls.Config{Certificates: []tls.Certificate{pair}})
+	}
+	if err == nil {
+		r.pair, r.read = &pair, stamps
+	}
+	return r.pair
+}
+
+// stamp tells whether a file is still the same.
+type stamp struct {
+	written time.Time
+	size    int64
+}
+
+// stampOf returns the stamp of a file; the zero stamp if there is none.
+func stampOf(path string) (s stamp) {
+	if st, err := os.Stat(path); err == nil {
+		s = stamp{st.ModTime(), st.Size()}
+	}
+	return s
 }
 
 // bothWays returns an error unless this host can show each of its certificates in both directions:

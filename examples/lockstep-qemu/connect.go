@@ -1,17 +1,13 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/socket"
@@ -24,13 +20,21 @@ func listen(addr string) (net.Listener, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return l, network + ":" + l.Addr().String(), nil
+	network, address = placeOf(network + ":" + l.Addr().String())
+	return l, network + ":" + address, nil
 }
 
-func handshake(ctx context.Context, t *tls.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	return t.HandshakeContext(ctx)
+// placeOf is qmp.Split for an address that a QEMU is given: the path of a Unix socket is an
+// absolute one, since a QEMU that runs in the background is in another directory than this
+// process.
+func placeOf(addr string) (network, address string) {
+	network, address = qmp.Split(addr)
+	if network == "unix" && address != "" && address[0] != '@' { // @ begins a name that is no path
+		if path, err := filepath.Abs(address); err == nil {
+			address = path
+		}
+	}
+	return network, address
 }
 
 // watched is a connection that knows whether the peer has closed it: an end of
@@ -107,45 +111,11 @@ func hostOf(addr string) string {
 	return host
 }
 
-// serverCreds reads a directory as QEMU's tls-creds-x509 with endpoint=server
-// has it. Peers must show a certificate that ca-cert.pem has signed.
-func serverCreds(dir string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
-	if err != nil {
-		return nil, err
+// hostIn returns the host of a connection's other end, without its port, which is another one
+// each time.
+func hostIn(conn net.Conn) string {
+	if host, _, err := net.SplitHostPort(conn.RemoteAddr().String()); err == nil {
+		return host
 	}
-	pool, err := authorities(dir)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{cert}, ClientCAs: pool,
-		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-	}, nil
-}
-
-// clientCreds reads a directory as QEMU's tls-creds-x509 with endpoint=client has
-// it, for a peer of that name.
-func clientCreds(dir, peer string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem"))
-	if err != nil {
-		return nil, err
-	}
-	pool, err := authorities(dir)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, ServerName: peer, MinVersion: tls.VersionTLS12}, nil
-}
-
-func authorities(dir string) (*x509.CertPool, error) {
-	pem, err := os.ReadFile(filepath.Join(dir, "ca-cert.pem"))
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, errors.New(filepath.Join(dir, "ca-cert.pem") + " holds no certificate")
-	}
-	return pool, nil
+	return peer(conn)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -48,6 +49,36 @@ func TestAPeerThatHasGoneIsSeenWithoutReading(t *testing.T) {
 			if time.Now().After(end) {
 				t.Fatalf("%s: it has gone", uri)
 			}
+		}
+	}
+}
+
+// A QEMU that was started with -daemonize is in the root directory, and tells of a path that was
+// meant for this one that there is no such file.
+func TestAQEMUIsGivenPathsThatHoldInItsOwnDirectory(t *testing.T) {
+	t.Chdir(socket.Dir(t))
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := filepath.Join(here, "sk")
+	l, uri, err := listen("unix:sk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if uri != "unix:"+want {
+		t.Errorf("a primary is to migrate to %s", uri)
+	}
+	if network, address := placeOf("unix:sk"); network != "unix" || address != want {
+		t.Errorf("%s %s", network, address)
+	}
+	if nbd, err := nbdAddress("./sk"); err != nil || nbd["path"] != want {
+		t.Errorf("%v, %v", nbd, err)
+	}
+	for addr, want := range map[string]string{"tcp:h:1": "h:1", "h:1": "h:1", "unix:@sk": "@sk", "unix:/a/b": "/a/b"} {
+		if _, address := placeOf(addr); address != want {
+			t.Errorf("%s: %s", addr, address)
 		}
 	}
 }

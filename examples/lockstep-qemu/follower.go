@@ -25,7 +25,7 @@ type follower struct {
 	addr    string
 	monitor string
 	xbzrle  uint64
-	creds   *tls.Config // nil: without TLS
+	creds   *certificates // nil: without TLS
 
 	stop context.CancelFunc // ends its sessions; nil: there has been none
 	done chan struct{}      // closed when they have ended
@@ -152,10 +152,10 @@ func (s *follower) connect(ctx context.Context) (net.Conn, error) {
 	if s.creds == nil {
 		return conn, nil
 	}
-	t := tls.Client(conn, s.creds)
+	t := tls.Client(conn, s.creds.now())
 	if err := handshake(ctx, t); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("TLS: %w", err)
+		return nil, err
 	}
 	return t, nil
 }

@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
@@ -28,7 +28,7 @@ type guardian struct {
 
 	arb   failover.Arbiter // nil: none
 	token string
-	creds *tls.Config // of the control channel
+	creds *certificates // of the control channel
 
 	keeper *failover.Keeper // of a guest that a standby follows; nil: there is no deadline
 	drop   context.CancelFunc
@@ -78,8 +78,8 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	defer end()
 	g.arb = arb
 	if o.controlTLS != "" {
-		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
-			return exitFailed, fmt.Errorf("-control-tls: %w", err)
+		if g.creds, err = newCertificates("-control-tls", o.controlTLS, clientCreds(hostOf(o.control)), p); err != nil {
+			return exitFailed, err
 		}
 	}
 	if err := g.connect(ctx); err != nil {
@@ -98,6 +98,9 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 			return exitFailed, fmt.Errorf("-state: %w", err)
 		}
 		l, _, err := listen(socketIn(o.state, "guardian"))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return exitFailed, inUse(o.state, "guardian")
+		}
 		if err != nil {
 			return exitFailed, fmt.Errorf("-state: %w", err)
 		}

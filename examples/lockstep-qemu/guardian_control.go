@@ -31,7 +31,9 @@ func (g *guardian) talk(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		switch {
+		switch words := ofCertificates(err); {
+		case words != "":
+			err = errors.New("TLS: " + words)
 		case hungUp(err):
 			err = errors.New("the standby has ended it, or its process has died")
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -60,7 +62,7 @@ func (g *guardian) channel(ctx context.Context) (err error) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if g.creds != nil {
-		t := tls.Client(conn, g.creds)
+		t := tls.Client(conn, g.creds.now())
 		if err := handshake(ctx, t); err != nil {
 			return err
 		}

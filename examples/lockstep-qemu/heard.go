@@ -42,6 +42,8 @@ type heard struct {
 	runs       uint64    // the generation that was gone on with; 0: none
 	waits      string    // what the guardian waits for itself, as its last beat says
 
+	refusals once // why connections to the control channel came to nothing
+
 	room strangers.Room // of connections to the control channel, but for the guardian's
 }
 
@@ -151,7 +153,9 @@ func (h *heard) serve(ctx context.Context, l net.Listener, creds *tls.Config) {
 			defer stop()
 			defer conn.Close()
 			if err := h.guardian(ctx, conn, creds); err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
-				h.p.warn("control channel of %s: %v", peer(conn), err)
+				if text := fmt.Sprintf("control channel of %s: %v", hostIn(conn), err); h.refusals.first(text) {
+					h.p.warn("%s", text)
+				}
 			}
 		})
 	}
@@ -163,7 +167,7 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 	if creds != nil {
 		t := tls.Server(conn, creds)
 		if err := handshake(ctx, t); err != nil {
-			return fmt.Errorf("TLS: %w", err)
+			return err
 		}
 		conn = t
 	}
@@ -196,6 +200,7 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 			first = append(first, standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs})
 		}
 	})
+	h.refusals.again()
 	if old != nil {
 		h.p.say("guardian    another one has connected, %s", peer(conn))
 	} else {

@@ -325,7 +325,7 @@ func (o *protectOptions) cancelJobs(ctx context.Context, m *qmp.Client) error {
 
 // nbdAddress returns an address as QMP's SocketAddress.
 func nbdAddress(addr string) (map[string]string, error) {
-	network, address := qmp.Split(addr)
+	network, address := placeOf(addr)
 	if network == "unix" {
 		return map[string]string{"type": "unix", "path": address}, nil
 	}

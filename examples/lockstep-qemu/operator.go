@@ -133,6 +133,12 @@ func tell(ctx context.Context, addr string, o order) (a answer, err error) {
 	return a, err
 }
 
+// inUse returns the error for a directory that a running process has for its state: two would
+// leave their guests in the same files.
+func inUse(dir, who string) error {
+	return fmt.Errorf("-state %s: a %s that runs has that: see lockstep-qemu status -state %s, and give each its own", dir, who, dir)
+}
+
 // absent returns the error for an order to a process that does not run.
 func absent(dir string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {

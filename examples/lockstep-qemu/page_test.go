@@ -13,8 +13,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/colo/metrics"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // A browser on this host, or near it, may be lent a name by a site that then reads what
@@ -70,6 +72,29 @@ func TestAnAddressOfThePageIsOneAtFirstSight(t *testing.T) {
 		o.flags(f)
 		if err := f.Parse([]string{"-http", word}); err == nil || !strings.Contains(err.Error(), "-http: want [HOST:]PORT") || o.http != "" {
 			t.Errorf("%q: %v, and the page is to be at %q", word, err, o.http)
+		}
+	}
+}
+
+// Two standbys of one -state would leave their guests in the same files.
+func TestADirectoryThatIsInUseIsRefused(t *testing.T) {
+	dir := socket.Dir(t)
+	l, _, err := listen(socketIn(dir, "standby"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for _, role := range []string{"standby", "relay"} {
+		args := []string{role, "-listen", "127.0.0.1:0", "-state", dir}
+		if role == "relay" {
+			args = append(args, "-to", "127.0.0.1:1")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		var said bytes.Buffer
+		status := run(ctx, args, terminal{out: io.Discard, err: &said})
+		cancel()
+		if status != exitFailed || !strings.Contains(said.String(), "-state "+dir+": a standby or relay that runs has that") {
+			t.Errorf("%s: status %d, it said %q", role, status, &said)
 		}
 	}
 }

@@ -238,7 +238,7 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 	if err := o.whole(ctx, m, new(time.Time)); err != nil {
 		return o.undo(m, r.Status, err)
 	}
-	network, address := qmp.Split(o.to)
+	network, address := placeOf(o.to)
 	err = m.Do(ctx, "migrate", map[string]string{"uri": network + ":" + address}, nil)
 	if err == nil {
 		err = o.await(ctx, m, p)

@@ -124,7 +124,7 @@ func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) 
 	if r.creds != nil {
 		t := tls.Server(conn, r.creds)
 		if err := handshake(ctx, t); err != nil {
-			return nil, fmt.Errorf("TLS with %v: %w", raw.RemoteAddr(), err)
+			return nil, fmt.Errorf("%s: %w", peer(raw), err)
 		}
 		conn = t
 	}

@@ -71,8 +71,8 @@ func relayCommand(ctx context.Context, args []string, t terminal) int {
 		s := &follower{r: r, addr: addr, xbzrle: *delta << 20}
 		if *creds != "" {
 			var err error
-			if s.creds, err = clientCreds(*creds, hostOf(addr)); err != nil {
-				return t.wrong("relay", fmt.Errorf("-to-tls: %w", err))
+			if s.creds, err = newCertificates("-to-tls", *creds, clientCreds(hostOf(addr)), &printer{terminal: t}); err != nil {
+				return t.wrong("relay", err)
 			}
 		}
 		r.secondaries = append(r.secondaries, s)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -138,11 +139,11 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	if err := os.MkdirAll(s.state, 0o700); err != nil {
 		return exitFailed, fmt.Errorf("-state: %w", err)
 	}
-	var creds *tls.Config
+	var creds *certificates
 	var err error
 	if s.tls != "" {
-		if creds, err = serverCreds(s.tls); err != nil {
-			return exitFailed, fmt.Errorf("-tls: %w", err)
+		if creds, err = newCertificates("-tls", s.tls, serverCreds, s.p); err != nil {
+			return exitFailed, err
 		}
 	}
 	arb, end, err := openArbiter(s.arbiter, s.p)
@@ -158,7 +159,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	defer served.Wait()
 	defer stop()
 	defer s.tries.end() // whoever has ordered one is being served
-	if err := s.serve(serving, &served, creds); err != nil {
+	if err := s.serve(serving, &served, creds.server()); err != nil {
 		return exitFailed, err
 	}
 	s.events = new(event.Bus)
@@ -181,7 +182,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	}
 	for addr, nbd := s.listen, s.nbd; ; {
 		if len(s.images) > 0 && s.disks == nil {
-			if s.disks, err = openDisks(s.images, nbd, creds, s.events, s.guestLog()); err != nil {
+			if s.disks, err = openDisks(s.images, nbd, creds.server(), s.events, s.guestLog()); err != nil {
 				return exitFailed, err
 			}
 			nbd = s.disks.uri
@@ -199,7 +200,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		}
 		waiting()
 		s.heard.idle()
-		conn, want, err := s.acceptPrimary(ctx, l, creds, func(err error) { s.refused(err); waiting() })
+		conn, want, err := s.acceptPrimary(ctx, l, creds.server(), func(err error) { s.refused(err); waiting() })
 		switch {
 		case err != nil:
 			return s.interrupted(ctx, exitFailed), err
@@ -227,9 +228,13 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 
 // serve begins to take orders and guardians.
 func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.Config) error {
-	if l, _, err := listen(socketIn(s.state, "standby")); err != nil {
+	l, _, err := listen(socketIn(s.state, "standby"))
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE): // it lives: the socket of a dead one is taken over
+		return inUse(s.state, "standby or relay")
+	case err != nil:
 		s.p.warn("orders are taken by signals only: %v", err)
-	} else {
+	default:
 		all.Go(func() { takeOrders(ctx, l, s.orders, s.status) })
 	}
 	if s.control != "" {

@@ -53,6 +53,12 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 // issue writes the certificate of a role, "server" or "client", into a directory.
 func (a *authority) issue(role string) string {
 	dir := qemutest.Dir(a.t)
+	a.issueInto(dir, role, func(*x509.Certificate) {})
+	return dir
+}
+
+// issueInto writes another one into a directory, changed.
+func (a *authority) issueInto(dir, role string, change func(*x509.Certificate)) {
 	key := newKey(a.t)
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: role},
@@ -61,6 +67,7 @@ func (a *authority) issue(role string) string {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
 	}
+	change(tmpl)
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
 	if err != nil {
 		a.t.Fatal(err)
@@ -78,7 +85,6 @@ func (a *authority) issue(role string) string {
 			a.t.Fatal(err)
 		}
 	}
-	return dir
 }
 
 func TestTLSWithAQEMUPrimary(t *testing.T) {
