@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -175,4 +176,30 @@ func waitsForTurn() bool {
 		}
 	}
 	return false
+}
+
+// A Machine whose devices cannot be made leaves no VM behind.
+func TestAMachineThatCannotBeMadeLeavesNothing(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	open := func() (n int) {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip(err)
+		}
+		for _, fd := range list {
+			if name, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.Contains(name, "kvm") {
+				n++
+			}
+		}
+		return n
+	}
+	before := open()
+	for _, d := range []Devices{{NICs: []NIC{{}}}, {Disks: []Disk{{}}}, {Disks: []Disk{{Storage: blank{}, Place: Place{Slot: 40}}}}} {
+		if m, err := Create(Config{Memory: 1 << 20, Devices: d}); err == nil {
+			t.Error("a Machine is made of", d, m.Close())
+		}
+	}
+	if after := open(); after != before {
+		t.Errorf("%d descriptors of KVM are open, were %d", after, before)
+	}
 }
