@@ -77,13 +77,15 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR,
 		if err != nil {
 			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
 		}
-		if n == 1 {
+		took := n == 1
+		if took && (m.Value == 0 || elapses(m.Index)) {
 			continue
 		}
 		one = msrOne{n: 1, entry: gokvm.MSREntry{Index: m.Index}}
 		switch n, err := ioctl(s.fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&one)); {
 		case err != nil:
 			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+		case took && n == 1 && one.entry.Data == m.Value: // KVM has set it, and has not only said so
 		case n == 0 && m.Value == 0: // an MSR that is missing here reads like one that is 0
 		case n == 0:
 			list = append(list, fmt.Sprintf("MSR %#x, which is %#x", m.Index, m.Value))

@@ -66,6 +66,11 @@
 // that the host has not taken yet belong to the host's devices. Breakpoints that the host has set
 // (KVM_SET_GUEST_DEBUG) are not part of the guest.
 //
+// How far the timer (PIT) has come is not saved either, because KVM does not tell it of the channel that
+// interrupts, and has every channel count anew when it is given their state: a guest that waits for
+// the timer waits for up to one more count of it, 55 ms at most, and one whose timer has run out, and does
+// not repeat, is interrupted once more.
+//
 // The section names, all version 1, are kvm/irqchip,
 // kvm/pit, kvm/vcpu (one instance for each) and kvm/clock; integers are big
 // endian; the XSAVE area, the local APIC's page, the interrupt controllers, CPUID

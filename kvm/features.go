@@ -91,6 +91,9 @@ func (f *featureMSR) seenBy(table []CPUIDEntry) bool {
 
 // bitNames returns, in words, the bits of mask.
 func (f *featureMSR) bitNames(mask uint64) (list []string) {
+	if mask == 0 {
+		return nil // without an allocation: each checkpoint asks
+	}
 	names := strings.Fields(f.names)
 	for ; mask != 0; mask &= mask - 1 {
 		bit := bits.TrailingZeros64(mask)

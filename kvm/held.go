@@ -84,6 +84,8 @@ func elapses(index uint32) bool {
 		return true
 	case index >= 0x4c1 && index < 0x4c1+32:
 		return true
+	case index >= 0xc0010004 && index < 0xc0010008, index >= 0xc0010200 && index < 0xc0010220, index>>2 == 0xc0000300>>2: // AMD's
+		return true
 	}
 	return false
 }

@@ -160,6 +160,7 @@ func TestAShotOfAnEarlierTimeIsNotUsed(t *testing.T) {
 			v.vm.mu.Lock()
 			v.vm.resets++ // as by a Resume that no thread has seen before the next Pause
 			v.vm.mu.Unlock()
+			v.shot.at = time.Now().Add(time.Hour) // however long this test is not run, it is not old
 		},
 		"that is old": func(v *VCPU) { v.shot.at = v.shot.at.Add(-stale) },
 	} {
@@ -174,8 +175,8 @@ func TestAShotOfAnEarlierTimeIsNotUsed(t *testing.T) {
 	}
 }
 
-// A register that is set while the vCPU is stopped is in what is saved, and so is all of
-// a vCPU that was loaded meanwhile, or whose clock has gone on for long.
+// A register that is set while the vCPU is stopped is in what is saved, and so is all of a vCPU whose clock
+// has gone on for long.
 func TestAShotIsUsedOnlyForWhatItShows(t *testing.T) {
 	vm, save := shooting(t, 1)
 	v := vm.vcpus[0]
@@ -206,6 +207,49 @@ func TestAShotIsUsedOnlyForWhatItShows(t *testing.T) {
 	save()
 	if late, _ := v.state.savedMSR(msrTSC); late == early {
 		t.Error("the same TSC was saved twice")
+	}
+}
+
+// What a vCPU's thread saved on its way into a pause is not what the vCPU has after a state was loaded into it.
+func TestAShotOfBeforeALoadIsNotUsed(t *testing.T) {
+	vm, save := shooting(t, 1)
+	v, ctx := vm.vcpus[0], context.Background()
+	reg := &vmstate.Registry{}
+	if err := vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	const spurious = 0xf0 // of a local APIC that is on: of one that is off a save looks at the registers in any case
+	lapic := v.shot.state.lapic
+	if _, err := ioctl(v.fd, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&lapic)); err != nil {
+		t.Fatal(err)
+	}
+	lapic.Regs[spurious+1] |= 1
+	if _, err := ioctl(v.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&lapic)); err != nil {
+		t.Fatal(err)
+	}
+	stream := encode(t, reg)
+	saved := v.state.regs
+	for end := time.Now().Add(time.Minute); !v.shot.fresh || v.shot.state.regs == saved; {
+		if time.Now().After(end) {
+			t.Fatal("no thread saves the vCPU on its way into a pause")
+		}
+		vm.Resume(ctx)
+		time.Sleep(time.Millisecond)
+		if err := vm.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !v.shot.fresh {
+			save()
+		}
+	}
+	v.shot.at = time.Now().Add(time.Hour) // however long this test is not run, it is not old
+	reg.NewSession()
+	if err := errors.Join(reg.LoadDevices(stream, nil), reg.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	save()
+	if v.state.regs != saved {
+		t.Errorf("the registers are saved as %+v, and were loaded as %+v", v.state.regs, saved)
 	}
 }
 

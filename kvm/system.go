@@ -30,7 +30,7 @@ const (
 )
 
 // System lists the capabilities of KVM on this host that a VM needs. It is read once,
-// never changes, and may be shared.
+// never changes, but for what is found out later, and may be shared.
 type System struct {
 	msrs       []uint32 // to save, in the order to restore
 	features   []uint32 // MSRs that list features, which KVM does not change once a vCPU has run
@@ -49,6 +49,7 @@ type System struct {
 	syncRegs   bool         // registers and events in struct kvm_run
 	xen        bool         // KVM can be asked what a guest has made of its Xen interface
 	cpuid      []CPUIDEntry // what a guest may be told; nil: not known
+	keys       keysKVM      // found out when the first state is restored
 }
 
 // msrIndices is struct kvm_msr_list.

@@ -32,8 +32,9 @@ type spare struct {
 	id    int // the number of the vCPU
 	fd    int // 0: not made yet
 	cpuid cpuidTable
-	under cpuidTable       // the table under which it was given MSRs; empty: it was given none
-	lapic gokvm.LAPICState // the one that is tried
+	under cpuidTable                 // the table under which it was given MSRs; empty: it was given none
+	lapic gokvm.LAPICState           // the one that is tried
+	asked [msrsAtOnce]gokvm.MSREntry // what obeyed expects
 	told  tells
 }
 
@@ -259,12 +260,47 @@ func (s *spare) try(state *VCPUState) error {
 	}, nil); err != nil {
 		return refused("MSRs", err)
 	}
+	if err := s.obeyed(state, func(i int) bool { return known && had.has(state, i) }); err != nil {
+		return refused("MSRs", err)
+	}
 	if !same {
 		if _, err := ioctl(s.fd, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&events)); err != nil {
 			return refused("events", err)
 		}
 	}
 	had.take(state, lapic, events)
+	return nil
+}
+
+// obeyed reads MSRs back, because KVM may take a value without an error and not set it: an MSRError
+// names the first that is so. Those for which was returns true were read before. One that is 0 is not
+// looked at; KVM takes that of MSRs which it keeps at a value of its own.
+func (s *spare) obeyed(state *VCPUState, was func(i int) bool) error {
+	t := state.scratch()
+	for at := 0; at < int(state.msr.n); {
+		t.n = 0
+		for ; at < int(state.msr.n) && t.n < msrsAtOnce; at++ {
+			m := state.msr.entries[at]
+			if m.Data != 0 && tried(m.Index) && !elapses(m.Index) && !was(at) {
+				t.entries[t.n] = m
+				t.n++
+			}
+		}
+		asked := t.n
+		if asked == 0 {
+			continue
+		}
+		copy(s.asked[:], t.entries[:asked])
+		n, err := ioctl(s.fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(t))
+		if err != nil {
+			return err
+		}
+		for i, m := range s.asked[:asked] {
+			if i >= n || t.entries[i].Data != m.Data { // KVM stops at one that it cannot read
+				return &MSRError{m.Index, m.Data}
+			}
+		}
+	}
 	return nil
 }
 

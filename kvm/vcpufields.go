@@ -45,6 +45,7 @@ func (s *VCPUState) VMState(f *vmstate.Fields) {
 	if f.Loading() && f.Err() == nil {
 		err := s.check(s.apicThere)
 		if err == nil {
+			s.dropDisabled()
 			err = s.spare.try(s)
 		}
 		f.Fail(err)

@@ -267,7 +267,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 	}
 	clear(s.xsave[s.xsaveSize:])
 	if !h.ok || !h.sameXSave(s) {
-		if _, err := ioctl(vcpu, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&s.xsave[0])); err != nil {
+		if err := s.setXSave(vcpu); err != nil {
 			return err
 		}
 	}

@@ -3,12 +3,16 @@
 package pc
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"os"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
@@ -140,5 +144,62 @@ func TestAClosedMachineTakesNoState(t *testing.T) {
 	}
 	if m.broken != nil {
 		t.Error("a closed Machine has moved a line:", m.broken)
+	}
+}
+
+// A Machine that is resumed while a call waits for its turn is not saved any more when the call has it.
+func TestAMachineThatIsResumedMeanwhileIsNotSaved(t *testing.T) {
+	i := newIdle(t, Devices{})
+	i.turn <- struct{}{} // as a Resume has it
+	saved, done := false, make(chan error)
+	go func() { done <- i.whilePaused(func() error { saved = true; return nil }) }()
+	for !waitsForTurn() {
+		time.Sleep(time.Millisecond)
+	}
+	i.pauses = 0
+	i.paused.Store(false)
+	i.give()
+	if err := <-done; !errors.Is(err, ErrRunning) || saved {
+		t.Errorf("saved: %v, %v; want ErrRunning", saved, err)
+	}
+	i.pauses = 1
+	i.paused.Store(true)
+}
+
+// waitsForTurn reports whether a goroutine waits in whilePaused.
+func waitsForTurn() bool {
+	all := make([]byte, 1<<20)
+	all = all[:runtime.Stack(all, true)]
+	for g := range bytes.SplitSeq(all, []byte("\n\n")) {
+		if bytes.Contains(g, []byte("[chan send")) && bytes.Contains(g, []byte("whilePaused")) {
+			return true
+		}
+	}
+	return false
+}
+
+// A Machine whose devices cannot be made leaves no VM behind.
+func TestAMachineThatCannotBeMadeLeavesNothing(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	open := func() (n int) {
+		list, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Skip(err)
+		}
+		for _, fd := range list {
+			if name, _ := os.Readlink("/proc/self/fd/" + fd.Name()); strings.Contains(name, "kvm") {
+				n++
+			}
+		}
+		return n
+	}
+	before := open()
+	for _, d := range []Devices{{NICs: []NIC{{}}}, {Disks: []Disk{{}}}, {Disks: []Disk{{Storage: blank{}, Place: Place{Slot: 40}}}}} {
+		if m, err := Create(Config{Memory: 1 << 20, Devices: d}); err == nil {
+			t.Error("a Machine is made of", d, m.Close())
+		}
+	}
+	if after := open(); after != before {
+		t.Errorf("%d descriptors of KVM are open, were %d", after, before)
 	}
 }

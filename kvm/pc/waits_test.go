@@ -38,12 +38,12 @@ func (b blank) Sync() error {
 // devices.
 type idle struct {
 	*Machine
-	t    *testing.T
+	t    testing.TB
 	stop context.CancelFunc
 	done chan error
 }
 
-func newIdle(t *testing.T, d Devices) *idle {
+func newIdle(t testing.TB, d Devices) *idle {
 	t.Helper()
 	require.Usable(t, require.KVM, kvm.Probe)
 	m, err := Create(Config{Memory: 1 << 20, Devices: d})

@@ -402,3 +402,26 @@ func (r *netRig) awaited() {
 		r.nic.mu.Unlock()
 	}
 }
+
+// A frame that its ring will never have room for is dropped, and says nothing of one as long that finds another
+// ring, because a shorter one has been taken in between.
+func TestAFrameForWhichThereIsRoomIsNotDroppedWithOneForWhichThereIsNone(t *testing.T) {
+	r := newNetRig(t)
+	closed := NewGate()
+	want := [][]byte{frame(2, 60), frame(3, 1000)}
+	for _, f := range [][]byte{frame(1, 1000), want[0], want[1]} {
+		must(t, r.nic.Receive(closed, f))
+	}
+	r.room(0, 100)
+	r.room(4, 1500)
+	r.rx.kick()
+	got := r.rx.used()
+	if len(got) != 2 || r.nic.Dropped() != 1 {
+		t.Fatalf("%d frames have arrived, want 2; %d are dropped, want 1", len(got), r.nic.Dropped())
+	}
+	for i, u := range got {
+		if f := r.received(uint16(u.head), u.n); !bytes.Equal(f, want[i]) {
+			t.Errorf("frame %d is %d bytes that begin with % x", i, len(f), f[:4])
+		}
+	}
+}
