@@ -73,6 +73,11 @@ var bounds = map[string][]bound{
 		{"event/qmp", "DefaultMaxBacklog", []string{"TestAnswersThatAreNotReadStopTheCommandsAndNoneIsLost"}},
 		{"event/qmp", "DefaultMaxEvents", []string{"TestAClientThatDoesNotReadStallsNobodyAndIsClosed"}},
 	},
+	"a `qmp.Client`": {
+		{"event/qmp", "MaxLine", []string{"TestWhatIsNoMonitorIsRefused"}},
+		{"event/qmp", "MaxPending", []string{"TestNoMoreEventsAreKeptThanMayBe"}},
+		{"event/qmp", "MaxPendingBytes", []string{"TestNoMoreBytesOfEventsAreKeptThanMayBe"}},
+	},
 }
 
 // inSentences are the bounds of the page's sentences, where % stands for the number.
