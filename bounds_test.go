@@ -33,6 +33,10 @@ var bounds = map[string][]bound{
 		{"vmstate", "maxCapabilities", []string{"TestWhatAStreamSaysOfItselfIsBounded"}},
 		{"vmstate", "maxDescDepth", []string{"TestWhatAStreamSaysOfItselfIsBounded"}},
 	},
+	"a `vmstate.Document`": {
+		{"vmstate", "maxRecords", []string{"TestTheRecordsOfADocumentAreBounded"}},
+		{"vmstate", "maxDocument", []string{"TestTheBytesOfADocumentAreBounded"}},
+	},
 	"pages of a checkpoint": {{"vmstate/ram", "", []string{"TestBadInput", "colo/standby.TestAHostileCheckpointIsRefusedAndChangesNothing"}}},
 	"a standby": {
 		{"colo/standby", "MaxRAM", []string{"TestAnInitialMigrationThatCannotBeKeptIsRefused"}},
