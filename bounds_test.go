@@ -33,6 +33,10 @@ var bounds = map[string][]bound{
 		{"vmstate", "maxCapabilities", []string{"TestWhatAStreamSaysOfItselfIsBounded"}},
 		{"vmstate", "maxDescDepth", []string{"TestWhatAStreamSaysOfItselfIsBounded"}},
 	},
+	"a `vmstate.Document`": {
+		{"vmstate", "maxRecords", []string{"TestTheRecordsOfADocumentAreBounded"}},
+		{"vmstate", "maxDocument", []string{"TestTheBytesOfADocumentAreBounded"}},
+	},
 	"pages of a checkpoint": {{"vmstate/ram", "", []string{"TestBadInput", "colo/standby.TestAHostileCheckpointIsRefusedAndChangesNothing"}}},
 	"a standby": {
 		{"colo/standby", "MaxRAM", []string{"TestAnInitialMigrationThatCannotBeKeptIsRefused"}},
@@ -72,6 +76,11 @@ var bounds = map[string][]bound{
 		{"event/qmp", "DefaultMaxValue", []string{"TestACommandIsAtMostAsLongAsItMayBe"}},
 		{"event/qmp", "DefaultMaxBacklog", []string{"TestAnswersThatAreNotReadStopTheCommandsAndNoneIsLost"}},
 		{"event/qmp", "DefaultMaxEvents", []string{"TestAClientThatDoesNotReadStallsNobodyAndIsClosed"}},
+	},
+	"a `qmp.Client`": {
+		{"event/qmp", "MaxLine", []string{"TestWhatIsNoMonitorIsRefused"}},
+		{"event/qmp", "MaxPending", []string{"TestNoMoreEventsAreKeptThanMayBe"}},
+		{"event/qmp", "MaxPendingBytes", []string{"TestNoMoreBytesOfEventsAreKeptThanMayBe"}},
 	},
 }
 

@@ -124,26 +124,35 @@ type Document struct {
 	VMDesc *VMDesc
 }
 
-// maxRecords bounds the records of a Document. A record takes some hundred bytes of memory, and
-// may be five of the stream. A QEMU whose memory is on its way writes some dozen in a second.
-const maxRecords = 1 << 18
+// maxRecords bounds the records of a Document, and maxDocument their bytes, in which those of
+// live bodies count that nobody decodes. A record takes some hundred bytes of memory, and may
+// be five of the stream. A QEMU whose memory is on its way writes some dozen in a second. There
+// is room for as much device state as a Scanner takes, and as much of everything else.
+const (
+	maxRecords  = 1 << 18
+	maxDocument = 512 << 20
+)
 
 // ReadDocument reads a stream from its file header to its description, or to
 // its EOF where it has none. Bodies of live sections are left to live, and those
 // it does not know are kept as [Opaque]; a nil live stands for a stream without
-// any. What memory the rest takes is bounded by the defaults of [Scanner], and by the
-// number of records, those in packages among them: more than 262144 are [ErrBounds]. When
-// it fails, the Document has what was read before.
+// any. All the rest, packages and bodies that are Opaque included, may be 512 MiB of the
+// stream, besides the bounds that a [Scanner] has by default, and 262144 records, those in
+// packages among them: more is [ErrBounds]. When it fails, the Document has what was read
+// before.
 func ReadDocument(r *qemufile.Reader, live LiveDecoder) (*Document, error) {
-	return readDocument(r, live, maxRecords)
+	return readDocument(r, live, maxRecords, maxDocument)
 }
 
-func readDocument(r *qemufile.Reader, live LiveDecoder, most int) (*Document, error) {
+func readDocument(r *qemufile.Reader, live LiveDecoder, most int, room int64) (*Document, error) {
 	d := &Document{}
-	left := most
+	left, free := most, room
 	s := Scanner{Record: func(rec *Record) error {
 		if left -= 1 + len(rec.Package); left < 0 {
 			return streamError(rec.Offset, fmt.Errorf("more than %d records: %w", most, ErrBounds))
+		}
+		if free -= rec.Length; free < 0 {
+			return streamError(rec.Offset, fmt.Errorf("more than %d bytes: %w", room, ErrBounds))
 		}
 		d.Records = append(d.Records, *rec)
 		return nil
@@ -159,7 +168,12 @@ func readDocument(r *qemufile.Reader, live LiveDecoder, most int) (*Document, er
 			body, err := live.DecodeLive(h, r)
 			if errors.Is(err, ErrUnknownSection) && r.Offset() == start {
 				var opaque Opaque
+				s.MaxSkip = uint64(max(1, min(free, maxPackaged)))
 				err = s.SkipLive(h, r, func(p []byte) { opaque = append(opaque, p...) })
+				if errors.Is(err, qemufile.ErrTooLong) && free < maxPackaged {
+					err = fmt.Errorf("more than %d bytes: %w: %w", room, ErrBounds, err)
+				}
+				free -= int64(len(opaque))
 				body = opaque
 			}
 			d.Records[at].Live = body

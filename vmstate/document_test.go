@@ -382,7 +382,7 @@ func TestTheRecordsOfADocumentAreBounded(t *testing.T) {
 			}
 			PutEOF(w)
 		})
-		return readDocument(qemufile.NewReader(bytes.NewReader(stream)), nil, most)
+		return readDocument(qemufile.NewReader(bytes.NewReader(stream)), nil, most, maxDocument)
 	}
 	const others = 2 + 1 + packaged + 1 // header, configuration, the package with what is in it, and EOF
 	if doc, err := document(most - others); err != nil || len(doc.Records) != most-packaged {
@@ -392,5 +392,41 @@ func TestTheRecordsOfADocumentAreBounded(t *testing.T) {
 	var se *SectionError
 	if !errors.Is(err, ErrBounds) || !errors.As(err, &se) || se.Offset == 0 || len(doc.Records) != most-packaged {
 		t.Errorf("one more: %d records, %v", len(doc.Records), err)
+	}
+}
+
+// knowsNothing knows no live device.
+type knowsNothing struct{}
+
+func (knowsNothing) DecodeLive(Header, *qemufile.Reader) (LiveBody, error) {
+	return nil, ErrUnknownSection
+}
+
+// Each of them may be as long as it is, and so may as many as there are, but not all together.
+func TestTheBytesOfADocumentAreBounded(t *testing.T) {
+	body := strings.Repeat("55", 1000)
+	for what, records := range map[string]string{
+		"packages":             strings.Repeat(`08 0007 0004 000003ee `+strings.Repeat(`08 0001 0000 `, 201)+`00 `, 5),
+		"unknown live devices": `01 00000007 0c "dirty-bitmap" 00000000 00000001 ` + body + ` 7e 00000007 ` + strings.Repeat(`02 00000007 `+body+` 7e 00000007 `, 4),
+	} {
+		stream := hexBytes(t, `"QEVM" 00000003 07 00000004 "none" `+records+` 00`)
+		read := func(room int) (*Document, error) {
+			return readDocument(qemufile.NewReader(bytes.NewReader(stream)), knowsNothing{}, maxRecords, int64(room))
+		}
+		doc, err := read(len(stream))
+		wantNil(t, what, err)
+		if again := written(t, func(w *qemufile.Writer) { doc.Put(w) }); !bytes.Equal(again, stream) {
+			t.Errorf("%s: written again, it differs", what)
+		}
+		for _, room := range []int{len(stream) - 1, len(stream) / 2, 20} {
+			doc, err := read(room)
+			var se *SectionError
+			if !errors.Is(err, ErrBounds) || !errors.As(err, &se) || se.Offset == 0 {
+				t.Errorf("%s in %d bytes: %v", what, room, err)
+			}
+			if n := len(written(t, func(w *qemufile.Writer) { doc.Put(w) })); n > room+len(body) {
+				t.Errorf("%s in %d bytes: %d are kept", what, room, n)
+			}
+		}
 	}
 }

@@ -19,9 +19,11 @@ const (
 	// MaxLine is how much a monitor may say at once, in bytes; the answer of a
 	// QEMU to query-qmp-schema is some 200 KB.
 	MaxLine = 16 << 20
-	// MaxPending is how many events a Client keeps for Wait. Of more the oldest
-	// are dropped, and counted.
-	MaxPending = 4096
+	// MaxPending is how many events a Client keeps for Wait, and MaxPendingBytes how
+	// long the lines may be, together, in which they came. Of more the oldest are
+	// dropped, and counted.
+	MaxPending      = 4096
+	MaxPendingBytes = 16 << 20
 )
 
 // ErrProtocol means that a monitor cannot have sent what came over the connection. The
@@ -50,11 +52,18 @@ type Client struct {
 	mu      sync.Mutex
 	id      int
 	waiting map[int]chan reply // capacity 1, by the command's id
-	events  []event.Record
+	events  []pending
+	bytes   int           // of events
 	news    chan struct{} // closed when there is another event, or err
 	missed  uint64
 	mute    error // why no command can be sent any more; earlier answers and events are still read
 	err     error // why nothing more can be heard, or sent
+}
+
+// A pending event has come, and nobody has waited for it yet.
+type pending struct {
+	event.Record
+	bytes int // the length of its line
 }
 
 // reply is the answer of a monitor to a command.
@@ -280,7 +289,7 @@ func (c *Client) read(ctx context.Context) error {
 	}
 	rec, err := c.decoder.Decode(line)
 	if err == nil {
-		c.keep(rec)
+		c.keep(pending{rec, len(line)})
 		return nil
 	}
 	var a reply
@@ -334,16 +343,24 @@ func (c *Client) line(ctx context.Context) ([]byte, error) {
 	}
 }
 
-func (c *Client) keep(r event.Record) {
+func (c *Client) keep(p pending) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.events) == MaxPending {
-		c.events = c.events[1:]
-		c.missed++
+	c.events = append(c.events, p)
+	for c.bytes += p.bytes; len(c.events) > MaxPending || c.bytes > MaxPendingBytes && len(c.events) > 1; c.missed++ {
+		c.next()
 	}
-	c.events = append(c.events, r)
 	close(c.news)
 	c.news = make(chan struct{})
+}
+
+// next takes the oldest event. c.mu is held.
+func (c *Client) next() event.Record {
+	p := c.events[0]
+	c.events[0] = pending{} // what it holds is not kept by the array
+	c.events = c.events[1:]
+	c.bytes -= p.bytes
+	return p.Record
 }
 
 // fail makes all present and later calls return err.
@@ -366,8 +383,7 @@ func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event
 	for {
 		c.mu.Lock()
 		for len(c.events) > 0 {
-			e := c.events[0]
-			if c.events = c.events[1:]; match(e) {
+			if e := c.next(); match(e) {
 				c.mu.Unlock()
 				return e, nil
 			}
@@ -402,7 +418,7 @@ func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event
 func (c *Client) Pending(match func(event.Record) bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.ContainsFunc(c.events, match)
+	return slices.ContainsFunc(c.events, func(p pending) bool { return match(p.Record) })
 }
 
 // Missed returns how many events were dropped because nobody waited for them.

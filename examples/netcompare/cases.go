@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -82,10 +83,16 @@ func runCases(out io.Writer, name string, strict bool, do func(c *testCase, stri
 	if err := json.Unmarshal(b, &file); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	if len(file.Cases) == 0 {
+		return fmt.Errorf("%s has no cases", name)
+	}
 	failed := 0
 	for i := range file.Cases {
 		c := &file.Cases[i]
 		got, want, err := do(c, strict)
+		if err == nil && len(got) == 0 {
+			err = errors.New("it has no steps")
+		}
 		verdict := "ok"
 		if err != nil {
 			verdict = err.Error()
@@ -155,7 +162,7 @@ func compareCase(c *testCase, strict bool) (got, want []string, err error) {
 			}
 			epoch++
 		default:
-			return nil, nil, fmt.Errorf("op %q", s.Op)
+			return nil, nil, fmt.Errorf("op %q is none of a comparison's (-rewriter takes a rewriter's)", s.Op)
 		}
 		var left []string
 		for _, f := range r.Release {
@@ -217,7 +224,7 @@ func rewriterCase(c *testCase, strict bool) (got, want []string, err error) {
 				g += " " + say(early)
 			}
 		default:
-			err = fmt.Errorf("op %q", s.Op)
+			err = fmt.Errorf("op %q is none of a rewriter's (-vectors takes a comparison's)", s.Op)
 		}
 		if err != nil {
 			return nil, nil, err

@@ -75,6 +75,32 @@ func TestStepMayHaveItsOwnRecommendation(t *testing.T) {
 	}
 }
 
+// What compares nothing has not passed.
+func TestAFileWithoutCasesOrOfAnotherKindDoesNotPass(t *testing.T) {
+	for file, want := range map[string]string{
+		`{}`:                           "cases.json has no cases",
+		`{"vectors": [{"name": "x"}]}`: "cases.json has no cases",
+		`{"cases": [{"name": "empty"}, {"name": "empty too", "steps": []}]}`: "empty: it has no steps\nempty too: it has no steps\n0 passed, 2 failed\n",
+	} {
+		name := filepath.Join(t.TempDir(), "cases.json")
+		if err := os.WriteFile(name, []byte(file), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		for _, of := range []string{"-vectors", "-rewriter"} {
+			var out bytes.Buffer
+			if err := run(t.Context(), []string{of, name}, &out, io.Discard); err == nil || !strings.Contains(out.String()+err.Error(), want) {
+				t.Errorf("%s %s: %s%v", of, file, out.String(), err)
+			}
+		}
+	}
+	for _, args := range [][]string{{"-vectors", rewriterFile, "(-rewriter takes a rewriter's)"}, {"-rewriter", compareFile, "(-vectors takes a comparison's)"}} {
+		var out bytes.Buffer
+		if err := run(t.Context(), args[:2], &out, io.Discard); !errors.Is(err, errFailed) || !strings.Contains(out.String(), args[2]) {
+			t.Errorf("%v: %s%v", args, out.String(), err)
+		}
+	}
+}
+
 // record writes a capture of packets, one a second.
 func record(t *testing.T, packets ...string) string {
 	t.Helper()
