@@ -266,11 +266,11 @@ func TestExamplesNoticeThatTheirOutputIsNotWritten(t *testing.T) {
 			}
 			for i, line := range strings.Split(string(text), "\n") {
 				rest := line
-				for _, allowed := range []string{"output.New(os.Stdout)", "statusline.IsTerminal(os.Stdout)", "sideMain(os.Stdin, os.Stdout)"} {
+				for _, allowed := range []string{"cli.NewOutput(os.Stdout)", "cli.IsTerminal(os.Stdout)", "sideMain(os.Stdin, os.Stdout)"} {
 					rest = strings.ReplaceAll(rest, allowed, "")
 				}
 				if strings.Contains(rest, "os.Stdout") {
-					t.Errorf("%s:%d: standard output beside output.New: %s", file, i+1, strings.TrimSpace(line))
+					t.Errorf("%s:%d: standard output beside cli.NewOutput: %s", file, i+1, strings.TrimSpace(line))
 				}
 			}
 			if file == name && !strings.Contains(string(text), "os.Exit(out.Status(") {
@@ -297,7 +297,7 @@ func TestProgramsReadTheirCommandLinesInOneWay(t *testing.T) {
 				text.WriteString(read(t, file))
 			}
 		}
-		for _, call := range []string{"usage.Parse(", "usage.Tell("} {
+		for _, call := range []string{"cli.Parse(", "cli.Tell("} {
 			if !strings.Contains(text.String(), call) {
 				t.Errorf("%s has no call of %s…)", filepath.Dir(name), call)
 			}

@@ -5,11 +5,11 @@ package kvm
 import (
 	"time"
 
-	"github.com/gocolo/lockstep/internal/futex"
+	"github.com/gocolo/lockstep/internal/threads"
 )
 
 // signal wakes threads that wait for it, whether they wait in the kernel or still spin.
-type signal struct{ futex.Signal }
+type signal struct{ threads.Signal }
 
 // longestWait bounds a wait, after which the caller looks again: that costs next to nothing,
 // and a lost wake-up cannot hang a guest.

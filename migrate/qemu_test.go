@@ -12,10 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/mapping"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -250,7 +250,7 @@ func incoming(t *testing.T, set func(*qemutest.VM)) (q *qemutest.VM, address str
 	dir := qemutest.Dir(t)
 	q = qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-incoming", "defer")...)
 	set(q)
-	address = loopback.Free(t, 1)[0]
+	address = socket.FreeTCP(t, 1)[0]
 	q.Must("migrate-incoming", qemutest.Args{"uri": "tcp:" + address})
 	return q, address
 }
@@ -295,7 +295,7 @@ func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
 				}
 				time.Sleep(5 * time.Millisecond)
 			}
-			addr := loopback.Free(t, 1)[0]
+			addr := socket.FreeTCP(t, 1)[0]
 			q.Must("migrate-recover", qemutest.Args{"uri": "tcp:" + addr})
 			return net.Dial("tcp", addr)
 		},

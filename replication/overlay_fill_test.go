@@ -5,6 +5,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // filled returns a disk whose blocks are of zeroes, or not, at random.
@@ -23,7 +25,7 @@ func filled(size int64, rng *rand.Rand) *fakeDisk {
 func TestFillHoldsWhatPutHolds(t *testing.T) {
 	const size = 300*BlockSize + SectorSize
 	const blocks = 301
-	for seed := range uint64(40) {
+	for seed := range require.Many[uint64](8, 40, 40) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		d := filled(size, rng)
 		o := newOverlay("hidden", size, size*2, newMemorySlots(size*2))

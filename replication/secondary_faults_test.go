@@ -193,7 +193,7 @@ func faultyRun(t *testing.T, seed uint64, at, how int) (left int) {
 func TestSecondaryAnyOfWhoseOperationsFails(t *testing.T) {
 	seeds, step := uint64(3), 1
 	if testing.Short() {
-		seeds, step = 1, 9
+		seeds, step = 1, 19
 	}
 	runs := 0
 	for seed := range seeds {

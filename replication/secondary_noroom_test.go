@@ -180,7 +180,7 @@ func noRoomRun(t *testing.T, seed uint64, at, n, answer, made int) int {
 func TestSecondaryAnyOfWhoseJournalsWritesFindsNoRoomForAWhile(t *testing.T) {
 	seeds, step := uint64(12), 1
 	if testing.Short() {
-		seeds, step = 4, 5
+		seeds, step = 3, 9
 	}
 	runs := 0
 	for seed := range seeds {

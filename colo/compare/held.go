@@ -8,8 +8,8 @@ import (
 
 // held adds up the packets that wait, their bytes and the oldest.
 type held struct {
-	event.HeldOutput
-	oldest time.Time
+	event.HeldOutput           // its Age is computed from oldest at the end
+	oldest           time.Time // when the packet came that waits longest; zero without packets
 }
 
 func (h *held) add(n int, at time.Time) {

@@ -16,11 +16,11 @@ import (
 // processor's nearest caches. A slot is as small as it can be for that reason, so that more of
 // the table is in the next one.
 type index struct {
-	slots  []slot  // a power of two
-	all    []*conn // by number; nil: the number is free
-	vacant []int   // the numbers that are free
-	n      int
-	seed   [4]uint64
+	slots  []slot    // a power of two
+	all    []*conn   // by number; nil: the number is free
+	vacant []int     // the numbers that are free
+	n      int       // connections in the table
+	seed   [4]uint64 // what keys are mixed with: drawn by newIndex, the same from then on
 }
 
 // A slot has a connection's number and a part of its hash, so that a probe touches hardly any
@@ -33,7 +33,7 @@ const maxConns = 1<<24 - 1
 // slotOf returns the slot of the connection with a hash and a number.
 func slotOf(hash uint64, number int) slot { return slot(hash>>56)<<24 | slot(number+1) }
 
-// may reports whether s may be of a connection with the hash h.
+// may reports whether a connection with the hash h can have the slot s: the next step compares keys.
 func (s slot) may(h uint64) bool { return uint64(s>>24) == h>>56 }
 
 // number returns the number in s, which is not free.
@@ -131,6 +131,7 @@ func (x *index) add(c *conn) {
 	x.n++
 }
 
+// put writes the slot of c, which has a number, into the first free place for its hash.
 func (x *index) put(c *conn) {
 	mask := uint64(len(x.slots) - 1)
 	i := c.hash & mask

@@ -10,20 +10,20 @@ import (
 // secondary does not go on. Often the secondary knows it: it had no whole copy, as where the
 // synchronisation broke at its end, or has given up what it had. Then it waits for a primary. So the
 // primary asks it, as soon as it is reached, and goes on by itself if the secondary says so. What it
-// says is true for good: a session that is over does not begin again, and the guest of a host that
-// waits is that of no session. Each of the two also asks whether the other one goes on (overtakenBy).
+// says is true for good: a session that is over does not begin again, and a host that waits has no
+// guest in any session. Each of the two also asks whether the other one goes on (overtakenBy).
 
-// isOver notes that this host, which waits, has followed in a session from which it never goes on.
+// isOver records that this host, which waits now, followed in s and will never go on from it.
 func (j *Job) isOver(s *session) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.departed, j.departedFrom = s.peer.token, s.peer.host
 }
 
-// leftBy returns the session in which this host follows the one that asks, if that has lost the
-// session: a primary asks with a token for no other reason. Where all connections but one are well,
-// this host hears of it by nothing else, and would follow for ever, so that nobody goes on. The
-// caller holds mu.
+// leftBy returns the current session, in which this host follows, if h comes from the primary of it,
+// which has lost it: a primary asks with a token for no other reason. If only one of the connections
+// has failed, this host hears of the loss in no other way; it would follow for ever, and nobody would
+// go on. The caller holds mu.
 func (j *Job) leftBy(h hello) *session {
 	s := j.current
 	if j.manual == nil || s == nil || s.primary != nil || h.Token == "" || h.Token != s.peer.token || h.Host != s.peer.host {
@@ -32,9 +32,9 @@ func (j *Job) leftBy(h hello) *session {
 	return s
 }
 
-// askOther asks the other host of a session whose guest stands still here, where no arbiter is there
-// to be asked, again and again until ctx ends: whether it goes on, and a secondary, whether it may
-// still. It returns what waits for the end of that.
+// askOther asks the other host of a session, whose guest stands still here, whether it goes on; it asks
+// a secondary also whether it still may. It is for hosts without an arbiter. It asks again and again,
+// until it has an answer or ctx ends; join waits for that.
 func (j *Job) askOther(ctx context.Context, s *session) (join func()) {
 	if j.manual == nil || s.peer.token == "" {
 		return func() {}
@@ -62,9 +62,8 @@ func (j *Job) askOther(ctx context.Context, s *session) (join func()) {
 	return func() { <-asked }
 }
 
-// saysOver takes the answer to the question whether the other side, a secondary, may still go on,
-// and reports whether it says that it does not. One that knows of a later generation says nothing
-// of this one.
+// saysOver reports whether a secondary answers that it does not go on, and records that. A secondary
+// that knows of a later generation says nothing about this one.
 func (p *peer) saysOver(answer hello) bool {
 	if !answer.Over || answer.Host != p.host || answer.Generation > p.generation {
 		return false

@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
-	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 const benchCheckpoints = 30
@@ -102,7 +102,7 @@ func benchStandby(b *testing.B, pages uint32, nagle bool) taken {
 func besideQEMU(b *testing.B, pages uint32) taken {
 	dir := qemutest.Dir(b)
 	log := filepath.Join(dir, "trace")
-	uri := "tcp:" + loopback.Free(b, 1)[0]
+	uri := "tcp:" + socket.FreeTCP(b, 1)[0]
 	qemutest.Start(b, dir, append(qemutest.FirmwareArgs(b, dir, "pc", 64, qemutest.Firmware(pages, 1)),
 		"-trace", "colo_*_message", "-D", log, "-msg", "timestamp=on", "-incoming", uri)...)
 	p := dirtier(b, pages)

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
-	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -56,7 +56,7 @@ func counted(t testing.TB, machine string, megabytes int) (g *standby.Guest, las
 // waiting starts a QEMU that waits for a guest, and returns a connection to it.
 func waiting(t testing.TB, machine string, megabytes int, capabilities ...string) (*qemutest.VM, net.Conn) {
 	t.Helper()
-	address := loopback.Free(t, 1)[0]
+	address := socket.FreeTCP(t, 1)[0]
 	dir := qemutest.Dir(t)
 	v := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, machine, megabytes), "-incoming", "defer")...)
 	var list []qemutest.Args

@@ -15,9 +15,9 @@ import (
 	"github.com/gocolo/lockstep/colo/quickack"
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -116,7 +116,7 @@ func protect(t *testing.T, g *standby.Guest, addr string, save ram.SaverConfig, 
 // secondary starts a QEMU that waits for a migration.
 func secondary(t *testing.T, machine string, megabytes int) (v *qemutest.VM, uri string) {
 	t.Helper()
-	uri = "tcp:" + loopback.Free(t, 1)[0]
+	uri = "tcp:" + socket.FreeTCP(t, 1)[0]
 	dir := qemutest.Dir(t)
 	return qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, machine, megabytes), "-incoming", uri)...), uri
 }

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/socket"
-	"github.com/gocolo/lockstep/internal/usage"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -79,7 +79,7 @@ func TestHoldRecordsTheGenerationThatAnImageWaitsFor(t *testing.T) {
 			if !errors.Is(err, replication.ErrLocked) {
 				t.Errorf("%s: %v", name, err)
 			}
-		} else if _, err := try(args...); err == nil || errors.Is(err, usage.ErrWrong) {
+		} else if _, err := try(args...); err == nil || errors.Is(err, cli.ErrWrong) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := holds(t, path("root")); n != 4 {

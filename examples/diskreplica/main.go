@@ -16,11 +16,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/gocolo/lockstep/internal/output"
-	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/socket"
-	"github.com/gocolo/lockstep/internal/statusline"
-	"github.com/gocolo/lockstep/internal/usage"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -100,9 +97,9 @@ A command that has failed otherwise says so, and does not change the status.
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop) // who interrupts it again does not wait for a disk that does not answer
-	output.Outlive()
-	out := output.New(os.Stdout)
-	err := run(ctx, os.Args[1:], os.Stdin, out, statusline.IsTerminal(os.Stdout))
+	cli.OutliveReader()
+	out := cli.NewOutput(os.Stdout)
+	err := run(ctx, os.Args[1:], os.Stdin, out, cli.IsTerminal(os.Stdout))
 	stop()
 	os.Exit(out.Status(statusOf(err), "diskreplica", os.Stderr))
 }
@@ -112,8 +109,8 @@ func statusOf(err error) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
 		return 0
-	case errors.Is(err, usage.ErrWrong):
-		return usage.Tell(os.Stderr, "diskreplica", err)
+	case errors.Is(err, cli.ErrWrong):
+		return cli.Tell(os.Stderr, "diskreplica", err)
 	}
 	fmt.Fprintln(os.Stderr, "diskreplica:", err)
 	var undecided *replication.UndecidedError
@@ -137,7 +134,7 @@ type options struct {
 }
 
 // parse reads a command line. Help is printed where it is asked for (flag.ErrHelp); any other
-// error is usage.ErrWrong and says what is wrong.
+// error is cli.ErrWrong and says what is wrong.
 func parse(args []string, out io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("diskreplica", flag.ContinueOnError)
 	fs.StringVar(&o.image, "image", "", "raw disk `file`; made if -size is given and it is not there")
@@ -155,9 +152,9 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		o.role, args = args[0], args[1:]
 	}
 	bad := func(format string, args ...any) (options, error) {
-		return options{}, usage.Wrong(format, args...)
+		return options{}, cli.Wrong(format, args...)
 	}
-	if err := usage.Parse(fs, about, args, out); err != nil {
+	if err := cli.Parse(fs, about, args, out); err != nil {
 		return o, err
 	}
 	switch {
@@ -223,7 +220,7 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer, 
 const maxImage = 1 << 50
 
 func parseSize(s string) (int64, error) {
-	var b size.Bytes
+	var b cli.Bytes
 	if err := b.Set(s); err != nil {
 		return 0, err
 	}

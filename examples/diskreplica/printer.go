@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // A printer shows what happens: lines for people, or JSON lines, which are
@@ -21,7 +21,7 @@ type printer struct {
 	terminal bool // people, and the cursor can go back
 
 	mu   sync.Mutex
-	line statusline.Line
+	line cli.StatusLine
 }
 
 // printf prints a line for people.

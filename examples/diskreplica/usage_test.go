@@ -12,9 +12,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/internal/socket"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
@@ -24,11 +24,11 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 		"hold x", "hold -generation 2", "hold -generation -1 x", "status -generation 2 x"} {
 		var out bytes.Buffer
 		err := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out, false)
-		if !errors.Is(err, usage.ErrWrong) || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
+		if !errors.Is(err, cli.ErrWrong) || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
 			t.Errorf("%q: %v, want a bad command line, in one line, and nothing on the standard output but %q", args, err, out.String())
 		}
 	}
-	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "localhost:1"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, usage.ErrWrong) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
+	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "localhost:1"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, cli.ErrWrong) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
 		t.Errorf("an image that is not there: %v, want a failure that says how it is made", err)
 	}
 }

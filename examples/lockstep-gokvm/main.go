@@ -22,16 +22,14 @@ import (
 	"io"
 	"os"
 
-	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/internal/output"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/plain"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
-	ctx, status := interrupt.Notify()
-	output.Outlive()
-	out := output.New(os.Stdout)
+	ctx, status := cli.Notify()
+	cli.OutliveReader()
+	out := cli.NewOutput(os.Stdout)
 	own := gokvm(ctx, os.Args[1:], stdio{os.Stdin, out, os.Stderr})
 	os.Exit(out.Status(status(own), "lockstep-gokvm", os.Stderr))
 }
@@ -48,7 +46,7 @@ type stdio struct {
 func gokvm(ctx context.Context, args []string, std stdio) int {
 	o, err := parseOptions(args, std.out)
 	if err != nil {
-		return usage.Tell(std.err, "lockstep-gokvm", err)
+		return cli.Tell(std.err, "lockstep-gokvm", err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

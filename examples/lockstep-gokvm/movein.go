@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/examples/internal/strangers"
-	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/vmstate"
@@ -247,14 +247,14 @@ func (r *roamer) take(a *arrival) (err error) {
 		a.end(movedNot)
 		return errors.Join(err, a.link.Close())
 	}
-	r.p.phase("arriving", "%v of memory", size.Bytes(a.hello.Memory))
+	r.p.phase("arriving", "%v of memory", cli.Bytes(a.hello.Memory))
 	d := migrate.NewDestination(migrate.DestinationConfig{
 		VM: (*roamingVM)(r), State: &reg, Memory: lazy, Blocks: s.guest.Blocks(),
 		Machine: machineType, Postcopy: a.hello.Postcopy, Reconnect: a.reconnect,
 	})
 	stop := r.report(func() string {
 		p := d.Progress()
-		return fmt.Sprintf("%s: %v left%s", p.Status, size.Bytes(p.Remaining), again(p.Recovered))
+		return fmt.Sprintf("%s: %v left%s", p.Status, cli.Bytes(p.Remaining), again(p.Recovered))
 	})
 	leave := context.AfterFunc(r.ordered, func() {
 		if d.Progress().Status == migrate.StatusActive {
@@ -291,7 +291,7 @@ func (r *roamer) fits(h moveHello) error {
 	o := r.o
 	switch {
 	case h.Memory != o.mem:
-		return fmt.Errorf("the guest has -mem %v, here it is %v", size.Bytes(h.Memory), size.Bytes(o.mem))
+		return fmt.Errorf("the guest has -mem %v, here it is %v", cli.Bytes(h.Memory), cli.Bytes(o.mem))
 	case h.VCPUs != o.vcpus:
 		return fmt.Errorf("the guest has -vcpus %d, here it is %d", h.VCPUs, o.vcpus)
 	case h.Card && o.tap == "":

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -86,7 +86,7 @@ func (d *departure) run() error {
 		}
 	})
 	d.r.p.phase("moved", "the guest runs on the other host; it stood still here for %v until that had its devices, and %v were sent",
-		s.Paused.Round(time.Microsecond), size.Bytes(d.source.Progress().Sent>>10<<10))
+		s.Paused.Round(time.Microsecond), cli.Bytes(d.source.Progress().Sent>>10<<10))
 	return nil
 }
 
@@ -199,7 +199,7 @@ func (d *departure) cancel() {
 // line returns how far the move has come, for a line of progress.
 func (d *departure) line() string {
 	p := d.source.Progress()
-	return fmt.Sprintf("%s: %d passes, %v sent, %v left%s", p.Status, p.Passes, size.Bytes(p.Sent>>10<<10), size.Bytes(p.Remaining>>10<<10), again(p.Recovered))
+	return fmt.Sprintf("%s: %d passes, %v sent, %v left%s", p.Status, p.Passes, cli.Bytes(p.Sent>>10<<10), cli.Bytes(p.Remaining>>10<<10), again(p.Recovered))
 }
 
 // again returns in words how many connections came after the first.

@@ -16,8 +16,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/examples/internal/arbiter"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/internal/size"
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // The modes.
@@ -181,7 +180,7 @@ const maxMemory = 3 << 30
 // any other error says what is wrong.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	o := options{hw: thisHost}
-	mem, overlay := size.Bytes(512<<20), size.Bytes(256<<20)
+	mem, overlay := cli.Bytes(512<<20), cli.Bytes(256<<20)
 	mac := "52:54:00:12:34:56"
 	f := flag.NewFlagSet("lockstep-gokvm", flag.ContinueOnError)
 	f.StringVar(&o.on, "listen", "", "`address` at which the other host reaches this one")
@@ -232,7 +231,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		o.mode, args = args[0], args[1:]
 	}
-	if err := usage.Parse(f, about, args, help); err != nil {
+	if err := cli.Parse(f, about, args, help); err != nil {
 		return o, err
 	}
 	if f.NArg() > 0 {
@@ -382,7 +381,7 @@ func (o *options) validate(given map[string]bool) error {
 	case o.mode != modeSecondary && o.mode != modeReceive && o.kernel == "" && o.resume == "":
 		return fmt.Errorf("%s needs -kernel", o.mode)
 	case o.mem%(1<<20) != 0 || o.mem < 32<<20 || o.mem > maxMemory:
-		return fmt.Errorf("-mem %v: want whole megabytes, %v to %v", size.Bytes(o.mem), size.Bytes(32<<20), size.Bytes(maxMemory))
+		return fmt.Errorf("-mem %v: want whole megabytes, %v to %v", cli.Bytes(o.mem), cli.Bytes(32<<20), cli.Bytes(maxMemory))
 	case o.vcpus < 1 || o.vcpus > maxVCPUs:
 		return fmt.Errorf("-vcpus %d: want 1 to %d", o.vcpus, maxVCPUs)
 	case len(o.tap) > 15:
@@ -410,7 +409,7 @@ func (o *options) validate(given map[string]bool) error {
 	case o.journal != "" && o.disk == "":
 		return errors.New("-journal without -disk")
 	case o.overlay < 1<<20:
-		return fmt.Errorf("-overlay %v: want at least %v", size.Bytes(o.overlay), size.Bytes(1<<20))
+		return fmt.Errorf("-overlay %v: want at least %v", cli.Bytes(o.overlay), cli.Bytes(1<<20))
 	case o.progress < 0:
 		return fmt.Errorf("-progress %v: want 0 or more", o.progress)
 	case o.mode != modeBoot && o.cert == "" && !o.insecure:

@@ -15,8 +15,8 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/examples/internal/threads"
 	"github.com/gocolo/lockstep/internal/signals"
+	"github.com/gocolo/lockstep/internal/threads"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 

@@ -14,8 +14,8 @@ import (
 
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/plain"
-	"github.com/gocolo/lockstep/internal/size"
 )
 
 // A printer tells what happens: for people on standard error, or, with -json, an
@@ -151,7 +151,7 @@ func (p *printer) event(r event.Record) {
 	case event.CheckpointCommit:
 		p.committed(e)
 	case event.DiskSynchronised:
-		p.phase("disk", "the secondary has a copy: %v sent in %v", size.Bytes(e.Copied), time.Duration(e.ElapsedNS).Round(time.Millisecond))
+		p.phase("disk", "the secondary has a copy: %v sent in %v", cli.Bytes(e.Copied), time.Duration(e.ElapsedNS).Round(time.Millisecond))
 	case event.DiskBroken:
 		if p.isEnding() { // on purpose, and no copy drifts from the other
 			return
@@ -249,7 +249,7 @@ func (p *printer) committed(e event.CheckpointCommit) {
 	p.mu.Unlock()
 	if e.Epoch == 0 {
 		p.phase("protected", "%v of memory are on both sides; %v were sent, and it is %v since the start",
-			size.Bytes(p.o.mem), size.Bytes(e.Bytes>>10<<10), time.Since(p.started).Round(time.Millisecond))
+			cli.Bytes(p.o.mem), cli.Bytes(e.Bytes>>10<<10), time.Since(p.started).Round(time.Millisecond))
 		return
 	}
 	p.mu.Lock()

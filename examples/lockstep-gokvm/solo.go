@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/proxy"
-	"github.com/gocolo/lockstep/examples/internal/threads"
+	"github.com/gocolo/lockstep/internal/threads"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/vmstate"
 )

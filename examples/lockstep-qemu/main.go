@@ -24,10 +24,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/internal/output"
-	"github.com/gocolo/lockstep/internal/statusline"
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 const about = `Lockstep-qemu is the other side of QEMU's COLO.
@@ -88,10 +85,10 @@ var commands = map[string]command{
 }
 
 func main() {
-	ctx, status := interrupt.Notify() // a second signal ends it the hard way
-	output.Outlive()
-	out := output.New(os.Stdout)
-	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, statusline.IsTerminal(os.Stdout)})
+	ctx, status := cli.Notify() // a second signal ends it the hard way
+	cli.OutliveReader()
+	out := cli.NewOutput(os.Stdout)
+	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, cli.IsTerminal(os.Stdout)})
 	os.Exit(out.Status(status(own), "lockstep-qemu", os.Stderr))
 }
 
@@ -110,14 +107,14 @@ func run(ctx context.Context, args []string, t terminal) int {
 		c = drillCommand // it calls run itself
 	}
 	if c == nil {
-		return usage.Tell(t.err, "lockstep-qemu", fmt.Errorf("no command %q", args[0]))
+		return cli.Tell(t.err, "lockstep-qemu", fmt.Errorf("no command %q", args[0]))
 	}
 	return c(ctx, args[1:], t)
 }
 
 // parse reads a command's flags; done means that the command ends with status.
 func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) (status int, done bool) {
-	err := usage.Parse(f, about+"\n", args, t.out)
+	err := cli.Parse(f, about+"\n", args, t.out)
 	if err == nil && f.NArg() > 0 && !rest {
 		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
@@ -129,5 +126,5 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 
 // wrong says what is wrong with the arguments.
 func (t terminal) wrong(command string, err error) int {
-	return usage.Tell(t.err, "lockstep-qemu "+command, err)
+	return cli.Tell(t.err, "lockstep-qemu "+command, err)
 }

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/plain"
-	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 // printer tells what happens: lines and a progress line for people, or JSON
@@ -19,7 +19,7 @@ type printer struct {
 	json bool
 
 	mu   sync.Mutex
-	line statusline.Line
+	line cli.StatusLine
 	next time.Time     // for the next progress line
 	max  time.Duration // the longest pause since the last one
 }

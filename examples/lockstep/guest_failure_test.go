@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/loopback"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -96,7 +96,7 @@ func TestAHostWhoseGuestFailsLeavesItToTheOther(t *testing.T) {
 			}
 			a := aloneConfig(t)
 			a.Side, a.Term = trial.Primary, time.Second
-			free := loopback.Free(t, 2)
+			free := socket.FreeTCP(t, 2)
 			a.Listen, a.Dial = free[0], free[1]
 			b := a
 			b.Side, b.Start, b.Listen, b.Dial = trial.Secondary, false, a.Dial, a.Listen

@@ -13,9 +13,8 @@ import (
 
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
-	"github.com/gocolo/lockstep/examples/internal/threads"
-	"github.com/gocolo/lockstep/internal/futex"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/threads"
 	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
@@ -165,8 +164,8 @@ type nic struct {
 	mem   []byte
 	ports []port
 
-	pausing atomic.Bool  // the guest is paused, or about to be
-	changed futex.Signal // raised when it has become true
+	pausing atomic.Bool    // the guest is paused, or about to be
+	changed threads.Signal // raised when it has become true
 }
 
 // marker is told what the host writes into guest memory.

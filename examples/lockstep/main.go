@@ -33,12 +33,9 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/killpoint"
-	"github.com/gocolo/lockstep/internal/output"
-	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/trial"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
@@ -50,10 +47,10 @@ func main() {
 		}
 		return
 	}
-	ctx, status := interrupt.Notify()
-	output.Outlive()
-	out := output.New(os.Stdout)
-	own := lockstep(ctx, os.Args[1:], out, os.Stderr, statusline.IsTerminal(os.Stdout))
+	ctx, status := cli.Notify()
+	cli.OutliveReader()
+	out := cli.NewOutput(os.Stdout)
+	own := lockstep(ctx, os.Args[1:], out, os.Stderr, cli.IsTerminal(os.Stdout))
 	os.Exit(out.Status(status(own), "lockstep", os.Stderr))
 }
 
@@ -61,7 +58,7 @@ func main() {
 func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, terminal bool) int {
 	o, err := parseOptions(args, stdout)
 	if err != nil {
-		return usage.Tell(stderr, "lockstep", err)
+		return cli.Tell(stderr, "lockstep", err)
 	}
 	backend, why, err := chooseBackend(o.backend)
 	if err != nil {

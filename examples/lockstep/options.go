@@ -13,11 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/killpoint"
-	"github.com/gocolo/lockstep/internal/size"
 	"github.com/gocolo/lockstep/internal/trial"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 const about = `Lockstep runs a guest in two processes that are kept in step, kills one of them
@@ -89,7 +88,7 @@ const (
 // What a series of failovers has: whoever loses the guest to a host that had no CPU for too long
 // has not been killed.
 const (
-	defaultDisk = size.Bytes(4 << 20)
+	defaultDisk = cli.Bytes(4 << 20)
 	seriesLost  = 2 * time.Second
 	seriesTerm  = 2 * time.Second
 )
@@ -113,7 +112,7 @@ const (
 // any other error says what is wrong.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	var o options
-	mem, disk := size.Bytes(16<<20), size.Bytes(0)
+	mem, disk := cli.Bytes(16<<20), cli.Bytes(0)
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
 	f.StringVar(&o.Mode, "mode", trial.ModeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint; a flow that never agrees with the checkpoints only), compare (the same, but no flow is given up) or continuous (at a checkpoint; the secondary's guest stands still until it takes over)")
@@ -147,7 +146,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.Keep, "keep", 0, "`checkpoints` in turn before which a page is written to stay writable, which saves the guest a fault for each; 1 where faults are dear, to 7; 0: 4; -1: no page does")
 	f.BoolVar(&o.VerifyDirty, "verify-dirty", false, "compare the dirty log of each side with what the kernel saw written (userfaultfd, Linux 6.7), and fail with the pages that it lacks")
 	f.Uint64Var(&o.Seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
-	if err := usage.Parse(f, about, args, help); err != nil {
+	if err := cli.Parse(f, about, args, help); err != nil {
 		return o, err
 	}
 	o.Mem, o.Disk = uint64(mem), uint64(disk)
@@ -263,20 +262,20 @@ func (o *options) validate(counted bool) error {
 	case o.VLAN < 0 || o.VLAN > trial.MaxVLAN:
 		return fmt.Errorf("-vlan %d: want 1 to %d, or 0 for none", o.VLAN, trial.MaxVLAN)
 	case o.Disk%guest.PageSize != 0 || o.Disk > maxDisk || o.Disk > 0 && o.Disk < minDisk:
-		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", size.Bytes(o.Disk), size.Bytes(guest.PageSize), size.Bytes(minDisk), size.Bytes(maxDisk))
+		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", cli.Bytes(o.Disk), cli.Bytes(guest.PageSize), cli.Bytes(minDisk), cli.Bytes(maxDisk))
 	case o.Disk == 0 && o.DiskDir != "":
 		return errors.New("-disk-dir without -disk")
 	case o.DiskDir != "" && !isDirectory(o.DiskDir):
 		return fmt.Errorf("-disk-dir %s: there is no such directory", o.DiskDir)
 	case o.Mem%guest.PageSize != 0 || o.Mem > guest.MaxMemory:
-		return fmt.Errorf("-mem %v: want whole pages, at most %v", size.Bytes(o.Mem), size.Bytes(guest.MaxMemory))
+		return fmt.Errorf("-mem %v: want whole pages, at most %v", cli.Bytes(o.Mem), cli.Bytes(guest.MaxMemory))
 	}
 	p := o.Guest(0)
 	if err := p.Validate(); err != nil {
 		return fmt.Errorf("-vcpus %d -dirty %d: %w", o.VCPUs, o.Dirty, err)
 	}
 	if need := p.MemSize(); o.Mem < need {
-		return fmt.Errorf("-mem %v: %d vCPUs that touch %d pages a round need %v", size.Bytes(o.Mem), o.VCPUs, o.Dirty, size.Bytes(need))
+		return fmt.Errorf("-mem %v: %d vCPUs that touch %d pages a round need %v", cli.Bytes(o.Mem), o.VCPUs, o.Dirty, cli.Bytes(need))
 	}
 	return nil
 }
@@ -290,7 +289,7 @@ func isDirectory(name string) bool {
 func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	more := ""
 	if o.Disk > 0 {
-		more = fmt.Sprintf(" -disk %v", size.Bytes(o.Disk))
+		more = fmt.Sprintf(" -disk %v", cli.Bytes(o.Disk))
 	}
 	if o.VLAN > 0 {
 		more += fmt.Sprintf(" -vlan %d", o.VLAN)
@@ -318,7 +317,7 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	}
 	if o.Failovers+o.Switchovers > 0 {
 		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v -early-resume=%v%s -seed %d",
-			backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, o.EarlyResume, more, seed)
+			backend, o.Mode, o.VCPUs, cli.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, o.EarlyResume, more, seed)
 	}
 	if o.Lost != defaultLost {
 		more += fmt.Sprintf(" -lost-after %v", o.Lost)
@@ -327,5 +326,5 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 		more += fmt.Sprintf(" -term %v", o.Term)
 	}
 	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %q -diverge %v -early-resume=%v%s -seed %d",
-		backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Kill, o.KillAt, o.Diverge, o.EarlyResume, more, seed)
+		backend, o.Mode, o.VCPUs, cli.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Kill, o.KillAt, o.Diverge, o.EarlyResume, more, seed)
 }

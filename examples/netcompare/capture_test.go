@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/packet"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 // plain unpacks a capture of testdata.
@@ -253,12 +253,12 @@ func TestWhatIsNoCaptureIsRefused(t *testing.T) {
 		"a gzip of nothing": {0x1f, 0x8b},
 	} {
 		var out bytes.Buffer
-		if err := run(t.Context(), []string{good, written(t, c)}, &out, io.Discard); err == nil || errors.Is(err, errDiverged) || errors.Is(err, usage.ErrWrong) {
+		if err := run(t.Context(), []string{good, written(t, c)}, &out, io.Discard); err == nil || errors.Is(err, errDiverged) || errors.Is(err, cli.ErrWrong) {
 			t.Errorf("%s: %v\n%s", why, err, out.String())
 		}
 	}
 	for _, args := range [][]string{{good}, {"-guest", "nobody", good, good}, {"-vlan", "5000", good, good}, {"-offset", "later", good, good}} {
-		if err := run(t.Context(), args, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) {
+		if err := run(t.Context(), args, io.Discard, io.Discard); !errors.Is(err, cli.ErrWrong) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

@@ -43,14 +43,12 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
-	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/internal/output"
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 func main() {
-	ctx, status := interrupt.Notify()
-	out := output.New(os.Stdout)
+	ctx, status := cli.Notify()
+	out := cli.NewOutput(os.Stdout)
 	own := statusOf(run(ctx, os.Args[1:], out, os.Stderr), status(1))
 	os.Exit(out.Status(own, "netcompare", os.Stderr))
 }
@@ -64,8 +62,8 @@ func statusOf(err error, interrupted int) int {
 		return interrupted
 	case errors.Is(err, errDiverged), errors.Is(err, errFailed):
 		return 1
-	case errors.Is(err, usage.ErrWrong):
-		return usage.Tell(os.Stderr, "netcompare", err)
+	case errors.Is(err, cli.ErrWrong):
+		return cli.Tell(os.Stderr, "netcompare", err)
 	}
 	fmt.Fprintln(os.Stderr, "netcompare:", err)
 	return 2
@@ -108,7 +106,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	})
 	wait := flags.Bool("listen", false, "wait for connections in the place of making them")
 	vnet := flags.Bool("vnet", false, "streams have the length of a virtio-net header with each frame")
-	if err := usage.Parse(flags, about, args, out); err != nil {
+	if err := cli.Parse(flags, about, args, out); err != nil {
 		return err
 	}
 	switch {
@@ -117,7 +115,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	case *rewriter != "":
 		return runCases(out, *rewriter, *strict, rewriterCase)
 	case flags.NArg() != 2:
-		return usage.Wrong("two captures or streams are needed, behind the flags")
+		return cli.Wrong("two captures or streams are needed, behind the flags")
 	}
 	_, _, streams := splitStream(flags.Arg(0))
 	if err := suits(flags, streams); err != nil {
@@ -156,11 +154,11 @@ func suits(flags *flag.FlagSet, streams bool) (err error) {
 		switch f.Name {
 		case "listen", "vnet":
 			if !streams {
-				err = usage.Wrong("-%s is for streams, and not for captures", f.Name)
+				err = cli.Wrong("-%s is for streams, and not for captures", f.Name)
 			}
 		case "guest", "vlan", "offset":
 			if streams {
-				err = usage.Wrong("-%s is for captures, and not for streams", f.Name)
+				err = cli.Wrong("-%s is for captures, and not for streams", f.Name)
 			}
 		}
 	})

@@ -9,16 +9,16 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	for _, args := range [][]string{{}, {"-nonsense"}, {"one.pcap"}, {"a", "b", "c"}} {
-		if err := run(context.Background(), args, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) {
+		if err := run(context.Background(), args, io.Discard, io.Discard); !errors.Is(err, cli.ErrWrong) {
 			t.Errorf("%q: %v, want a bad command line", args, err)
 		}
 	}
-	if err := run(context.Background(), []string{"-vectors", "no-such-file"}, io.Discard, io.Discard); err == nil || errors.Is(err, usage.ErrWrong) {
+	if err := run(context.Background(), []string{"-vectors", "no-such-file"}, io.Discard, io.Discard); err == nil || errors.Is(err, cli.ErrWrong) {
 		t.Errorf("a file that is not there: %v, want a failure", err)
 	}
 }
@@ -31,7 +31,7 @@ func TestAFlagThatSaysNothingOfWhatIsComparedIsRefused(t *testing.T) {
 		{"-guest", "10.0.0.1", "tcp:127.0.0.1:1", "tcp:127.0.0.1:1"}, {"-vlan", "5", "unix:no-such", "unix:no-such"},
 		{"-offset", "1s", "unix:no-such", "unix:no-such"},
 	} {
-		if err := run(context.Background(), args, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) {
+		if err := run(context.Background(), args, io.Discard, io.Discard); !errors.Is(err, cli.ErrWrong) {
 			t.Errorf("%q: %v, want a bad command line", args, err)
 		}
 	}

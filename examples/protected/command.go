@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 const about = `usage: protected [-tls] [-mode mode]    both hosts on this machine: kills, stops and switches them
@@ -40,42 +40,42 @@ func modeFlag(f *flag.FlagSet) *string {
 }
 
 // parse reads a command line. Help is printed where it is asked for (flag.ErrHelp); any other
-// error is usage.ErrWrong and says what is wrong.
+// error is cli.ErrWrong and says what is wrong.
 func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 	if f.Lookup("tls") == nil && slices.ContainsFunc(args, func(a string) bool { return a == "-tls" || a == "--tls" }) {
-		return usage.Wrong("-tls is for both hosts on this machine: one host has -cert, -key, -ca and -peer")
+		return cli.Wrong("-tls is for both hosts on this machine: one host has -cert, -key, -ca and -peer")
 	}
-	if err := usage.Parse(f, about, args, stdout); err != nil {
+	if err := cli.Parse(f, about, args, stdout); err != nil {
 		return err
 	}
 	if f.NArg() > 0 {
-		return usage.Wrong("unexpected argument %q", f.Arg(0))
+		return cli.Wrong("unexpected argument %q", f.Arg(0))
 	}
 	if period := f.Lookup("period"); period != nil && period.Value.(flag.Getter).Get().(time.Duration) <= 0 {
-		return usage.Wrong("-period %v: want more than 0", period.Value)
+		return cli.Wrong("-period %v: want more than 0", period.Value)
 	}
 	for _, name := range []string{"host", "listen", "dial"} {
 		if needed := f.Lookup(name); needed != nil && needed.Value.String() == "" {
-			return usage.Wrong("-%s is missing", name)
+			return cli.Wrong("-%s is missing", name)
 		}
 	}
 	for _, name := range []string{"listen", "dial"} {
 		if address := f.Lookup(name); address != nil {
 			if _, _, err := net.SplitHostPort(address.Value.String()); err != nil {
-				return usage.Wrong("-%s %s: want [HOST]:PORT", name, address.Value)
+				return cli.Wrong("-%s %s: want [HOST]:PORT", name, address.Value)
 			}
 		}
 	}
 	if plain := f.Lookup("insecure"); plain != nil && plain.Value.String() == "true" {
 		for _, name := range []string{"cert", "key", "ca"} {
 			if f.Lookup(name).Value.String() != "" {
-				return usage.Wrong("-%s and -insecure contradict each other", name)
+				return cli.Wrong("-%s and -insecure contradict each other", name)
 			}
 		}
 	} else if plain != nil {
 		for _, name := range []string{"cert", "key", "ca", "peer"} {
 			if f.Lookup(name).Value.String() == "" {
-				return usage.Wrong("-%s is missing: a host has -cert, -key, -ca and -peer, or -insecure", name)
+				return cli.Wrong("-%s is missing: a host has -cert, -key, -ca and -peer, or -insecure", name)
 			}
 		}
 	}
@@ -88,8 +88,8 @@ func statusOf(err error, service bool) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), service && errors.Is(err, context.Canceled):
 		return 0
-	case errors.Is(err, usage.ErrWrong):
-		return usage.Tell(os.Stderr, "protected", err)
+	case errors.Is(err, cli.ErrWrong):
+		return cli.Tell(os.Stderr, "protected", err)
 	}
 	fmt.Fprintln(os.Stderr, "protected:", err)
 	return 1

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/mapping"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 // Both hosts, in this process: the client hears each line once or again, from one
@@ -72,7 +72,7 @@ func TestComparedLinesLeaveAtAMatchAndAtACheckpoint(t *testing.T) {
 func TestAHostThatCannotWorkAsItsFlagsSayIsAWrongCommandLine(t *testing.T) {
 	for flag, want := range map[string]string{"-channels=256": "256 Channels", "-term=1ms": "a term of 1ms", "-period=0": "-period 0s", "-period=-1s": "-period -1s"} {
 		args := []string{"-host", "a", "-listen", "127.0.0.1:0", "-dial", "127.0.0.1:1", "-insecure", flag}
-		if err := host(t.Context(), args, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), want) {
+		if err := host(t.Context(), args, io.Discard, io.Discard); !errors.Is(err, cli.ErrWrong) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want a wrong command line that has %q", flag, err, want)
 		}
 	}
@@ -140,7 +140,7 @@ func TestCommandLinesAreOfOneHostOrOfBoth(t *testing.T) {
 	if err := demo(t.Context(), []string{"-mode", "what"}, io.Discard, io.Discard); err == nil {
 		t.Error("an unknown mode is accepted")
 	}
-	if err := host(t.Context(), []string{"-term", "1s"}, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) {
+	if err := host(t.Context(), []string{"-term", "1s"}, io.Discard, io.Discard); !errors.Is(err, cli.ErrWrong) {
 		t.Errorf("one host without -host: %v", err)
 	}
 }

@@ -16,9 +16,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/loopback"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/signals"
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // A client reads the lines of both hosts and knows what a guest would have said.
@@ -184,7 +184,7 @@ func (p *pair) start(host string, first bool, more ...string) error {
 // newPair makes a pair whose processes keep what they share in a directory.
 func newPair(dir string, secure bool, mode string) (*pair, error) {
 	p := &pair{dir: dir, tls: secure, mode: mode, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
-	addresses, err := loopback.Choose(2)
+	addresses, err := socket.ChooseTCP(2)
 	if err != nil {
 		return nil, err
 	}
@@ -251,7 +251,7 @@ func demo(ctx context.Context, args []string, stdout, _ io.Writer) error {
 		return err
 	}
 	if *mode != "continuous" && *mode != "compare" {
-		return usage.Wrong("-mode %s: want continuous or compare", *mode)
+		return cli.Wrong("-mode %s: want continuous or compare", *mode)
 	}
 	return play(ctx, stdout, *secure, *mode)
 }

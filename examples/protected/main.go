@@ -35,20 +35,18 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/failover/sharedfile"
-	"github.com/gocolo/lockstep/internal/output"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/signals"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
-	ctx, status := interrupt.Notify()
+	ctx, status := cli.Notify()
 	run, service := demo, ofOneHost(os.Args[1:])
 	if service {
 		run = host
 	}
-	out := output.New(os.Stdout)
+	out := cli.NewOutput(os.Stdout)
 	own := statusOf(run(ctx, os.Args[1:], out, os.Stderr), service)
 	os.Exit(out.Status(status(own), "protected", os.Stderr))
 }
@@ -77,7 +75,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 
 	if err := handles.Validate(); err != nil {
-		return usage.Wrong("%w", err)
+		return cli.Wrong("%w", err)
 	}
 
 	m := newMachine(256, *period)
@@ -108,7 +106,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		cfg.Network, cfg.CheckpointDelay = []protect.Network{nic}, time.Second
 		group.Go(func() { report(ctx, nic, cfg.Logger) })
 	default:
-		return usage.Wrong("-mode %s: want continuous or compare", *mode)
+		return cli.Wrong("-mode %s: want continuous or compare", *mode)
 	}
 	if *cert != "" {
 		if cfg.Peer.TLS, err = protect.LoadTLS(*cert, *key, *ca); err != nil {
@@ -122,7 +120,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	job, err := protect.New(cfg)
 	if err != nil {
-		return usage.Wrong("%w", err) // the rest of cfg suits it
+		return cli.Wrong("%w", err) // the rest of cfg suits it
 	}
 
 	group.Go(func() { m.run(ctx) })

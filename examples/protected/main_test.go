@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // The demonstration starts this program again, for each host.
@@ -105,7 +105,7 @@ func TestOnlyADemonstrationFailsWhenItIsEnded(t *testing.T) {
 		err     error
 		service bool
 		want    int
-	}{{nil, false, 0}, {nil, true, 0}, {ended, false, 1}, {ended, true, 0}, {usage.ErrWrong, true, 2}, {os.ErrNotExist, true, 1}} {
+	}{{nil, false, 0}, {nil, true, 0}, {ended, false, 1}, {ended, true, 0}, {cli.ErrWrong, true, 2}, {os.ErrNotExist, true, 1}} {
 		if got := statusOf(x.err, x.service); got != x.want {
 			t.Errorf("%v, a service: %v: status %d, want %d", x.err, x.service, got, x.want)
 		}
@@ -122,7 +122,7 @@ func TestAHostNeedsItsAddressesAndCertificates(t *testing.T) {
 		"-host a -tls -listen :0 -dial :0":                    "one host has -cert, -key, -ca and -peer",
 	} {
 		err := host(t.Context(), strings.Fields(args), io.Discard, io.Discard)
-		if !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), want) {
+		if !errors.Is(err, cli.ErrWrong) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", args, err, want)
 		}
 	}

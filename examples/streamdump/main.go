@@ -19,9 +19,8 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/gocolo/lockstep/internal/output"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/plain"
-	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
@@ -30,7 +29,7 @@ func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(140 << 20)
 	}
-	out := output.New(os.Stdout)
+	out := cli.NewOutput(os.Stdout)
 	os.Exit(out.Status(streamdump(os.Args[1:], os.Stdin, out, os.Stderr), "streamdump", os.Stderr))
 }
 
@@ -104,7 +103,7 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 	f.BoolVar(&o.diff, "diff", false, "compare two streams, A and B")
 	f.StringVar(&o.against, "against", "", "would the destination that has written the stream `B` load FILE?")
 	f.StringVar(&o.show, "d", "", "print only one thing: `desc`, the description as JSON, or xml, that of a libvirt image")
-	if err := usage.Parse(f, about, args, out); err != nil {
+	if err := cli.Parse(f, about, args, out); err != nil {
 		return o, err
 	}
 	switch {
@@ -134,7 +133,7 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 func streamdump(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parseOptions(args, stdout)
 	if err != nil {
-		return usage.Tell(stderr, "streamdump", err)
+		return cli.Tell(stderr, "streamdump", err)
 	}
 	if o.diff || o.against != "" {
 		return compare(o, stdin, stdout, stderr)

@@ -5,7 +5,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // progress prints now and then how far a long input has been read, on one line of a
@@ -14,7 +14,7 @@ type progress struct {
 	w     io.Writer // nil: nobody looks
 	start time.Time
 	next  time.Time
-	line  statusline.Line
+	line  cli.StatusLine
 }
 
 const progressEvery = 2 * time.Second
@@ -22,7 +22,7 @@ const progressEvery = 2 * time.Second
 func newProgress(w io.Writer) *progress {
 	now := time.Now()
 	p := &progress{start: now, next: now.Add(progressEvery)}
-	if statusline.IsTerminal(w) {
+	if cli.IsTerminal(w) {
 		p.w = w
 	}
 	return p

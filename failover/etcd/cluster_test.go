@@ -12,7 +12,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
-	"github.com/gocolo/lockstep/internal/loopback"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // A cluster is three members of a real etcd in this process.
@@ -27,7 +27,7 @@ func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, members: make([]*embed.Etcd, 3)}
 	var initial []string
 	var configs []*embed.Config
-	free := loopback.Free(t, 2*len(c.members)) // etcd listens there itself
+	free := socket.FreeTCP(t, 2*len(c.members)) // etcd listens there itself
 	for i := range c.members {
 		client, peer := "http://"+free[2*i], "http://"+free[2*i+1]
 		cfg := embed.NewConfig()

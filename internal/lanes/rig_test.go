@@ -8,11 +8,15 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/vmstate/ram"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	require.SeldomCollect()
+	goleak.VerifyTestMain(m)
+}
 
 var id = [16]byte{7}
 

@@ -1,6 +1,6 @@
-// Package socket listens where a process that was killed may have left its Unix socket. The
-// name of that socket stays, though nobody listens at it, and would keep the next process
-// from listening.
+// Package socket finds places for listeners. Listen takes the place of a Unix socket that a killed
+// process has left: the name of that socket stays, though nobody listens at it, and would keep the
+// next process from listening. Dir and ChooseTCP return places that nobody else has.
 package socket
 
 import (

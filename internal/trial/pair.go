@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/killpoint"
-	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/oracle"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // A pair is two hosts that protect one guest by package protect, a process each, the client
@@ -99,7 +99,7 @@ func (p *pair) do(ctx context.Context, drive func(context.Context) error) (err e
 // addresses finds an address for each host: a host that comes back has the one that it had, which
 // nobody else takes in the meantime.
 func (p *pair) addresses() error {
-	found, err := loopback.Choose(2)
+	found, err := socket.ChooseTCP(2)
 	if err != nil {
 		return err
 	}

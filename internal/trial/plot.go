@@ -7,8 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/killpoint"
-	"github.com/gocolo/lockstep/internal/size"
 )
 
 // TalkOn is how many inputs each vCPU must have taken after the takeover.
@@ -19,9 +19,9 @@ func (r *Run) drive(ctx context.Context) error {
 	if err := r.await(ctx, "the initial synchronisation", r.inStep); err != nil {
 		return err
 	}
-	what := fmt.Sprintf("%v of memory", size.Bytes(r.o.Mem))
+	what := fmt.Sprintf("%v of memory", cli.Bytes(r.o.Mem))
 	if r.o.Disk > 0 {
-		what += fmt.Sprintf(" and %v of disk", size.Bytes(r.o.Disk))
+		what += fmt.Sprintf(" and %v of disk", cli.Bytes(r.o.Disk))
 	}
 	holds := "from now on output leaves when both guests have said it, or a checkpoint covers it"
 	if r.o.Mode == ModeContinuous {

@@ -8,8 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/size"
-	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // A Printer shows runs: lines and a table for people, or JSON lines. On a
@@ -22,7 +21,7 @@ type Printer struct {
 	Quiet    bool // people want one line per run
 
 	mu       sync.Mutex
-	line     statusline.Line
+	line     cli.StatusLine
 	next     time.Time    // for the next status
 	gathered bytes.Buffer // lines of JSON that come a thousand a second, and wait for settle or what is printed next
 }
@@ -120,9 +119,9 @@ func (p *Printer) Start(o Config, backend, why string) {
 	p.Say("%s", o.says())
 	p.Say("backend %s: %s", backend, why)
 	p.Say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; mode %s; seed %d",
-		vcpus, size.Bytes(o.Mem), o.Dirty, o.Interval, o.Mode, o.Seed)
+		vcpus, cli.Bytes(o.Mem), o.Dirty, o.Interval, o.Mode, o.Seed)
 	if o.Disk > 0 {
-		p.Say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", size.Bytes(o.Disk), diskEvery, o.Diverge)
+		p.Say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", cli.Bytes(o.Disk), diskEvery, o.Diverge)
 	}
 	type start struct {
 		Backend    string `json:"backend"`

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // The names of the hosts of a series.
@@ -68,9 +68,9 @@ func (s *Series) drive(ctx context.Context) error {
 		return err
 	}
 	s.protected = time.Now()
-	what := fmt.Sprintf("%v of memory", size.Bytes(s.o.Mem))
+	what := fmt.Sprintf("%v of memory", cli.Bytes(s.o.Mem))
 	if s.o.Disk > 0 {
-		what += fmt.Sprintf(" and %v of disk", size.Bytes(s.o.Disk))
+		what += fmt.Sprintf(" and %v of disk", cli.Bytes(s.o.Disk))
 	}
 	s.out.phase("protected", "the guest runs on host a (pid %d) and is protected by host b (pid %d): %s synchronised in %s",
 		s.sides[hostA].pid(), s.sides[hostB].pid(), what, round3(s.protected.Sub(s.started)))

@@ -6,7 +6,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/timeline"
 )
 
@@ -84,7 +84,7 @@ func DrawTimeline(w io.Writer, o Config, backend string, r *Result) error {
 	}
 	s := Summarise(o, backend, []*Result{r}, 1)
 	d.Text(left, 56, "soft", fmt.Sprintf("Backend %s, %s, %v of memory, a checkpoint every %v, early resume %v; primary paused %s ms p50, %s ms p99.",
-		backend, vcpus, size.Bytes(o.Mem), o.Interval, o.EarlyResume, ms(s.PauseP50), ms(s.PauseP99)))
+		backend, vcpus, cli.Bytes(o.Mem), o.Interval, o.EarlyResume, ms(s.PauseP50), ms(s.PauseP99)))
 	d.Text(left, 74, "soft", fmt.Sprintf("%d packets left: %d lost, %d contradicted, %d corrupted, %d sent twice.",
 		s.Released, s.Lost, s.Contradicted, s.Corrupted, s.Duplicated))
 	d.Keys(88, append(timeline.CauseKeys(d.bars), timeline.SpanKeys()...)...)

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/replication"
@@ -102,7 +101,7 @@ func benchFile(b *testing.B, name string) (*replication.File, string) {
 // it.
 func qemuNBD(b *testing.B, path string) *nbd.Client {
 	b.Helper()
-	addr := loopback.Free(b, 1)[0]
+	addr := socket.FreeTCP(b, 1)[0]
 	host, port, err := net.SplitHostPort(addr)
 	must(b, err)
 	background(b, require.QEMU, addr, "qemu-nbd", "-t", "-e", "4", "--cache=writeback", "-b", host, "-p", port, "--image-opts", unlocked(path))

@@ -21,8 +21,7 @@ import (
 
 	"github.com/gocolo/lockstep/failover/etcd"
 	"github.com/gocolo/lockstep/failover/program"
-	"github.com/gocolo/lockstep/internal/output"
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -37,13 +36,13 @@ func main() {
 
 // statusOf runs the program, says on stderr what went wrong, and returns the exit status.
 func statusOf(args []string, in io.Reader, stdout, stderr io.Writer) int {
-	out := output.New(stdout)
+	out := cli.NewOutput(stdout)
 	err := run(context.Background(), args, in, out)
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
 		return out.Status(0, "lockstep-etcd", stderr)
-	case errors.Is(err, usage.ErrWrong):
-		return usage.Tell(stderr, "lockstep-etcd", err)
+	case errors.Is(err, cli.ErrWrong):
+		return cli.Tell(stderr, "lockstep-etcd", err)
 	}
 	fmt.Fprintln(stderr, "lockstep-etcd:", err)
 	return 1
@@ -71,30 +70,30 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	ca := f.String("cacert", "", "certificates of the authorities that sign the members', a PEM `file`; default the system's")
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	certKey := f.String("cert-key", "", "its key, a PEM `file`")
-	if err := usage.Parse(f, about, args, out); err != nil {
+	if err := cli.Parse(f, about, args, out); err != nil {
 		return err
 	}
 	switch {
 	case f.NArg() > 0:
-		return usage.Wrong("unexpected argument %q", f.Arg(0))
+		return cli.Wrong("unexpected argument %q", f.Arg(0))
 	case *endpoints == "":
-		return usage.Wrong("-endpoints is needed")
+		return cli.Wrong("-endpoints is needed")
 	case *key == "":
-		return usage.Wrong("-key is needed: it is another one for each guest")
+		return cli.Wrong("-key is needed: it is another one for each guest")
 	case *timeout < 10*time.Millisecond:
-		return usage.Wrong("-timeout %v: want at least 10ms", *timeout)
+		return cli.Wrong("-timeout %v: want at least 10ms", *timeout)
 	case (*cert == "") != (*certKey == ""):
-		return usage.Wrong("-cert and -cert-key belong together")
+		return cli.Wrong("-cert and -cert-key belong together")
 	}
 	members := strings.Split(*endpoints, ",")
 	secure := strings.HasPrefix(members[0], "https://")
 	for _, m := range members {
 		if strings.HasPrefix(m, "https://") != secure {
-			return usage.Wrong("-endpoints: all of them have https:// in front, or none: to one without, the password and the record may go in clear")
+			return cli.Wrong("-endpoints: all of them have https:// in front, or none: to one without, the password and the record may go in clear")
 		}
 	}
 	if !secure && (*ca != "" || *cert != "") {
-		return usage.Wrong("-cacert and -cert are for members that have https:// in front")
+		return cli.Wrong("-cacert and -cert are for members that have https:// in front")
 	}
 	var security *tls.Config
 	if secure {

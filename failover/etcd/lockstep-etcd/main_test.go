@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/gocolo/lockstep/internal/usage"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
@@ -17,12 +17,12 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		err := run(t.Context(), strings.Fields(args), strings.NewReader(""), &out)
-		if !errors.Is(err, usage.ErrWrong) || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
+		if !errors.Is(err, cli.ErrWrong) || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
 			t.Errorf("%q: %v, and %q; want a bad command line, in one line", args, err, &out)
 		}
 	}
 	err := run(t.Context(), strings.Fields("-endpoints https://a:1 -key k -cert /no/such -cert-key /no/such"), strings.NewReader(""), new(bytes.Buffer))
-	if err == nil || errors.Is(err, usage.ErrWrong) {
+	if err == nil || errors.Is(err, cli.ErrWrong) {
 		t.Errorf("a certificate that is not there: %v, want a failure", err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/loopback"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // patience bounds each wait for something that is certain to come.
@@ -40,7 +40,7 @@ func newPair(t *testing.T) *pair {
 	if out, err := exec.CommandContext(ctx, "go", "build", "-C", "../../../../..", "-o", p.program, "./examples/protected").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	addr := loopback.Free(t, 4)
+	addr := socket.FreeTCP(t, 4)
 	for i, h := range []string{"a", "b"} {
 		p.addr[h], p.page[h] = addr[i], addr[2+i]
 	}

@@ -1,5 +1,4 @@
-// Package interrupt ends the example programs by a signal alike.
-package interrupt
+package cli
 
 import (
 	"context"
@@ -9,13 +8,12 @@ import (
 	"syscall"
 )
 
-// Notify returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, which its
-// cause names (it matches context.Canceled), and
-// what makes an exit status of the program's own: 1, which says that something has
-// failed, becomes 128 and the signal's number (130, 143, 129) where a signal was
-// what kept the program from finishing, as a shell says it. A service that was asked
-// to stop and has done so ends with 0, and statuses of a program's own keep their
-// meaning. A second signal kills the program. Status is called once, at the end.
+// Notify returns a context that ends with the first SIGINT, SIGTERM or SIGHUP; its cause names
+// the signal and matches context.Canceled. A second signal kills the program. At its end the
+// program calls status once, with the exit status that it has chosen: 1, which says that
+// something has failed, becomes 128 and the number of the signal (130, 143, 129) if one has
+// come, as a shell says it. Other statuses stay: a service that was asked to stop, and has
+// stopped, ends with 0.
 func Notify() (ctx context.Context, status func(own int) int) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)

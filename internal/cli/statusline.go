@@ -1,6 +1,4 @@
-// Package statusline writes lines of which the last may be a status. On a terminal the
-// next line, or the next status, takes the place of a status.
-package statusline
+package cli
 
 import (
 	"fmt"
@@ -19,14 +17,15 @@ func IsTerminal(w io.Writer) bool {
 	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
 }
 
-// A Line remembers whether the cursor is on a status. It is not safe for concurrent use.
-type Line struct {
-	shown bool
+// A StatusLine writes lines of which the last may be a status. On a terminal the next line, or
+// the next status, takes the place of a status. It is not safe for concurrent use.
+type StatusLine struct {
+	shown bool // the cursor is on a status, from Show to Clear
 }
 
 // Show writes a status to w. A terminal keeps the cursor on it, and cuts what is longer
 // than the terminal is wide; elsewhere the status is a line like any other.
-func (l *Line) Show(w io.Writer, terminal bool, status string) {
+func (l *StatusLine) Show(w io.Writer, terminal bool, status string) {
 	if !terminal {
 		fmt.Fprintln(w, status)
 		return
@@ -37,7 +36,7 @@ func (l *Line) Show(w io.Writer, terminal bool, status string) {
 }
 
 // Clear takes a status away, if there is one, before a line is written to w.
-func (l *Line) Clear(w io.Writer) {
+func (l *StatusLine) Clear(w io.Writer) {
 	if l.shown {
 		fmt.Fprint(w, "\r\x1b[K")
 		l.shown = false

@@ -1,4 +1,4 @@
-package output
+package cli
 
 import (
 	"bytes"
@@ -24,13 +24,13 @@ func TestAProgramOutlivesTheReaderOfItsOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(stdout)
-	Outlive()
+	OutliveReader()
 	defer signal.Reset(syscall.SIGPIPE)
 	// Nobody reads the standard output now, of which the runtime knows by its number.
 	if err := unix.Dup3(int(w.Fd()), 1, 0); err != nil {
 		t.Fatal(err)
 	}
-	out := New(os.Stdout)
+	out := NewOutput(os.Stdout)
 	_, err = out.Write([]byte("in step\n"))
 	if err := unix.Dup3(stdout, 1, 0); err != nil {
 		t.Fatal(err)

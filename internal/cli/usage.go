@@ -1,6 +1,4 @@
-// Package usage reads the command lines of programs. For all of them it prints in one format
-// what -h prints, and what is wrong with a command line.
-package usage
+package cli
 
 import (
 	"errors"
@@ -31,7 +29,7 @@ func Parse(f *flag.FlagSet, about string, args []string, out io.Writer) error {
 	f.SetOutput(io.Discard)
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		Print(out, about, f)
+		PrintUsage(out, about, f)
 		return err
 	case err != nil:
 		return wrong{err}
@@ -55,9 +53,9 @@ func oneLine(err error) string {
 	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), " ")
 }
 
-// Print writes text, which says what the program does, how it is called and how it exits, and then
+// PrintUsage writes text, which says what the program does, how it is called and how it exits, and then
 // the flags of f, one a line, with their defaults where there are any.
-func Print(w io.Writer, text string, f *flag.FlagSet) {
+func PrintUsage(w io.Writer, text string, f *flag.FlagSet) {
 	fmt.Fprint(w, text)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	f.VisitAll(func(f *flag.Flag) {

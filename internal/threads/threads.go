@@ -1,4 +1,6 @@
-// Package threads makes room in Go's runtime for threads that are away for long.
+// Package threads helps the threads that run vCPUs: each is away in the guest for long, and the
+// goroutine of a vCPU is bound to its thread. More makes room for them in Go's runtime, and a
+// Signal has them wait in the kernel.
 package threads
 
 import (

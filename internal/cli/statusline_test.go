@@ -1,4 +1,4 @@
-package statusline
+package cli
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 
 func TestOnATerminalTheNextLineTakesThePlaceOfTheStatus(t *testing.T) {
 	var out bytes.Buffer
-	var l Line
+	var l StatusLine
 	l.Clear(&out)
 	l.Show(&out, true, "1 of 2")
 	l.Show(&out, true, "2 of 2")
@@ -23,7 +23,7 @@ func TestOnATerminalTheNextLineTakesThePlaceOfTheStatus(t *testing.T) {
 
 func TestElsewhereAStatusIsALine(t *testing.T) {
 	var out bytes.Buffer
-	var l Line
+	var l StatusLine
 	l.Show(&out, false, "1 of 2")
 	l.Clear(&out)
 	if got := out.String(); got != "1 of 2\n" {

@@ -1,5 +1,4 @@
-// Package size reads and prints numbers of bytes as command lines have them: 64M.
-package size
+package cli
 
 import (
 	"errors"

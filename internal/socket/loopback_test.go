@@ -1,4 +1,4 @@
-package loopback
+package socket
 
 import (
 	"net"
@@ -8,7 +8,7 @@ import (
 func TestNoAddressIsGivenTwice(t *testing.T) {
 	seen := map[string]bool{}
 	for range 10 {
-		for _, address := range Free(t, 10) {
+		for _, address := range FreeTCP(t, 10) {
 			if seen[address] {
 				t.Errorf("%s is given again", address)
 			}

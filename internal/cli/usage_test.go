@@ -1,4 +1,4 @@
-package usage
+package cli
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ func TestEachFlagHasALineWithItsDefault(t *testing.T) {
 	f.Bool("json", false, "print JSON")
 	f.String("qmp", "", "serve a monitor at `unix:PATH|HOST:PORT`")
 	var got bytes.Buffer
-	Print(&got, "Program does something.\n\n", f)
+	PrintUsage(&got, "Program does something.\n\n", f)
 	const want = `Program does something.
 
   -json                     print JSON

@@ -1,4 +1,4 @@
-package output
+package cli
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ func (d *disk) Write(b []byte) (int, error) {
 
 func TestAProgramWhoseOutputWasNotWrittenHasFailed(t *testing.T) {
 	d := &disk{room: 4}
-	w := New(d)
+	w := NewOutput(d)
 	var said bytes.Buffer
 	if _, err := w.Write([]byte("all")); err != nil || w.Status(0, "program", &said) != 0 || said.Len() > 0 {
 		t.Fatalf("with room: %v, it said %q", err, &said)

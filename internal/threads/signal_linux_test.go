@@ -1,6 +1,4 @@
-//go:build linux
-
-package futex_test
+package threads_test
 
 import (
 	"sync"
@@ -8,27 +6,27 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/futex"
+	"github.com/gocolo/lockstep/internal/threads"
 )
 
 const long = time.Hour
 
 func TestASignalThatWasRaisedSinceItWasSeenDoesNotWait(t *testing.T) {
-	var s futex.Signal
+	var s threads.Signal
 	seen := s.Seen()
 	s.Raise()
 	s.Wait(seen, long)
 }
 
 func TestAWaitEndsAtItsLimit(t *testing.T) {
-	var s futex.Signal
+	var s threads.Signal
 	for _, d := range []time.Duration{-long, 0, time.Nanosecond, time.Millisecond} {
 		s.Wait(s.Seen(), d)
 	}
 }
 
 func TestASignalWakesAllThatWait(t *testing.T) {
-	var s futex.Signal
+	var s threads.Signal
 	var done atomic.Bool
 	var group sync.WaitGroup
 	for range 4 {

@@ -1,8 +1,4 @@
-//go:build linux
-
-// Package futex has threads wait in the kernel. The goroutine of a vCPU is bound to its thread, and
-// the scheduler needs two steps to wake such a goroutine from another; so the thread itself waits.
-package futex
+package threads
 
 import (
 	"sync/atomic"
@@ -12,8 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Signal wakes threads that wait: a number that changes when they should look again. The zero
-// Signal is ready. It is not copied, and its methods may be called from any goroutine.
+// A Signal wakes threads that wait in the kernel: a number that changes when they should look again.
+// Go's scheduler needs two steps to wake a goroutine that is bound to its thread, the kernel needs
+// one to wake the thread. The zero Signal is ready. It is not copied, and its methods may be called from any goroutine.
 type Signal struct{ n atomic.Uint32 }
 
 // Operations of futex(2), on memory that is not shared with other processes.
