@@ -103,11 +103,18 @@ func newCapture(f io.ReadCloser) (*capture, error) {
 		return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 	}
 	if binary.BigEndian.Uint32(magic) == ngMagic {
-		r, err := newNgReader(b)
+		blocks := &ngBlocks{src: b}
+		r, err := pcapgo.NewNgReader(blocks, pcapgo.NgReaderOptions{WantMixedLinkType: true})
 		if err != nil {
 			return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 		}
-		c.read = r.packet
+		c.read = func() ([]byte, gopacket.CaptureInfo, error) {
+			data, ci, err := r.ReadPacketData()
+			if err != nil && blocks.cut {
+				err = io.ErrUnexpectedEOF
+			}
+			return data, ci, err
+		}
 		c.link = func(ci gopacket.CaptureInfo) layers.LinkType { return ci.AncillaryData[0].(layers.LinkType) }
 		return c, nil
 	}
