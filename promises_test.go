@@ -25,12 +25,14 @@ var promises = []struct {
 	{"README.md", "Only `Fenced`, the word that the other host is dead, asks nobody.", []string{"colo.TestFencedAsksNobody"}},
 	{"README.md", "a peer that is slow is waited for as long as it beats.", []string{"colo.TestASlowPeerThatBeatsIsWaitedFor", "colo.TestASlowPeerThatDoesNotBeatIsLost"}},
 	{"README.md", "Either side can end the protection without stopping the guest.", []string{"colo.TestEitherSideEndsTheProtectionOnPurpose"}},
-	{"README.md", "VLANs and PPPoE are compared inside", []string{"colo/compare.TestTaggedPacketsAreComparedInside", "colo/compare.TestSegmentsInWrappersOfEachKind"}},
+	{"README.md", "VLANs and PPPoE are compared inside", []string{"colo/compare.TestTaggedPacketsAreComparedInside", "colo/compare.TestSegmentsInWrappersOfEachKind", "colo/compare.TestMoreTagsThanAreToldApartAreNotComparedInside"}},
 	{"README.md", "ARP and neighbour discovery by whose address they claim", []string{"colo/compare.TestAddressesAreComparedAsClaims"}},
 	{"README.md", "everything else waits for the next checkpoint.", []string{"colo/compare.TestWhatCannotBeComparedWaitsForItsCheckpoint"}},
 	{"README.md", "Flows whose guests never agree (TLS, SSH) leave with the checkpoints, at a pace that the host sets.", []string{
 		"colo/compare.TestAFlowThatNeverAgreesIsSetApart", "colo/compare.TestTheNextCheckpointIsAskedForWhenTheSecondaryRunsFromTheLast"}},
-	{"README.md", "**A flush covers**", []string{"replication.TestFlushCoversEveryWriteThatWasAnsweredBeforeIt", "replication.TestAFailedSyncIsFinal"}},
+	{"README.md", "**A flush covers**", []string{
+		"replication.TestFlushCoversEveryWriteThatWasAnsweredBeforeIt", "replication.TestSyncsOfAFileThatComeDuringOneShareTheNext",
+		"replication.TestAFailedSyncIsFinal", "replication.TestSyncOfAFileThatFailsIsTheLast"}},
 	{"README.md", "with an error that says where, with the guest as it was.", []string{
 		"colo.TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible", "colo.TestCheckpointThatEndsAnywhereIsRefusedWhole"}},
 	{"README.md", "every truncation must fail.", []string{"vmstate.TestEveryTruncationOfAStream", "kvm.TestEveryTruncationOfAStateIsRefused"}},
@@ -238,7 +240,7 @@ var promises = []struct {
 	{"docs/operations.md", "The end of the context alone leaves the guest paused and lets the other host go on", []string{
 		"colo/protect.TestHostThatLeavesLetsTheOtherGoOnAtOnce"}},
 	{"docs/operations.md", "It is bound to the image by inode number and time of birth", []string{
-		"replication.TestMetadataIsOfTheImageThatItWasMadeFor"}},
+		"replication.TestMetadataIsOfTheImageThatItWasMadeFor", "replication.TestAnImageWithTheInodeNumberOfARemovedOneIsAnother", "replication.TestImagesOfOneMomentAreApart"}},
 	{"docs/operations.md", "writes do not reach the secondary; they are counted and sent when it is synchronised again", []string{
 		"replication.TestBrokenStaysBrokenAndTheGuestDoesNotNotice", "replication.TestAfterABreakOnlyWhatMayDifferIsCopied"}},
 	{"docs/operations.md", "A `protect.NIC` holds output until the checkpoint that covers it is received.", []string{

@@ -234,6 +234,12 @@ func TestPromiseCountsLikeAGrant(t *testing.T) {
 	if want := at.Add(2*time.Second - failover.Margin(time.Second)); !h.Until().Equal(want) {
 		t.Errorf("until %v, want %v", h.Until(), want)
 	}
+	until := h.Until()
+	for _, other := range []uint64{0, 2} {
+		if h.Promised(other, at.Add(time.Hour), time.Second); !h.Until().Equal(until) {
+			t.Errorf("a promise for generation %d counts for generation 1", other)
+		}
+	}
 	if next, _ := h.Renewal(); !next.Equal(at.Add(time.Second / 3)) {
 		t.Errorf("a promise is no renewal, but it is due at %v", next)
 	}

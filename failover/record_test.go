@@ -46,6 +46,13 @@ func TestEveryRequestToEveryRecordFollowsTheRules(t *testing.T) {
 					}
 				}
 			}
+			// A grant that says nothing of whose it is is nobody's, also where nobody has the guest.
+			if _, err := r.Renew(failover.Grant{Generation: generation}, "new"); !errors.Is(err, failover.ErrRefused) {
+				t.Errorf("a grant of nobody renews %+v: %v", r, err)
+			}
+			if _, err := r.Release(failover.Grant{Generation: generation}, "new"); !errors.Is(err, failover.ErrRefused) {
+				t.Errorf("a grant of nobody releases %+v: %v", r, err)
+			}
 		}
 	}
 	t.Logf("%d claims", count)

@@ -172,6 +172,28 @@ func TestTaggedPacketsAreComparedInside(t *testing.T) {
 	}
 }
 
+// Two tags are told apart. What is behind a third may be of two networks, which are not one.
+func TestMoreTagsThanAreToldApartAreNotComparedInside(t *testing.T) {
+	tagged := func(third byte, data string) compare.Frame {
+		f := udp(data).Data
+		tags := []byte{0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x81, 0, 0, third, 8, 0}
+		return compare.Frame{Data: slices.Concat(f[:12], tags, f[14:])}
+	}
+	for _, third := range []byte{1, 2} {
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		left := len(x.Primary(tagged(1, "a"), x.now).Release)
+		left += len(x.Secondary(tagged(third, "a"), x.now).Release)
+		if left != 0 || x.Stats().Held == 0 {
+			t.Errorf("a third tag of 1, and of %d: %d have left uncompared", third, left)
+		}
+		x.checkpoint(1)
+		if s := x.Stats(); s.Held != 0 {
+			t.Errorf("with the checkpoint %d are left over", s.Held)
+		}
+	}
+}
+
 func TestDatagramsMayCross(t *testing.T) {
 	words := func(ps, ss []string) (x *rig, diverged bool, left int) {
 		x = newRig(t, everything())
