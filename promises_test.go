@@ -181,7 +181,7 @@ var promises = []struct {
 	{"docs/operations.md", "`Job.Query` answers at once, without I/O", []string{"colo/protect.TestQueryAnswersAtOnceWhileTheArbiterIsSlow"}},
 	{"docs/operations.md", "Images and journals are locked while they are open", []string{"replication.TestImagesAreLocked"}},
 	{"docs/operations.md", "Before anything moves it compares the machine type, the memory blocks, the disks, and the devices with their versions of the two hosts.", []string{
-		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords", "colo/protect.TestHostsCompareTheirDevicesBeforeAnythingMoves"}},
+		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords", "colo/protect.TestHostsCompareTheirDevicesBeforeAnythingMoves", "colo/protect.TestWhatOneSideAloneHasIsFoundByEither"}},
 	{"docs/operations.md", "On a primary of package `colo/protect` whose secondary is in step, the other side goes on by itself", []string{"colo/protect.TestAHostWhoseDiskFailsLeavesTheGuestToTheOther"}},
 	{"docs/operations.md", "A test compares the last column with the constants of the code", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
 	{"docs/operations.md", "by default at least three times `Lost`", []string{"colo/protect.TestAPeerThatBeatsMaySayNothingForThreeTimesLostByDefault"}},
@@ -240,7 +240,7 @@ var promises = []struct {
 	{"docs/operations.md", "The end of the context alone leaves the guest paused and lets the other host go on", []string{
 		"colo/protect.TestHostThatLeavesLetsTheOtherGoOnAtOnce"}},
 	{"docs/operations.md", "It is bound to the image by inode number and time of birth", []string{
-		"replication.TestMetadataIsOfTheImageThatItWasMadeFor", "replication.TestImagesOfOneMomentAreApart"}},
+		"replication.TestMetadataIsOfTheImageThatItWasMadeFor", "replication.TestAnImageWithTheInodeNumberOfARemovedOneIsAnother", "replication.TestImagesOfOneMomentAreApart"}},
 	{"docs/operations.md", "writes do not reach the secondary; they are counted and sent when it is synchronised again", []string{
 		"replication.TestBrokenStaysBrokenAndTheGuestDoesNotNotice", "replication.TestAfterABreakOnlyWhatMayDifferIsCopied"}},
 	{"docs/operations.md", "A `protect.NIC` holds output until the checkpoint that covers it is received.", []string{
@@ -289,7 +289,7 @@ var promises = []struct {
 	{"docs/security.md", "Every decoder has a fuzz target;", []string{"..TestEveryPackageThatBoundsAnInputHasAFuzzTarget"}},
 	{"docs/security.md", "A plain connection has to be asked for by `PortConfig.Insecure`", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/security.md", "`ServerConfig.TLS` (STARTTLS) with `RequireTLS`", []string{
-		"replication/nbd.TestSTARTTLS", "replication/nbd.TestSecretsOfTheClearDoNotPassForTLS"}},
+		"replication/nbd.TestSTARTTLS", "replication/nbd.TestSecretsOfTheClearDoNotPassForTLS", "replication/nbd.TestNoOptionIsAnsweredBeforeTLSThatIsRequired"}},
 	{"docs/security.md", "Memory is taken as bytes arrive, not as a length announces.", []string{"vmstate.TestHostileLengthsTakeLittleMemory"}},
 	{"docs/security.md", "It can be slow or silent until the times of", []string{
 		"colo.TestASlowPeerThatDoesNotBeatIsLost", "colo.TestSilentPeerIsNoticedWhereverItFallsSilent"}},

@@ -34,7 +34,7 @@ func TestAnImageWithTheInodeNumberOfARemovedOneIsAnother(t *testing.T) {
 		}
 		must(t, os.Remove(name))
 	}
-	t.Skip("this file system gives no inode number again")
+	t.Log("this file system gives no inode number again") // and so tells them apart by it
 }
 
 // The time of a file's birth has the resolution of a tick of the kernel, in which several can be made.

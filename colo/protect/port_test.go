@@ -167,7 +167,12 @@ func TestOnlyTheConfiguredHostGetsInByTLS(t *testing.T) {
 	if err := connect(ours.host(t, "a"), "b", "g"); err != nil || job.count() != 1 {
 		t.Fatalf("the other host: %v", err)
 	}
+	stranger := theirs.host(t, "a") // who trusts this host, and shows a certificate that nobody has asked for
+	forged := stranger.Certificates[0]
+	stranger.RootCAs = ours.pool
+	stranger.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &forged, nil }
 	for name, err := range map[string]error{
+		"a stranger with that name":   connect(stranger, "b", "g"),
 		"a host of another name":      connect(ours.host(t, "c"), "b", "g"),
 		"a certificate of others":     connect(theirs.host(t, "a"), "b", "g"),
 		"a host that expects another": connect(ours.host(t, "a"), "c", "g"),

@@ -101,3 +101,37 @@ func TestTLSFromTheFirstByteIsTheCallers(t *testing.T) {
 	c.Close()
 	wg.Wait()
 }
+
+// Not even which exports there are is told in the clear.
+func TestNoOptionIsAnsweredBeforeTLSThatIsRequired(t *testing.T) {
+	scfg, _ := certificates(t)
+	_, _, path := serve(t, ServerConfig{TLS: scfg, RequireTLS: true}, ExportConfig{Name: "secret", Disk: newRAM(512)})
+	be := binary.BigEndian
+	for _, opt := range []uint32{optExportName, optList, optInfo, optGo, optStructured, optListMeta, optSetMeta, 99} {
+		conn, err := net.Dial("unix", path)
+		must(t, err)
+		p := be.AppendUint32(nil, flagFixedNewstyle)
+		for _, o := range []uint32{opt, optAbort} {
+			p = be.AppendUint64(p, magicOption)
+			p = be.AppendUint32(p, o)
+			p = be.AppendUint32(p, 0)
+		}
+		_, err = conn.Write(p)
+		must(t, err)
+		all, _ := io.ReadAll(conn)
+		conn.Close()
+		if len(all) < 18 || bytes.Contains(all, []byte("secret")) {
+			t.Fatalf("option %d: %q", opt, all)
+		}
+		all = all[18:] // the greeting
+		if opt == optExportName {
+			if len(all) != 0 {
+				t.Errorf("an export is opened in the clear: %d bytes", len(all))
+			}
+			continue
+		}
+		if len(all) < 20 || be.Uint32(all[8:]) != opt || be.Uint32(all[12:]) != repErrTLSReqd {
+			t.Errorf("option %d is answered by %x", opt, all)
+		}
+	}
+}
