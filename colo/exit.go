@@ -100,7 +100,8 @@ func (s *session) end(ctx context.Context, p parting) error {
 	s.heed()
 	s.disks.Cut()
 	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, errEnd) || errors.Is(p.cause, ErrStalled))
-	if !first {
+	defer s.link.Close()
+	if !first && !s.handed.Load() {
 		s.link.Close()
 	}
 	cause := p.cause
@@ -130,7 +131,9 @@ func (s *session) end(ctx context.Context, p parting) error {
 	default:
 		err = s.settle(ctx, cause)
 	}
-	s.link.Close()
+	if err != nil || !s.handed.Load() {
+		s.link.Close()
+	}
 	if err != nil {
 		return s.stay(hold, err)
 	}

@@ -162,7 +162,13 @@ func (s *session) End() error {
 // the host itself has not ended it. Who goes on is then settled as for a broken
 // connection. It may be called from any goroutine at any time.
 func (s *session) Lost(cause error) {
-	first := false
+	if s.ends(cause) { // nobody else who says so waits for the connections to close
+		s.cut()
+	}
+}
+
+// ends records why the session ends, and reports whether nobody has said that before.
+func (s *session) ends(cause error) (first bool) {
 	s.once.Do(func() {
 		if cause == nil {
 			cause = ErrLost
@@ -171,9 +177,7 @@ func (s *session) Lost(cause error) {
 		close(s.lost)
 		first = true
 	})
-	if first { // nobody else who says so waits for the connections to close
-		s.cut()
-	}
+	return first
 }
 
 // Expect tells the session that its end, however it shows itself, is one that was

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/compare"
@@ -380,7 +379,7 @@ func (n *Proxy) Neighbors() []proxy.Neighbor { return n.neighbors.All() }
 
 // Drain implements Network.
 func (n *Proxy) Drain(ctx context.Context) error {
-	for {
+	for pause := minDrain; ; pause = min(2*pause, maxDrain) {
 		p, s := n.side()
 		var left uint64
 		if s != nil {
@@ -398,7 +397,7 @@ func (n *Proxy) Drain(ctx context.Context) error {
 		if dead {
 			return errNotRun
 		}
-		if err := wait.For(ctx, time.Millisecond); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return err
 		}
 	}

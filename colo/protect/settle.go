@@ -62,6 +62,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return nil
 	}
 	j.vm.keep(nil)
+	if s.primary == nil {
+		s.settlesAt(c.Epoch)
+	}
 	if s.getPurpose() == toHandOver {
 		if j.handedOver(ctx, s) {
 			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
@@ -189,23 +192,26 @@ func (j *Job) hearOut(ctx context.Context, s *session) {
 
 // keepPromise waits until this host may claim the guest, unless the other side
 // says that the session ended on purpose. Whoever has given the guest back acts no
-// longer on a promise.
+// longer on a promise, but claims it again where this host has said that it lacks the checkpoint with
+// which it was to go on.
 func (j *Job) keepPromise(ctx context.Context, s *session) error {
+	p := s.peer
+	released := func() bool { return p.released || p.gaveBack && !p.declined }
 	for {
-		if err := s.peer.endedWhy(); err != nil {
+		if err := p.endedWhy(); err != nil {
 			return fmt.Errorf("%w: %w", failover.ErrRefused, err)
 		}
 		var wait time.Duration
-		s.peer.get(func() {
-			if !s.peer.released && !s.peer.gaveBack {
-				wait = time.Until(s.peer.pledge)
+		p.get(func() {
+			if !released() {
+				wait = time.Until(p.pledge)
 			}
 		})
 		if wait <= 0 || j.manual != nil {
 			return nil
 		}
 		waiting, cancel := context.WithTimeout(ctx, wait)
-		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released || s.peer.gaveBack })
+		p.await(waiting, func() bool { return p.ended || released() })
 		cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
