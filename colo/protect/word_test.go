@@ -199,8 +199,8 @@ func TestTheArbiterIsToldOfEachWordOfARow(t *testing.T) {
 			if !lone.job.Gate().Open() || w.heard() == before {
 				t.Errorf("nothing leaves: %+v", lone.job.Query())
 			}
-			if in := lone.job.Query(); !in.Until.After(time.Now()) || in.Until.Sub(time.Now()) > lone.job.cfg.Term {
-				t.Errorf("by the arbiter's grant the gate is open for %v", in.Until.Sub(time.Now()))
+			if in := lone.job.Query(); !in.Until.After(time.Now()) || time.Until(in.Until) > lone.job.cfg.Term {
+				t.Errorf("by the arbiter's grant the gate is open for %v", time.Until(in.Until))
 			}
 			if r, err := w.store.Load(t.Context()); err != nil || r.Generation != generation || r.Holder != lone.name {
 				t.Errorf("%+v, %v", r, err)
