@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/qemufile"
 )
 
@@ -37,7 +38,7 @@ type wire struct {
 func open(ctx context.Context, c Conn) *wire {
 	return &wire{
 		conn: c, r: qemufile.NewReader(c), w: qemufile.NewWriter(c),
-		stop: context.AfterFunc(ctx, func() { c.Close() }),
+		stop: wait.AtEnd(ctx, func() { c.Close() }),
 	}
 }
 

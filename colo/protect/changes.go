@@ -1,7 +1,6 @@
 package protect
 
 import (
-	"context"
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
@@ -51,20 +50,5 @@ func (j *Job) allTold() {
 	defer j.mu.Unlock()
 	for j.told.busy {
 		j.told.ended.Wait()
-	}
-}
-
-// atEnd calls f when ctx ends, on a goroutine of its own, until stop is called, once. When stop
-// returns, f is not being called.
-func atEnd(ctx context.Context, f func()) (stop func()) {
-	ended := make(chan struct{})
-	off := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		f()
-	})
-	return func() {
-		if !off() {
-			<-ended
-		}
 	}
 }

@@ -1,10 +1,8 @@
 package protect
 
 import (
-	"context"
 	"slices"
 	"testing"
-	"testing/synctest"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -50,30 +48,5 @@ func TestChangesOfStateAreToldInTheirOrder(t *testing.T) {
 		if i < 0 || i+1 == len(heard) || heard[i+1] != Paused.String() || second != i+1 {
 			t.Errorf("told: %q; all had been told of alone after %d", heard, second)
 		}
-	})
-}
-
-func TestWhatEndsWithAContextHasEndedWhenItIsCalledOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		hold, over := make(chan struct{}), false
-		stop := atEnd(ctx, func() { <-hold; over = true })
-		cancel()
-		synctest.Wait()
-		stopped := make(chan struct{})
-		go func() { defer close(stopped); stop() }()
-		synctest.Wait()
-		select {
-		case <-stopped:
-			t.Error("it is called off while it goes on")
-		default:
-		}
-		close(hold)
-		<-stopped
-		if !over {
-			t.Error("it has not ended")
-		}
-		calledOff := atEnd(t.Context(), func() { t.Error("it was called off") })
-		calledOff()
 	})
 }

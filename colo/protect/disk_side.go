@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -147,7 +148,7 @@ func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 		return errors.Join(errNoJob, remote.Close())
 	}
 	// All of this waits for answers of the other side, which may be lost meanwhile.
-	stop := atEnd(ctx, func() { data.Close(); identity.Close() })
+	stop := wait.AtEnd(ctx, func() { data.Close(); identity.Close() })
 	err := sameDisk(p, remote)
 	if err == nil {
 		err = p.Attach(remote)
@@ -158,7 +159,7 @@ func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
 	if err != nil {
 		return errors.Join(err, remote.Close())
 	}
-	stop = atEnd(ctx, func() { sums.Close(); p.Cut() })
+	stop = wait.AtEnd(ctx, func() { sums.Close(); p.Cut() })
 	err = p.Synchronise(ctx, replication.SyncConfig{Sums: sums})
 	if stop(); err != nil && ctx.Err() != nil {
 		return context.Cause(ctx) // as above

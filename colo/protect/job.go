@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -180,7 +181,7 @@ func (j *Job) Run(ctx context.Context) error {
 	}
 
 	all, end := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := atEnd(ctx, func() {
+	stop := wait.AtEnd(ctx, func() {
 		end(context.Cause(ctx)) // first: a job that was stopped is not taken for one that is completed
 		j.do(stopped, context.Cause(ctx).Error())
 	})

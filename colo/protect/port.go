@@ -184,7 +184,7 @@ func (p *Port) Close() error { return p.l.Close() }
 // said what it is for. Its goroutines have ended when it returns.
 func (p *Port) Serve(ctx context.Context) error {
 	var group sync.WaitGroup
-	stop := context.AfterFunc(ctx, func() { p.l.Close() })
+	stop := wait.AtEnd(ctx, func() { p.l.Close() })
 	defer func() {
 		stop()
 		p.l.Close()
@@ -340,7 +340,7 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 	if err != nil {
 		return nil, hello{}, err
 	}
-	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	stop := wait.AtEnd(ctx, func() { raw.Close() })
 	defer stop()
 	conn := raw
 	if cfg.Peer.TLS != nil {
@@ -355,7 +355,7 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 		}
 	}
 	answer, err := exchange(conn, h)
-	if err == nil && ctx.Err() != nil {
+	if stop() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {

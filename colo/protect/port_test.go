@@ -20,6 +20,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // An authority signs certificates.
@@ -482,4 +484,20 @@ func (k *keeps) welcome(conn net.Conn, h hello) {
 	k.conn = conn
 	writeHello(conn, hello{Channel: h.Channel, Guest: h.Guest, Host: "b"})
 	conn.SetDeadline(time.Time{})
+}
+
+// A listener whose Close takes its time is closed when Serve returns.
+func TestServeReturnsWhenItsListenerIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := socket.NewLingering()
+		time.AfterFunc(time.Minute, cancel)
+		port, err := NewPort(l, PortConfig{Insecure: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := port.Serve(ctx); err == nil || !l.Closed() {
+			t.Errorf("%v; closed: %v", err, l.Closed())
+		}
+	})
 }

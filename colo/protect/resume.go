@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -201,7 +202,7 @@ func (j *Job) tellWritten(ctx context.Context, s *session) error {
 	}
 	act, end := j.while(ctx, Waiting)
 	defer end()
-	defer context.AfterFunc(act, func() { s.wire.Close() })()
+	defer wait.AtEnd(act, func() { s.wire.Close() })()
 	s.wire.SetWriteDeadline(time.Now().Add(j.cfg.PeerTimeout))
 	defer s.wire.SetWriteDeadline(time.Time{})
 	_, err := s.wire.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(list))), list...))
@@ -225,7 +226,7 @@ func (j *Job) hearWritten(ctx context.Context, s *session) error {
 	}
 	act, end := j.while(ctx, Alone)
 	defer end()
-	defer context.AfterFunc(act, func() { s.wire.Close() })()
+	defer wait.AtEnd(act, func() { s.wire.Close() })()
 	s.wire.SetReadDeadline(time.Now().Add(j.cfg.PeerTimeout))
 	defer s.wire.SetReadDeadline(time.Time{})
 	err := s.base.readWritten(s.wire)

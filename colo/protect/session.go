@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/heartbeat"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -237,7 +238,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	j.serveNetworks(with, s, group.Go)
 	// A session that is cancelled would say goodbye, so that the other side does
 	// not go on. A host that leaves wants it to.
-	stop := atEnd(ctx, func() {
+	stop := wait.AtEnd(ctx, func() {
 		s.leave(context.Cause(ctx))
 		end(context.Cause(ctx))
 	})

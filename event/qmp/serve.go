@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qjson"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // client is one client of a Server. A field without a comment belongs to the goroutine
@@ -51,7 +52,7 @@ func (s *Server) serve(ctx context.Context, h *hub, conn net.Conn, at *place) {
 	var wg sync.WaitGroup
 	var failed error
 	writes := deadlines{conn: conn, stall: positive(s.Stall, DefaultStall)}
-	stop := context.AfterFunc(ctx, func() {
+	stop := wait.AtEnd(ctx, func() {
 		conn.SetReadDeadline(time.Unix(1, 0))
 		writes.close(min(time.Second, writes.stall))
 	})
@@ -128,7 +129,7 @@ func (c *client) read(conn net.Conn) {
 		c.changed.Broadcast()
 		c.mu.Unlock()
 	}()
-	defer context.AfterFunc(c.ctx, func() {
+	defer wait.AtEnd(c.ctx, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.changed.Broadcast()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/qjson"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // The defaults of a Server.
@@ -94,7 +95,7 @@ func (s *Server) Dropped() uint64 { return s.dropped.Load() }
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer wait.AtEnd(ctx, func() { l.Close() })()
 	defer l.Close()
 
 	h := newHub(s)

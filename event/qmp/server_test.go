@@ -305,3 +305,15 @@ func FuzzServer(f *testing.F) {
 		<-done
 	})
 }
+
+// A listener whose Close takes its time is closed when Serve returns.
+func TestServeReturnsWhenItsListenerIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := socket.NewLingering()
+		time.AfterFunc(time.Minute, cancel)
+		if err := new(qmp.Server).Serve(ctx, l); err == nil || !l.Closed() {
+			t.Errorf("%v; closed: %v", err, l.Closed())
+		}
+	})
+}

@@ -1,4 +1,4 @@
-// Package wait pauses a goroutine for a while, unless its context ends.
+// Package wait pauses a goroutine until its context ends, and does something when that ends.
 package wait
 
 import (

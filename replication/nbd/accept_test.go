@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // pipes is a listener whose connections are pipes, and which fails as told.
@@ -360,4 +362,16 @@ type asked struct {
 func (a *asked) Sync() error {
 	a.syncs.Add(1)
 	return a.ram.Sync()
+}
+
+// A listener whose Close takes its time is closed when Serve returns.
+func TestServeReturnsWhenItsListenerIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		l := socket.NewLingering()
+		time.AfterFunc(time.Minute, cancel)
+		if err := NewServer(ServerConfig{}).Serve(ctx, l); err == nil || !l.Closed() {
+			t.Errorf("%v; closed: %v", err, l.Closed())
+		}
+	})
 }

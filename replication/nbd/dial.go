@@ -10,6 +10,8 @@ import (
 	"net"
 	"slices"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // ClientConfig says what a [Client] connects to, and how.
@@ -153,9 +155,9 @@ type dialogue struct {
 func handshake(ctx context.Context, conn net.Conn, cfg ClientConfig, choose func(*dialogue) error) (err error) {
 	limit, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	stop := context.AfterFunc(limit, func() { hangUp(conn) })
+	stop := wait.AtEnd(limit, func() { hangUp(conn) })
 	defer func() {
-		if !stop() && err == nil {
+		if stop() && err == nil {
 			err = net.ErrClosed // it was closed just now
 		}
 		if err == nil {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // ServerConfig bounds a [Server]. The zero value is ready.
@@ -124,8 +126,7 @@ func (l *link) Close() error {
 func (s *Server) serve(ctx context.Context, conn net.Conn, at *place) error {
 	l := &link{Conn: conn, gone: make(chan struct{})}
 	defer l.Close()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
+	defer wait.AtEnd(ctx, func() { l.Close() })()
 	log := newClientLog(s.cfg.Logger, conn)
 	err := s.serveConn(l, at, log)
 	log.end(ctx, err, at.pushed())
