@@ -3,6 +3,7 @@ package protect
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,11 +13,12 @@ import (
 func TestNoCallIsMadeWhileOneThatWasLeftBehindHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var o outside
-		over, made := make(chan struct{}), 0
+		over := make(chan struct{})
+		var made atomic.Int32
 		call := func() error {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			_, err := askOutside(ctx, &o, func(context.Context) (int, error) { made++; <-over; return 1, nil })
+			_, err := askOutside(ctx, &o, func(context.Context) (int, error) { made.Add(1); <-over; return 1, nil })
 			return err
 		}
 		for range 3 {
@@ -24,13 +26,13 @@ func TestNoCallIsMadeWhileOneThatWasLeftBehindHangs(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if made != 1 {
-			t.Errorf("%d calls were made", made)
+		if n := made.Load(); n != 1 {
+			t.Errorf("%d calls were made", n)
 		}
 		close(over)
 		synctest.Wait()
-		if err := call(); err != nil || made != 2 {
-			t.Errorf("%v, %d", err, made)
+		if err := call(); err != nil || made.Load() != 2 {
+			t.Errorf("%v, %d", err, made.Load())
 		}
 		o.wait()
 	})
