@@ -78,7 +78,7 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR,
 			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
 		}
 		took := n == 1
-		if took && (m.Value == 0 || elapses(m.Index)) {
+		if took && (m.Value == 0 || !keeps(m.Index)) {
 			continue
 		}
 		one = msrOne{n: 1, entry: gokvm.MSREntry{Index: m.Index}}

@@ -272,16 +272,24 @@ func (s *spare) try(state *VCPUState) error {
 	return nil
 }
 
-// obeyed reads MSRs back, because KVM may take a value without an error and not set it: an MSRError
-// names the first that is so. Those for which was returns true were read before. One that is 0 is not
-// looked at; KVM takes that of MSRs which it keeps at a value of its own.
+// keeps reports whether KVM sets an MSR to what it takes, or not at all, so that a value that is
+// read back tells which. Of some it keeps less by design, such as 32 bits of SYSENTER_ESP for a guest with the
+// CPUID of an AMD processor: of those it says nothing.
+func keeps(index uint32) bool {
+	const specCtrl, debugCtl, tscAux, virtSpecCtrl = 0x48, 0x1d9, 0xc0000103, 0xc001011f
+	return index == specCtrl || index == debugCtl || index == tscAux || index == virtSpecCtrl
+}
+
+// obeyed reads back the MSRs that KVM keeps, because it may take a value without an error and not set it: an
+// MSRError names the first that is so. Those for which was returns true were read before. One that
+// is 0 is not looked at; KVM takes that of MSRs which it keeps at a value of its own.
 func (s *spare) obeyed(state *VCPUState, was func(i int) bool) error {
 	t := state.scratch()
 	for at := 0; at < int(state.msr.n); {
 		t.n = 0
 		for ; at < int(state.msr.n) && t.n < msrsAtOnce; at++ {
 			m := state.msr.entries[at]
-			if m.Data != 0 && tried(m.Index) && !elapses(m.Index) && !was(at) {
+			if m.Data != 0 && keeps(m.Index) && !was(at) {
 				t.entries[t.n] = m
 				t.n++
 			}
