@@ -52,11 +52,15 @@ func (o *outside) free(ctx context.Context) error {
 	}
 }
 
-// leave notes that a call is left behind until it is done.
+// leave notes that a call is left behind until it is done, which it may be by now.
 func (o *outside) leave(done chan struct{}) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.left = append(o.left, done)
+	select {
+	case <-done:
+	default:
+		o.left = append(o.left, done)
+	}
 }
 
 // returned notes that a call is done.

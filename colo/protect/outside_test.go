@@ -37,3 +37,16 @@ func TestNoCallIsMadeWhileOneThatWasLeftBehindHangs(t *testing.T) {
 		o.wait()
 	})
 }
+
+// A call that returns in the moment in which it is left behind keeps nobody from the next one.
+func TestACallThatReturnsAsItIsLeftBehindKeepsNoOtherWaiting(t *testing.T) {
+	var o outside
+	done := make(chan struct{})
+	o.returned(done)
+	o.leave(done)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := o.free(ctx); err != nil {
+		t.Error(err)
+	}
+}
