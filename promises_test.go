@@ -21,8 +21,6 @@ var promises = []struct {
 		"failover.TestNoSequenceOfEventsLetsTwoHostsActAsHolder", "failover.TestEverySequenceOfEightCallsKeepsTheInvariants", "colo.TestCutAnywhereLeavesOneSideInAStateThatWas"}},
 	{"README.md", "nothing leaves a host whose grant, and whose secondary's promise, has run out, not even after the host was stopped", []string{
 		"failover.TestStoppedProcessFindsTheGateShut", "failover.TestPromiseCountsLikeAGrant", "colo/protect.TestNothingLeavesWhileTheGateIsShut"}},
-	{"docs/operations.md", "Where no output waits for the checkpoint, the arbiter is told while the checkpoint is being sent.", []string{
-		"colo/protect.TestAGuestWithoutHeldOutputIsReleasedBeforeItsLastCheckpointIsReceived", "colo/protect.TestAGuestWithHeldOutputIsReleasedWhenItsLastCheckpointIsReceived"}},
 	{"README.md", "**An order is a claim**", []string{"colo.TestAnOrderIsAClaim", "colo.TestAnOrderThatIsRefusedIsNotCarriedOut"}},
 	{"README.md", "Only `Fenced`, the word that the other host is dead, asks nobody.", []string{"colo.TestFencedAsksNobody"}},
 	{"README.md", "a peer that is slow is waited for as long as it beats.", []string{"colo.TestASlowPeerThatBeatsIsWaitedFor", "colo.TestASlowPeerThatDoesNotBeatIsLost"}},

@@ -100,8 +100,7 @@ func (s *session) end(ctx context.Context, p parting) error {
 	s.heed()
 	s.disks.Cut()
 	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, errEnd) || errors.Is(p.cause, ErrStalled))
-	defer s.link.Close()
-	if !first && !s.handed.Load() {
+	if !first {
 		s.link.Close()
 	}
 	cause := p.cause
@@ -131,9 +130,7 @@ func (s *session) end(ctx context.Context, p parting) error {
 	default:
 		err = s.settle(ctx, cause)
 	}
-	if err != nil || !s.handed.Load() {
-		s.link.Close()
-	}
+	s.link.Close()
 	if err != nil {
 		return s.stay(hold, err)
 	}

@@ -162,13 +162,7 @@ func (s *session) End() error {
 // the host itself has not ended it. Who goes on is then settled as for a broken
 // connection. It may be called from any goroutine at any time.
 func (s *session) Lost(cause error) {
-	if s.ends(cause) { // nobody else who says so waits for the connections to close
-		s.cut()
-	}
-}
-
-// ends records why the session ends, and reports whether nobody has said that before.
-func (s *session) ends(cause error) (first bool) {
+	first := false
 	s.once.Do(func() {
 		if cause == nil {
 			cause = ErrLost
@@ -177,7 +171,9 @@ func (s *session) ends(cause error) (first bool) {
 		close(s.lost)
 		first = true
 	})
-	return first
+	if first { // nobody else who says so waits for the connections to close
+		s.cut()
+	}
 }
 
 // Expect tells the session that its end, however it shows itself, is one that was

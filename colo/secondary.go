@@ -121,18 +121,6 @@ func (s *Secondary) Run(ctx context.Context) error {
 	return s.end(ctx, p)
 }
 
-// Handed tells the session that the primary has given the guest to this side, with the
-// reason that Expect was told before. It does what Lost does, but that the connections stay open
-// until the guest runs here, or does not: the primary need not be told by their end, and a guest
-// that stands still need not wait for it. It may be called from any goroutine at any time.
-func (s *Secondary) Handed(cause error) {
-	s.handed.Store(true)
-	if s.ends(cause) {
-		s.link.interrupt()
-		s.disks.Cut()
-	}
-}
-
 // lingerTime is how long a secondary waits for the primary to have heard its
 // last word.
 const lingerTime = 2 * time.Second

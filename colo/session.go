@@ -43,7 +43,6 @@ type session struct {
 	lost    chan struct{} // closed by Lost
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
-	handed  atomic.Bool   // Handed was called: the connections are closed when the guest runs
 	expects error         // of Expect; nil: no end is expected
 	tornBy  error         // what a commit has failed by, half way; written as the machine becomes Torn
 

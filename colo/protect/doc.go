@@ -120,16 +120,9 @@
 //	secondary    claims it, and lets it run                                    the arbiter is asked
 //
 // The secondary says afterwards that the guest runs. So a switchover takes a pause, a round trip
-// of the link, and two questions to the arbiter. The round trip cannot be saved where output of the
-// guest is held: two hosts may not speak for the guest at a time, so the primary's last output
-// leaves before the secondary's first, and it may only leave when the secondary has the state that
-// it belongs to.
-//
-// Where no output is held when the guest stands still, the primary has nothing more to say. It
-// releases the guest while it sends the rest, and says go. The secondary goes on as soon as it has
-// committed: half a turn of the link and a question to the arbiter earlier. If it does not get
-// all of it, it says that it cannot, and keeps its promise though the guest was released: the
-// primary, whose guest is further, has the time to claim it back.
+// of the link, and two questions to the arbiter. The round trip cannot be saved: two hosts may
+// not speak for the guest at a time, so the primary's last output leaves before the secondary's
+// first, and it may only leave when the secondary has the state that it belongs to.
 //
 // Where it breaks before the release, the guest runs on where it ran. After it whoever claims
 // the guest first has it: the secondary if it was told, or notices that the primary is gone,

@@ -367,6 +367,6 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 	if err != nil {
 		return nil, err
 	}
-	s.secondary, s.colo, s.cache = secondary, secondary, cache
+	s.colo, s.cache = secondary, cache
 	return s, nil
 }

@@ -88,16 +88,16 @@ func (j *Job) leaveStanding() {
 }
 
 // takeHand does the secondary's part of a switchover: the primary's guest stands still in the
-// epoch of the note, and the arbiter has been told that it is released. The note may come before
-// this host has committed that epoch: while it commits it, or, where the primary holds no output, while
-// it receives it. It then goes on when it has committed it. If the session ends before, it says that it cannot.
+// epoch of the note, and the arbiter has been told that it is released. The note may come as soon
+// as this host has received all of that epoch, while it is still committing it. It then goes on
+// when it has committed it, which nothing but a failure of its own can prevent.
 func (j *Job) takeHand(s *session, n note) {
 	if s.primary != nil {
 		return
 	}
 	s.mu.Lock()
-	epoch, whole := max(s.epoch, s.stood), s.whole
-	early := whole && !s.settles && epoch+1 == n.Seq
+	epoch, whole := s.epoch, s.whole
+	early := whole && epoch+1 == n.Seq
 	if s.early = nil; early {
 		s.early, s.migrates = &n, n.Migrate
 	}
@@ -110,7 +110,7 @@ func (j *Job) takeHand(s *session, n note) {
 	}
 	// A later checkpoint, of the same guest that stands still, is as good.
 	if !whole || epoch < n.Seq {
-		s.declines(epoch, n.Seq)
+		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})
 		return
 	}
 	in := doFailover
@@ -131,30 +131,5 @@ func (j *Job) takeHand(s *session, n note) {
 	s.mu.Unlock()
 	s.setPurpose(toTakeHand)
 	s.colo.Expect(errSwitchover)
-	s.secondary.Handed(errSwitchover)
-}
-
-// declines says to a primary that this host lacks the checkpoint with which it is to go on. The
-// primary has it, and claims the guest back.
-func (s *session) declines(has, wanted uint64) {
-	s.peer.set(func() { s.peer.released, s.peer.declined = false, true })
-	s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", has, wanted)})
-}
-
-// settlesAt notes that the session of this secondary has ended with its guest in the state of an epoch. If
-// it was to go on with a later one, it does not go on with this one in its place: the guest of
-// the primary is further.
-func (s *session) settlesAt(epoch uint64) {
-	s.mu.Lock()
-	early := s.early
-	lacks := early != nil && epoch < early.Seq
-	s.settles, s.stood = true, epoch
-	if lacks {
-		s.early = nil
-	}
-	s.mu.Unlock()
-	if lacks {
-		s.colo.Expect(nil)
-		s.declines(epoch, early.Seq)
-	}
+	s.colo.Lost(errSwitchover)
 }

@@ -31,7 +31,7 @@ var mutants = []mutant.Mutant{
 	{
 		What: "a secondary does not keep its promise",
 		File: "colo/protect/settle.go",
-		Old:  "wait = time.Until(p.pledge)",
+		Old:  "wait = time.Until(s.peer.pledge)",
 		New:  "wait = 0",
 	},
 	{
@@ -249,7 +249,7 @@ var mutants = []mutant.Mutant{
 	{
 		What:  "a secondary that is told to go on before it has committed cannot",
 		File:  "colo/protect/heard.go",
-		Old:   "early := whole && !s.settles && epoch+1 == n.Seq",
+		Old:   "early := whole && epoch+1 == n.Seq",
 		New:   "early := false",
 		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
 	},

@@ -3,7 +3,6 @@ package protect
 import (
 	"context"
 	"errors"
-	"slices"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
@@ -64,15 +63,6 @@ func (n nets) HeldOutput() (all colo.Held) {
 		}
 	}
 	return all
-}
-
-// holdNothing reports whether none of the networks holds output that may leave when the checkpoint
-// under way has been received, as far as they can say. The guest stands still, so none comes.
-func (n nets) holdNothing() bool {
-	return !slices.ContainsFunc(n, func(one Network) bool {
-		o, ok := one.(colo.OutputHolder)
-		return !ok || o.HeldOutput().Packets > 0
-	})
 }
 
 // latencyCounter is a Network that counts how long the packets were kept that have

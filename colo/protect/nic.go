@@ -155,7 +155,7 @@ var errNotRun = errors.New("protect: the NIC does not run")
 // Drain implements Network. Before Run has begun it waits for that as for everything else: a
 // guest can be switched over in the moment in which its job starts Run's goroutine.
 func (n *NIC) Drain(ctx context.Context) error {
-	for pause := minDrain; ; pause = min(2*pause, maxDrain) {
+	for {
 		// What the guest has inherited in a takeover leaves before what it has sent itself.
 		if st := n.buf.Stats(); st.Queued+st.Inherited == 0 {
 			return nil
@@ -163,18 +163,11 @@ func (n *NIC) Drain(ctx context.Context) error {
 		if n.over.Load() {
 			return errNotRun
 		}
-		if err := wait.For(ctx, pause); err != nil {
+		if err := wait.For(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}
 }
-
-// minDrain and maxDrain bound the pause between two looks at whether all has left that may: a guest
-// that is switched over stands still for it.
-const (
-	minDrain = 20 * time.Microsecond
-	maxDrain = time.Millisecond
-)
 
 // HeldOutput returns what the guest has sent and no checkpoint covers yet. (A
 // colo.OutputHolder.)

@@ -64,7 +64,6 @@ type peer struct {
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
 	released bool          // on a secondary: the primary has released the guest for it
 	goneOn   error         // on a primary without an arbiter: that its secondary has gone on with the guest; nil: nobody has said so
-	declined bool          // on a secondary: it was told to go on, and has said that it lacks the checkpoint
 	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 

@@ -22,10 +22,8 @@ type session struct {
 	peer    *peer
 	colo    coloSession
 	primary *colo.Primary // nil: this host is the secondary
-
-	secondary *colo.Secondary // nil: this host is the primary
-	cache     *ram.Cache      // on a secondary; for the goroutine in colo's Run alone
-	base      *base           // on a primary; for the goroutine in colo's Run alone
+	cache   *ram.Cache    // on a secondary; for the goroutine in colo's Run alone
+	base    *base         // on a primary; for the goroutine in colo's Run alone
 
 	unharmed bool // on a primary: its synchronisation failed while the guest ran; for the goroutine of the job's Run alone
 
@@ -43,9 +41,7 @@ type session struct {
 	rounds   bool      // on a primary: the last checkpoint before its guest is handed over was asked for
 	last     uint64    // on a primary: the checkpoint whose pause its guest does not leave any more; 0: none
 	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
-	early    *note     // on a secondary: it is to go on as soon as it has committed the checkpoint under way; nil again if the session ends before
-	settles  bool      // on a secondary: its session has ended, and it is being settled who goes on
-	stood    uint64    // on a secondary, from when settles becomes true: the epoch in whose state its guest stands
+	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
 	trusted  bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
 	cause    error     // why the session has ended; nil: it has not, or nothing is known

@@ -62,9 +62,6 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return nil
 	}
 	j.vm.keep(nil)
-	if s.primary == nil {
-		s.settlesAt(c.Epoch)
-	}
 	if s.getPurpose() == toHandOver {
 		if j.handedOver(ctx, s) {
 			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
@@ -192,26 +189,23 @@ func (j *Job) hearOut(ctx context.Context, s *session) {
 
 // keepPromise waits until this host may claim the guest, unless the other side
 // says that the session ended on purpose. Whoever has given the guest back acts no
-// longer on a promise, but claims it again where this host has said that it lacks the checkpoint with
-// which it was to go on.
+// longer on a promise.
 func (j *Job) keepPromise(ctx context.Context, s *session) error {
-	p := s.peer
-	released := func() bool { return p.released || p.gaveBack && !p.declined }
 	for {
-		if err := p.endedWhy(); err != nil {
+		if err := s.peer.endedWhy(); err != nil {
 			return fmt.Errorf("%w: %w", failover.ErrRefused, err)
 		}
 		var wait time.Duration
-		p.get(func() {
-			if !released() {
-				wait = time.Until(p.pledge)
+		s.peer.get(func() {
+			if !s.peer.released && !s.peer.gaveBack {
+				wait = time.Until(s.peer.pledge)
 			}
 		})
 		if wait <= 0 || j.manual != nil {
 			return nil
 		}
 		waiting, cancel := context.WithTimeout(ctx, wait)
-		p.await(waiting, func() bool { return p.ended || released() })
+		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released || s.peer.gaveBack })
 		cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -139,50 +139,27 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.
 	s.converge(func() {
-		// An error: the switchover is over already, as is said below.
-		j.keep(func() {
-			s.stands()
-			j.wake()
-		})
+		j.keep(s.stands) // otherwise the switchover is over already, as is said below
 	})
+	var epoch uint64
 	// The checkpoint under way, if there is one, and the last one end the session if they take
 	// too long.
-	if err := j.awaitLast(ctx, s, s.standing); err != nil {
+	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.switching(ctx, func() bool {
+			// The other side commits the checkpoint as soon as it has all of it, while this one
+			// does the rest of its part.
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			epoch = max(s.epoch, s.received)
+			return s.last > 0 && epoch >= s.last
+		})
+	}); err != nil {
 		return err
 	}
-	if !s.lastReceived() && nets(j.cfg.Network).holdNothing() {
-		if err := j.release(ctx, s); err != nil {
-			return err
-		}
-		// The other side has been told, and goes on when it has the checkpoint. If that
-		// fails, it says that it cannot.
-		j.awaitLast(context.WithoutCancel(ctx), s, s.lastReceived)
-		return nil
-	}
-	if err := j.awaitLast(ctx, s, s.lastReceived); err != nil {
-		return err
-	}
-	return j.release(ctx, s)
-}
-
-// awaitLast waits for something of the last checkpoint, for as long as the checkpoint under way
-// and that one may take.
-func (j *Job) awaitLast(ctx context.Context, s *session, done func() bool) error {
-	return bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
-		return j.switching(ctx, done)
-	})
-}
-
-// release gives the guest, which stands still, back to the arbiter, and tells the other side to go on
-// with its last checkpoint. Nothing is let out here from then on. The output up to that checkpoint has
-// been let go before, or there is none: only when the other side has the checkpoint may it be let go,
-// and then this host still has to hold the guest.
-func (j *Job) release(ctx context.Context, s *session) error {
 	// What this host has let go is out before the other may say anything.
 	if err := bounded(ctx, j.cfg.PeerTimeout, nets(j.cfg.Network).Drain); err != nil {
 		return err
 	}
-	epoch := s.lastEpoch()
 	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
@@ -255,30 +232,6 @@ func (s *session) stands() {
 	if s.last == 0 {
 		s.last = s.epoch + 1
 	}
-}
-
-// standing reports whether the guest of a primary has been left standing.
-func (s *session) standing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.last > 0
-}
-
-// lastReceived reports whether the secondary has all of the checkpoint whose pause the guest of this
-// primary does not leave. It commits it as soon as it has all of it, while this host does the rest of
-// its part.
-func (s *session) lastReceived() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.last > 0 && max(s.epoch, s.received) >= s.last
-}
-
-// lastEpoch returns the checkpoint with which the other side is to go on: the last one, or a later one of
-// the same guest that stands still.
-func (s *session) lastEpoch() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return max(s.last, s.epoch, s.received)
 }
 
 // keep has the guest left standing by the next checkpoint, unless the switchover is
