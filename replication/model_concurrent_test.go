@@ -214,6 +214,14 @@ func (m *cmodel) protect() bool {
 	m.closeRemote()
 	m.remote = newSchedRemote(m.sec.Export(), m.s)
 	if err := m.p.Attach(m.remote); err != nil {
+		m.closeRemote()
+		switch { // what was planned for the time before may only happen now
+		case m.lostA():
+			return m.primaryLost() && !m.failed.Load()
+		case m.lostB():
+			m.hostB.cut()
+			return m.secondaryLost() && !m.failed.Load()
+		}
 		m.errorf("attach: %v", err)
 		return false
 	}

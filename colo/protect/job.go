@@ -180,9 +180,11 @@ func (j *Job) Run(ctx context.Context) error {
 		return err
 	}
 
-	all, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	// It ends with ctx at once: a session that settles who goes on must not take the guest over for
+	// a job whose end has only not been noticed yet.
+	all, end := context.WithCancelCause(ctx)
 	stop := wait.AtEnd(ctx, func() {
-		end(context.Cause(ctx)) // first: a job that was stopped is not taken for one that is completed
+		end(context.Cause(ctx)) // first: ctx may have got here before it ends what was made of it, and a job that was stopped is not taken for one that is completed
 		j.do(stopped, context.Cause(ctx).Error())
 	})
 	fails := func(err error) { j.note(err); end(err) }
