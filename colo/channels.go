@@ -33,11 +33,11 @@ type Channels struct {
 	// connections cross is trusted as far as the session's is.
 	ID [16]byte
 
-	// Method is how a primary compresses the pages for which that pays. It measures, as
-	// it sends, how fast the connections are, what compressing costs and how much smaller pages
-	// get; now and then it tries the way that seemed slower. A page that did not shrink
-	// goes as it is for a while. A checkpoint with less than 256 KiB for each connection is too
-	// small to measure their speed.
+	// Method is the compression that a primary applies to pages where it saves time. It
+	// measures, as it sends, how fast the connections are, what compressing costs and how much
+	// smaller pages get; now and then it tries the way that seemed slower. A page that did not
+	// shrink goes as it is for a while. A checkpoint with less than 256 KiB for each connection
+	// is too small to measure their speed.
 	Method multifd.Method
 	// Always makes a primary compress every page, whether that pays or not.
 	Always bool

@@ -11,9 +11,9 @@ import (
 // Before a guest is handed over it stands still from the pause of its last checkpoint until the
 // other side runs it, so as little as possible is left to that pause. As in a live migration,
 // what the guest has written is sent while it runs, then what it has written meanwhile, and so
-// on, as long as each round leaves less than half of what the one before had left. Nothing is
-// left out because it is written before each checkpoint (RoundSender): a round is shorter than
-// the interval from one to the next.
+// on, as long as each round leaves less than half of what the one before had left. Pages that
+// the guest usually writes before each checkpoint are sent as well (RoundSender), since a round
+// is shorter than the interval between two checkpoints.
 
 const (
 	// littleLeft is how many bytes of memory are not worth another round: a round costs about
@@ -35,10 +35,11 @@ type convergence struct{ ready func() }
 // for as short a time as possible: what it has written is sent while it runs, in rounds, until
 // little is left or a round leaves more than half of what the one before did. A round ends when
 // the secondary has had the time to take it in, as far as the speed of the link is known. The guest's
-// output waits longer for it than for an ordinary checkpoint, by no more than twice the
-// transfer time of that. Packets that have diverged end the rounds after the first. Info.Sync
-// tells how far the rounds are. MinInterval does not delay it: a host that wants little to be
-// committed while the guest stands still has another checkpoint made right before.
+// output waits longer for it than for an ordinary checkpoint, by at most twice the time that an
+// ordinary one takes to be sent. Packets that have diverged end the rounds after the first. Info.Sync
+// tells how far the rounds are. MinInterval does not delay it, so a host can ask for an ordinary
+// checkpoint right before it, which leaves the secondary little to commit while the guest stands
+// still.
 //
 // ready, if it is not nil, is called on the goroutine in Run right before the guest is paused
 // for that checkpoint, and must not wait. Until a checkpoint has answered a call of Converge,
@@ -106,11 +107,11 @@ func (p *Primary) converge(ctx context.Context) error {
 }
 
 // digested waits until the secondary has taken in a round of so many bytes, which began at the time
-// began: it waits about as long as the link needs for those bytes. What has left this host may
-// still be on its way, in the buffers of both kernels, and a guest that is paused now would
-// stand still until the secondary has all of it. A guest that runs meanwhile writes pages, and the
-// next round sends those. A checkpoint that is requested meanwhile, for packets that wait, ends
-// the wait.
+// began: it waits about as long as the link needs for these bytes. What has left this host may
+// still be on its way, in the buffers of both kernels, and a guest that is paused now would stand
+// still until the secondary has all of it. A guest that runs meanwhile writes pages, and the next
+// round sends those. A checkpoint that is requested meanwhile, for packets that wait, ends the
+// wait.
 func (p *Primary) digested(ctx context.Context, bytes int64, began time.Time) error {
 	wait := time.Duration(float64(bytes) / max(p.syncRate, p.early.link.mostBytes()) * float64(time.Second))
 	wait = min(wait, longestDigest) - time.Since(began)

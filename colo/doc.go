@@ -79,13 +79,13 @@
 // A session ends in one place. The guest is paused, COLO_EXIT says why, and then
 // it is settled who goes on. A side that goes on stops replicating its disks,
 // lets its held output leave and resumes its guest. A side that does not leaves
-// its guest paused and drops what it held; its disks are stopped too. Whatever a
-// step holds it has recorded with what releases it, and every way out of Run
-// passes that list. COLO_EXIT says "request" exactly when a failover or the end
-// of the protection was ordered on this side, or its host has said by Expect that
-// the end was ordered.
+// its guest paused and drops what it held; its disks are stopped too. A step that
+// holds something records the function that releases it, and every way out of Run
+// calls all that were recorded. COLO_EXIT says "request" exactly when a failover or
+// the end of the protection was ordered on this side, or its host has said by
+// Expect that the end was ordered.
 //
-// Whoever calls says what it knows:
+// An order says what the host knows:
 //
 //   - Lost: the heartbeat has ended. The other side may be alive and may think
 //     the same of this one, so the arbiter is asked.
@@ -147,10 +147,11 @@
 // (2) A primary of this package says [Alive] three times as often, whatever its delay.
 // Towards a QEMU there is no bound unless one is set, which must be more than its
 // x-checkpoint-delay.
-// (3) Of a peer that is not known to live: with a [Heartbeat] a transfer is waited
-// for as long as that is alive. Pause, Resume and disks have as long as the
-// checkpoint, which for a secondary is the primary's CheckpointTimeout, as it was
-// announced, and PeerTimeout on top; PeerTimeout is for where that has no bound.
+// (3) This bounds the wait for a peer that is not known to be alive: with a
+// [Heartbeat], a transfer is waited for as long as the heartbeat is alive. Pause,
+// Resume and disks have as long as the checkpoint, which for a secondary is the
+// primary's CheckpointTimeout, as it was announced, and PeerTimeout on top; where the
+// checkpoint has no bound, they have PeerTimeout.
 //
 // NewPrimary and NewSecondary refuse what the last column rules out. Nothing else
 // ends a session for being slow. Within a checkpoint a secondary may take its

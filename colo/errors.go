@@ -48,9 +48,9 @@ var (
 	// ErrSize: the peer announced more device state than MaxDeviceState.
 	ErrSize = errors.New("device state too large")
 
-	// ErrTimeout: the peer, or the host's own VM or disks, did not do within
-	// their time what the protocol waits for. It wraps os.ErrDeadlineExceeded
-	// where a connection said so.
+	// ErrTimeout: the peer, or the VM or a disk of this host, did not do in time
+	// what the protocol waits for. It wraps os.ErrDeadlineExceeded where a
+	// connection said so.
 	ErrTimeout = errors.New("timed out")
 
 	// ErrRefused: the arbiter gave the guest to the other side. The guest

@@ -21,8 +21,8 @@ type Link struct {
 	W *qemufile.Writer
 
 	// Trace, if set, is told of every message: dir is "<" for received and
-	// ">" for sent. Value is that of vmstate-size, of hello in nanoseconds and
-	// 0 otherwise.
+	// ">" for sent. Value is the number that follows the message, 0 if none does:
+	// bytes after vmstate-size, nanoseconds after hello.
 	Trace func(dir string, m Message, value uint64)
 
 	conn *timedConn

@@ -20,7 +20,7 @@ type Primary struct {
 	delay   atomic.Int64                // CheckpointDelay, a time.Duration; negative: back to back
 	changed chan struct{}               // the delay was changed
 	request chan struct{}               // capacity one: requests coalesce
-	why     atomic.Pointer[event.Cause] // of the pending request
+	why     atomic.Pointer[event.Cause] // the cause of the pending request
 
 	converging atomic.Pointer[convergence] // asked for, and not met yet
 
@@ -36,12 +36,12 @@ type Primary struct {
 	received  time.Time              // when vmstate-received came
 	earlier   time.Time              // when the checkpoint before began
 	ends      time.Time              // the mark of the checkpoint under way
-	marked    time.Time              // and that of the last one that was received
+	marked    time.Time              // the mark of the last checkpoint that was received
 	whole     bool                   // all state is captured: nothing more is read from the paused guest
 	sending   bool                   // vmstate-send has left
 	before    int64                  // bytes sent before this checkpoint
 	last      uint64                 // bytes of the last checkpoint
-	sentAhead uint64                 // those of last that were sent while the guest ran
+	sentAhead uint64                 // how many of them were sent while the guest ran
 	picky     AheadSender            // nil: RAM is none
 	aheadRest int                    // timer checkpoints until memory is sent ahead again
 

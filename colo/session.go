@@ -43,7 +43,7 @@ type session struct {
 	lost    chan struct{} // closed by Lost
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
-	expects error         // of Expect; nil: no end is expected
+	expects error         // what Expect was told; nil: no end is expected
 	tornBy  error         // what a commit has failed by, half way; written as the machine becomes Torn
 
 	paused     bool          // this session's pause is in effect
@@ -62,7 +62,7 @@ type session struct {
 	// deferring: an end that is wished for waits until the two sides can say
 	// goodbye. Written by the goroutine in Run, with mu held.
 	deferring bool
-	detached  context.Context // that of the steps since; nil: Run's own
+	detached  context.Context // the context of the steps since; nil: Run's own
 
 	mu      sync.Mutex
 	info    Info
@@ -72,7 +72,7 @@ type session struct {
 	ending  bool        // End was called
 	heeded  bool        // the end that was wished for has begun
 	giveUp  *time.Timer // ends the wait for a goodbye
-	asking  question    // the one that the arbiter is being asked
+	asking  question    // what the arbiter is being asked
 }
 
 func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Duration) {

@@ -142,8 +142,8 @@ func (q question) overtake(last bool) {
 	}
 }
 
-// asks records which question is being asked, so that whoever gives an order ends it. It ends one
-// that an order came before.
+// asks records which question is being asked, so that whoever gives an order ends it. If an order
+// came before the question, asks ends the question at once.
 func (s *session) asks(q question) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -21,7 +21,7 @@ const (
 )
 
 // ChipState carries the state of a VM's interrupt controllers and timer between KVM and a stream,
-// for those of them that are in the kernel. It belongs to one goroutine at a time.
+// as far as they are in the kernel. It belongs to one goroutine at a time.
 type ChipState struct {
 	hasChips, hasPIT bool
 	present          bool // the stream says that it has one of them

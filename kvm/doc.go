@@ -1,7 +1,7 @@
 // Package kvm pauses, saves and restores KVM guests on linux/amd64, and tells
 // which memory they wrote.
 //
-// It is for VMMs on KVM; what protects their guests is package colo/protect.
+// It is for VMMs on KVM. Package colo/protect is what protects their guests.
 //
 // A host VMM keeps its own VM and vCPU descriptors: [Attach] adopts the VM,
 // AddSlot its memory, AddVCPU its vCPUs, and none of them is ever closed here.
@@ -66,10 +66,10 @@
 // that the host has not taken yet belong to the host's devices. Breakpoints that the host has set
 // (KVM_SET_GUEST_DEBUG) are not part of the guest.
 //
-// How far the timer (PIT) has come is not saved either, because KVM does not tell it of the channel that
-// interrupts, and has every channel count anew when it is given their state: a guest that waits for
-// the timer waits for up to one more count of it, 55 ms at most, and one whose timer has run out, and does
-// not repeat, is interrupted once more.
+// How far the timer (PIT) has counted is not saved either. KVM does not tell it for the channel that
+// interrupts, and lets every channel count anew when it is given their state: a guest that waits
+// for the timer waits for up to one more count of it, 55 ms at most, and one whose timer has run
+// out, and does not repeat, is interrupted once more.
 //
 // The section names, all version 1, are kvm/irqchip,
 // kvm/pit, kvm/vcpu (one instance for each) and kvm/clock; integers are big
@@ -86,10 +86,10 @@
 // several hosts can all give it. [CommonFeatures] is the same for the MSRs by which a CPU tells
 // of features, such as the attacks that do not work on it. KVM takes any value of some of them; what a
 // guest was promised is compared with what this host's KVM supports, as CPUID is. Not compared is the revision
-// of the microcode, which a guest goes on seeing as it was told. [VM.DescribeCPU] and [VM.JudgeCPU], or both at once
-// with [VM.MatchCPU], are for two hosts to
-// find out whether a guest of one can run on the other, before its memory moves; a
-// state that does not fit is refused in words ([CPUError]) in any case.
+// of the microcode, which a guest goes on seeing as it was told. [VM.DescribeCPU] and
+// [VM.JudgeCPU], or both at once with [VM.MatchCPU], are for two hosts to find out whether a guest
+// of one can run on the other, before its memory moves; a state that does not fit is refused in
+// words ([CPUError]) in any case.
 //
 // # Time
 //

@@ -59,7 +59,7 @@ var featureMSRs = []featureMSR{
 			"- - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - ITS_NO",
 	},
 	{
-		// The rest of it are ratios of frequencies, which are whoever's affair that makes the guest.
+		// The rest are ratios of frequencies, which the VMM that makes the guest chooses.
 		index: 0xce, promises: 1 << 31,
 		names: "- - - - - - - - - - - - - - - - - - - - - - - - - - - - - - - CPUID_FAULT",
 	},
@@ -165,8 +165,8 @@ func (c *CPU) lacksFeatures(guest *CPU) (list []string) {
 	for _, m := range told {
 		list = append(list, lacksFeature(table, m, c.Features)...)
 	}
-	// The guest's own host tells whether it was left without a warning because there was nothing to
-	// warn of, or because whoever made it did not care.
+	// If the guest's host itself has nothing to warn of, the guest was rightly not warned;
+	// otherwise the VMM that made it left the warning out.
 	for i := range featureMSRs {
 		f := &featureMSRs[i]
 		there, known := valueOf(guest.Features, f.index)

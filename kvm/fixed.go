@@ -20,9 +20,9 @@ func byCPUID(index uint32) bool {
 	return index >= systemTimeNew && index <= asyncPFInt
 }
 
-// regain puts MSRs back on the list that the vCPU did not have, because it may have them by its new
-// CPUID table: the next read of the MSRs finds out. Kernels before 6.0 tell a host of no performance
-// counters of a vCPU that has not been given them by CPUID yet.
+// regain puts back on the list the MSRs that the vCPU did not have, because it may have them under
+// its new CPUID table: the next read of the MSRs finds out. Kernels before 6.0 tell a host of no
+// performance counters of a vCPU that has not been given them by CPUID yet.
 func (s *VCPUState) regain() {
 	for _, index := range s.sys.msrs {
 		if mayCome(index) && !slices.Contains(s.msrs, index) {

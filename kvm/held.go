@@ -90,9 +90,9 @@ func elapses(index uint32) bool {
 	return false
 }
 
-// tells is to the vCPU of a spare VM, on which states are tried (see spares), what held is to the
-// guest's: that vCPU never runs, so it has what it was given, and what it took once it takes
-// again.
+// tells has the registers that the vCPU of a spare VM was given last, as held has them for the
+// guest's vCPU. States are tried on that vCPU (see spares). It never runs, so it still has what
+// it was given, and takes again what it took once.
 type tells struct {
 	held
 	lapic  gokvm.LAPICState

@@ -280,9 +280,9 @@ func keeps(index uint32) bool {
 	return index == specCtrl || index == debugCtl || index == tscAux || index == virtSpecCtrl
 }
 
-// obeyed reads back the MSRs that KVM keeps, because it may take a value without an error and not set it: an
-// MSRError names the first that is so. Those for which was returns true were read before. One that
-// is 0 is not looked at; KVM takes that of MSRs which it keeps at a value of its own.
+// obeyed reads back the MSRs that KVM keeps, because KVM may take a value without an error and not
+// set it: an MSRError names the first such MSR. Those for which was returns true were read before.
+// One that is 0 is not looked at; KVM takes that of MSRs which it keeps at a value of its own.
 func (s *spare) obeyed(state *VCPUState, was func(i int) bool) error {
 	t := state.scratch()
 	for at := 0; at < int(state.msr.n); {

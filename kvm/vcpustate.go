@@ -114,7 +114,7 @@ func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 // settles a pending INIT or SIPI; the local APIC after the MSRs, because any call for the
 // vCPU may find that its deadline is over, and then moves its interrupt from the MSR to
 // the APIC (better it is saved in both, and the guest finds nothing to do, than in
-// neither); and events last once more, as all that has left them.
+// neither); and events last once more, as all of these calls have left them.
 func (s *VCPUState) Save(vcpu int) error {
 	if err := s.saveMost(vcpu); err != nil {
 		return err

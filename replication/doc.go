@@ -47,10 +47,11 @@
 // disk answers is believed after that: every later flush, Mark and Checkpoint fails, and
 // event.DiskFailed names the side and the disk. On a primary the guest goes on reading what
 // the disk still has, and its flushes fail; the good copy is on the secondary, of the last
-// checkpoint. Where there is none, or it is gone, the guest is brought to a new one with
-// what the disk reads as, see PrimaryConfig.Evacuate. Metadata that cannot be written is a
-// [MetadataError], and ends the use of a copy in the same way, though its flushes may
-// succeed: after a restart nobody could tell in what state the copy is.
+// checkpoint. Where there is none, or it is gone, the guest can be moved to a new secondary
+// with the content that the disk still reads, see PrimaryConfig.Evacuate. Metadata that
+// cannot be written is a [MetadataError], and ends the use of a copy in the same way,
+// though its flushes may succeed: after a restart nobody could tell in what state the copy
+// is.
 //
 // # Whose copy a disk is
 //
@@ -82,9 +83,9 @@
 // do. On either host the device is given a [Primary] or a [Secondary] over it,
 // which are Disks themselves, in the place of the bare one.
 //
-// On the primary, NewPrimary comes with the disk: unprotected, it passes
-// everything on, and keeps account. Somebody calls Run on a goroutine. To
-// protect the guest, which may be running,
+// On the primary, NewPrimary comes with the disk: unprotected, it passes everything
+// on, and keeps account. The host calls Run on a goroutine. To protect the guest,
+// which may be running,
 //
 //   - Attach a connection to the secondary's export (nbd.Dial), with one to its
 //     IdentityDisk ([WithIdentity]);

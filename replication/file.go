@@ -36,8 +36,8 @@ var (
 
 // NewFile uses f as a disk of the size that it has now. The caller keeps f,
 // and closes it after the last use of the File. The error is errors.ErrUnsupported if f
-// is open with O_DIRECT or O_APPEND: a File reads and writes where and from what memory
-// it likes. (On Linux.)
+// is open with O_DIRECT or O_APPEND: a File reads and writes at any offset and from any
+// memory. (On Linux.)
 func NewFile(f *os.File) (*File, error) {
 	if err := checkFlags(f); err != nil {
 		return nil, err

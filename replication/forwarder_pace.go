@@ -18,7 +18,7 @@ type pace struct {
 	sampled  int64         // bytes that were answered since
 	last     time.Time     // of the latest answer; zero: nothing is on its way. Kept until there is a rate
 	total    int64         // bytes that were answered while others were on their way, until there is a rate
-	busy     time.Duration // within this
+	busy     time.Duration // how long that took
 	hold     time.Duration // how long writes are held from a Mark to its Loaded, at most, as it seems; set at Loaded
 	next     time.Time     // when the next write is let in; set at Mark and Loaded, moved on by each turn
 	perSec   float64       // how fast next moves on; set with it, 0: every write is let in

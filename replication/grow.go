@@ -225,9 +225,9 @@ func (m *Metadata) grow(size int64, t *intent) error {
 }
 
 // makeRoom makes the device long enough for the bitmap of a disk of size bytes, if it can become
-// longer: a disk may have grown as a secondary's, or outside. What it gets is zero, which is no
-// mark, so no base may be there that would take it for an account. Where there is no room, there
-// is no account, as before.
+// longer: a disk may have grown as a secondary's, or outside. The new part is zero, and so marks
+// nothing. Therefore there must be no base: it would read the new part as an account of writes.
+// Where there is no room, there is no account, as before.
 func (m *Metadata) makeRoom(size int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -24,8 +24,9 @@ func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
 // Generation names a part of a disk's history during which the same side wrote it. A new
 // one begins when a secondary has taken over, when a primary goes on without its
-// secondary, and when a guest is given a copy that another side wrote. Number counts them; Tag is random, so that the generations of two sides that
-// both went on alone differ. DRBD's generation identifiers are the model.
+// secondary, and when a guest is given a copy that another side wrote. Number counts them; Tag is
+// random, so that the generations of two sides that both went on alone differ. DRBD's generation
+// identifiers are the model.
 type Generation struct {
 	Number, Tag uint64
 }
@@ -87,7 +88,7 @@ type Identity struct {
 	// whatever it is.
 	Overwrite bool
 
-	// Only on the wire are:
+	// These are sent to the other side, and not stored:
 	instance ID     // see lifecycle; a primary gives back that which it has been told
 	room     int64  // for pre-images, in bytes; zero: not known
 	zeroes   uint32 // what a run of blocks of zeroes takes of room, in bytes, at most BlockSize

@@ -121,9 +121,9 @@ func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, e
 	return half, nil
 }
 
-// saveOld copies those of the blocks that [off, off+n) touches into the hidden overlay
-// which are not there yet, since the first pre-image after a checkpoint is the one that
-// counts. It does not read the holes of large ranges.
+// saveOld copies into the hidden overlay the blocks that [off, off+n) touches and that
+// are not there yet: the first pre-image after a checkpoint is the one that counts. It
+// does not read the holes of large ranges.
 func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	b0, b1 := blockRange(off, n)
 	if n < holesFrom {
@@ -158,7 +158,7 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 // holesFrom is the length of a range, in bytes, from which on its holes are looked for.
 const holesFrom = 1 << 20
 
-// saveRange saves those of the blocks [b0, b1) that are not saved.
+// saveRange saves the blocks of [b0, b1) that are not saved yet.
 func (s *Secondary) saveRange(b0, b1 int64) (half bool, err error) {
 	for b := b0; b < b1; b++ {
 		if s.hidden.lookup(b).held() != 0 {
@@ -210,8 +210,8 @@ func (s *Secondary) saveBlocks(b0, b1 int64) (half bool, err error) {
 	return half, nil
 }
 
-// saveZeroes saves those of the blocks [b0, b1), which are zero, that are not
-// saved.
+// saveZeroes saves the blocks of [b0, b1) that are not saved yet. All of these
+// blocks are zero.
 func (s *Secondary) saveZeroes(b0, b1 int64) (half bool, err error) {
 	for b := b0; b < b1; b++ {
 		if s.hidden.lookup(b).held() != 0 {

@@ -16,12 +16,12 @@ import (
 // A raw image has no room for it, so it is in a file beside the image, whose name is
 // that of the image with ".lockstep" appended; it is made when there is something to
 // record. Where the image is named by a symbolic link it is beside what that leads to: one with two
-// hard links is always to be opened by the same name. It belongs to the image by the image's inode number and time of birth: an
-// image that was replaced is not taken for the one before. After image and file were
-// moved, [File.Rebind] says that they still belong together. A block device has no
-// such place beside it: [File.KeepMetadata] names one. A Disk of another kind has its
-// metadata where its Metadata method says, see [MetadataKeeper]; without one it is
-// kept in memory, and the copy is unknown to the next process.
+// hard links is always to be opened by the same name. It belongs to the image by the image's inode
+// number and time of birth: an image that was replaced is not taken for the one before. After image
+// and file were moved, [File.Rebind] says that they still belong together. A block device has no
+// such place beside it: [File.KeepMetadata] names one. A Disk of another kind has its metadata
+// where its Metadata method says, see [MetadataKeeper]; without one it is kept in memory, and the
+// copy is unknown to the next process.
 //
 // The metadata is 8 KiB, two blocks of which the valid one with the higher
 // sequence number counts, followed by the write-intent bitmap of a primary.

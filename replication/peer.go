@@ -39,9 +39,9 @@ type peer struct {
 	instance ID
 }
 
-// changes counts the changes of a disk, so that who reads it without a lock can tell whether it was
-// changed meanwhile. Chunks whose numbers differ by a multiple of 64 share a count. The zero value
-// is ready.
+// changes counts the changes of a disk, so that a reader without a lock can tell whether the disk
+// was changed meanwhile. Chunks whose numbers differ by a multiple of 64 share a count. The zero
+// value is ready.
 type changes [64]atomic.Uint32
 
 // count counts a change of chunks that are locked, before it is made.

@@ -36,8 +36,8 @@ func (s *Sums) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // ReadContext does what ReadAt does, and ends early, with ctx's error, when ctx ends: a read of
-// 32 MiB reads 64 GiB of the disk. An nbd.Export calls it in the place of ReadAt, so that it
-// ends with the connection of who asked.
+// 32 MiB reads 64 GiB of the disk. An nbd.Export calls it in the place of ReadAt, so that the
+// read ends with the connection of the client that asked.
 func (s *Sums) ReadContext(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := checkRange(off, int64(len(p)), s.Size()); err != nil {
 		return 0, err

@@ -56,8 +56,8 @@ func (e *Engine) settle(c *conn) {
 // payOwed lets the owed acknowledgment leave as far as the secondary's guest covers it, if
 // that is news to the peer. again says that the secondary's guest has just repeated
 // itself: if the primary's guest has sent something too since the last packet left, both
-// guests repeat themselves, and the peer has to hear it, because it may have missed that
-// packet or have to learn of a loss.
+// guests repeat themselves. The peer then has to get the repetition, because it may have
+// missed that packet, or because it infers a loss from the duplicate.
 func (e *Engine) payOwed(c *conn, again bool) {
 	t, p := &c.tcp, c.owed
 	l := &t.left

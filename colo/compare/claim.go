@@ -8,10 +8,11 @@ import "github.com/gocolo/lockstep/internal/packet"
 // leaves if the secondary's guest has claimed the same at any time, or if a received
 // checkpoint covers that claim.
 
-// A claim says who has claimed one pair of addresses.
+// A claim records which guests have sent messages that give one network address one
+// hardware address.
 type claim struct {
-	told bool // by the primary's guest; once true, it stays
-	said bool // by whichever guest would run if the primary died now: set by the secondary's guest, set to told at a mark where that is less, set to mark at the receipt
+	told bool // the primary's guest has sent one; once true, it stays
+	said bool // the guest that would run if the primary died now has sent one: true once the secondary's guest has, false from a mark at which told is false, and equal to mark from the receipt
 
 	mark   bool   // told, as it was at the last mark
 	marked bool   // there was a mark, and its receipt has not come

@@ -255,9 +255,9 @@ func (c *Comparer) ServeSecondary(ctx context.Context, r PacketReader) error {
 	})
 }
 
-// serve reads frames from r and passes them to take. It is the loop of Serve of a
-// filter.Chain once more: the two packages do not import each other, and each has a
-// Frame of its own.
+// serve reads frames from r and passes them to take. filter.Chain.Serve has the
+// same loop, since neither of the two packages imports the other and each has its
+// own Frame.
 func (c *Comparer) serve(ctx context.Context, r PacketReader, take func(Frame) error) error {
 	vnet, _ := r.(interface{ VNetHdrLen() int })
 	for ctx.Err() == nil {

@@ -111,10 +111,11 @@ type Config struct {
 	// flows were set apart is set apart with its first data.
 	//
 	// With a Pace of zero it asks when the secondary's guest runs from the last checkpoint,
-	// so that clients wait no longer than if each difference asked for one. If flows are
-	// compared meanwhile, or clients usually ask for more at a time, these get a moment
-	// before that, of at most 5 ms: about as long as the secondary's packets come after the
-	// primary's. A Pace makes clients wait longer and the host make fewer checkpoints.
+	// so that clients wait no longer than if each difference asked for one. If other flows
+	// are compared meanwhile, or clients usually send several requests at a time, the
+	// engine first waits for these, at most 5 ms: about as long as the secondary's packets
+	// usually come after the primary's. A Pace makes clients wait longer and the host make
+	// fewer checkpoints.
 	Adaptive bool
 	Strikes  uint8         // zero: 3
 	Pace     time.Duration // zero: see Adaptive

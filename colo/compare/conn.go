@@ -95,12 +95,12 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	return kindDatagram
 }
 
-// deep reports whether p has more VLAN tags than are told apart, so that it is not known which
-// network that is.
+// deep reports whether p has more VLAN tags than a connKey holds, so that the engine cannot
+// tell in which network it is.
 func (p *pkt) deep() bool { return int(p.Link.Tags) > len(p.Link.VLAN) }
 
 // conn returns the connection of p: a new one if there is none yet, nil if there are too
-// many. kindOf has set that part of k which is not p's flow.
+// many. kindOf has set the fields of k that are not p's addresses and ports.
 func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 	if k.kind != kindClaim {
 		p.Key(&k.Key)

@@ -17,11 +17,11 @@
 // A TCP connection is compared as two streams of bytes, by sequence number: how
 // they are cut into segments, retransmitted or padded makes no difference. SYN,
 // with what binds the connection (its options, and whether marks of congestion are
-// understood), FIN, RST and urgent pointers are events of the stream and must agree; data or an urgent pointer that comes with a SYN, a SYN of
-// Multipath TCP, whose keys two guests do not share before they are one, and
-// data that comes with a RST, wait for the checkpoint. Of what else the header of a
-// later segment says (reserved bits, PSH, marks of congestion, other options but those of
-// Multipath TCP) nothing is compared.
+// understood), FIN, RST and urgent pointers are events of the stream and must agree; data or an
+// urgent pointer that comes with a SYN, a SYN of Multipath TCP, whose keys two guests do not share
+// before they are one, and data that comes with a RST, wait for the checkpoint. The rest of the
+// header of a later segment is not compared: reserved bits, PSH, marks of congestion, and all other
+// options but those of Multipath TCP.
 //
 // Sequence numbers are compared as they are, but for that of a SYN, which need not agree: two
 // guests begin a connection with different numbers, and the packets of the secondary's guest
@@ -29,17 +29,16 @@
 // one each of these connections waits for checkpoints.
 //
 // UDP, ICMP and ICMPv6 are compared from their header on, packet by packet, any
-// order; a checksum of zero and one that was computed differ. Of what is in front of
-// these headers and of TCP's, the addresses of IP are compared and nothing else: it
-// leaves as the primary's guest has sent it. The destination is the last one where segment
-// routing (RFC 8754) or a source route of IPv4 (RFC 791) names others before it. With other routing
-// headers that have segments left, or a header that says that the packet is from another address
-// (RFC 6275, RFC 5533), the packet waits for the checkpoint. Other protocols (SCTP, UDP-Lite) and
-// fragments are compared with their IP header and the addresses of Ethernet, except
-// for the fields that differ between two hosts by nature (identification, time to
-// live, class, flow label, checksum). Packets in a VLAN or in a session of PPP over Ethernet are
-// compared within it, ARP and neighbour discovery by whose address they claim, if
-// the configuration says so.
+// order; a checksum of zero and one that was computed differ. In front of these headers, and of
+// TCP's, only the addresses of IP are compared; the rest leaves as the primary's guest has sent it.
+// The destination is the last one where segment routing (RFC 8754) or a source route of IPv4 (RFC
+// 791) names others before it. With other routing headers that have segments left, or a header that
+// says that the packet is from another address (RFC 6275, RFC 5533), the packet waits for the
+// checkpoint. Other protocols (SCTP, UDP-Lite) and fragments are compared with their IP header and
+// the addresses of Ethernet, except for the fields that differ between two hosts by nature
+// (identification, time to live, class, flow label, checksum). Packets in a VLAN or in a session of
+// PPP over Ethernet are compared within it, ARP and neighbour discovery by whose address they
+// claim, if the configuration says so.
 //
 // What cannot be compared (another EtherType, a header that contradicts itself, a
 // frame that is too long, more than two VLAN tags) leaves at once or waits for
@@ -73,25 +72,27 @@
 // What Multipath TCP acknowledges of its own numbers (DATA_ACK) is an acknowledgment too: none
 // leaves that the secondary's guest has not given on the same connection, and with LowerAcks it
 // is lowered. Else the peer would not send on another connection what was lost with the
-// primary's host. What else that option tells the peer (DATA_FIN, MP_FASTCLOSE, ADD_ADDR and
-// the like) waits for the checkpoint. Where data belongs among all the data is not compared.
+// primary's host. A segment whose option tells the peer anything else (DATA_FIN, MP_FASTCLOSE,
+// ADD_ADDR and the like) waits for the checkpoint. The place that the option gives to the
+// segment's data in the whole connection is not compared.
 //
-// With LowerAcks, too, what the secondary's guest has said of a segment leaves by
-// itself when that guest says it again, or has said no more for 5 ms: it has no room
-// to say the rest before that is acknowledged. And what the primary's guest says again
-// leaves once, if it waits or has just left, and else takes its turn behind what waits: a
-// guest takes for lost what leaves later than a segment that it has sent later.
+// With LowerAcks the part of a segment that the secondary's guest has sent leaves by
+// itself when that guest sends it again, or has sent no more of the segment for 5 ms: its
+// congestion window may have no room for the rest until that part is acknowledged. Data
+// that the primary's guest sends again leaves only once if it still waits or has just
+// left. Otherwise the repetition takes its turn behind the segments that wait: if the
+// peer acknowledged it before them, the guest would take them for lost.
 //
 // With LowerAcks and [Engine.Inbound], a repetition of either guest leaves if the peer goes
 // on lacking the bytes, whether the other guest repeats them or not. They are the bytes that
-// have left before: a hash is kept of them. A guest of the primary that repeats other bytes
-// than have left waits for the checkpoint, where that is known: after a first repetition on the
-// connection, of what has left since, if the peer acknowledges by Inbound and has not
-// acknowledged it, and if all of a stretch is repeated. Before that nothing is kept of what
-// has left, as the hashes would take more time than the comparison, and a guest that takes
-// back what it has said is believed. Nor is a guest given the echo of what it sent before
-// its first repetition, if the other guest may have caused that echo: the guest would then
-// take what it repeated for not lost.
+// have left before: a hash is kept of them. A segment in which the primary's guest repeats
+// other bytes than those that left waits for the checkpoint, where the engine can tell. It can
+// if the bytes left after the first repetition on the connection, if Inbound sees the peer's
+// acknowledgments and none covers the bytes, and if the segment has all of a stretch of which a
+// hash is kept. Before the first repetition no hashes are kept, since they would take more time
+// than the comparison, and a guest that repeats other bytes than it sent is not noticed. A
+// guest is not given the echo of a segment that it sent before its first repetition if the
+// other guest may have caused that echo: it would conclude that what it repeated was not lost.
 //
 // # Epochs
 //

@@ -4,7 +4,7 @@ import "time"
 
 // A caller that puts a packet together, as a Comparer does, need not have it copied: it gets
 // memory of the engine's, a draft, and fills it. A plain segment then waits in the draft, and
-// what has waited leaves in the memory in which it has.
+// a packet that has waited leaves in the memory in which it waited.
 
 // draft returns memory for a packet of n bytes, for compose or giveBack.
 func (e *Engine) draft(n int) *pkt {
@@ -29,7 +29,8 @@ func (e *Engine) compose(p *pkt, vnetHdr int, now time.Time) Result {
 	return e.primary(f, now)
 }
 
-// adopt returns the draft if f is in it, and the engine has it no more; else nil.
+// adopt returns the draft if f lies in it, after which the engine has no draft any more;
+// otherwise it returns nil.
 func (e *Engine) adopt(f *Frame) *pkt {
 	p := e.drafted
 	if p == nil || len(f.Data) == 0 || &f.Data[0] != &p.Data[0] {

@@ -31,7 +31,7 @@ type Engine struct {
 	due
 
 	seed  maphash.Seed // of the hashes of what has left
-	sents int          // how many there are; a mark counts anew
+	sents int          // how many stretches (see sent) all flights keep; a mark counts anew
 
 	pool  pool
 	began time.Time // the time of instant 1
@@ -68,14 +68,14 @@ type call struct {
 
 	res   Result
 	out   []Frame
-	spent []spent // of those of out
+	spent []spent // one for each frame of out
 	notes []Note
 
 	drafted *pkt // the memory of compose's packet, until something adopts it or scrap frees it
 }
 
-// A spent has what else is known of a packet that leaves: when it came, and whose memory it has,
-// which the next call frees; nil: the caller's, or see takeOver.
+// A spent says of a packet that leaves when it came, and which memory of the engine the next
+// call frees; p is nil where the memory is the caller's, also after takeOver.
 type spent struct {
 	at instant
 	p  *pkt
@@ -96,7 +96,8 @@ type epochs struct {
 	ownerless queue    // packets without a connection, which a checkpoint has to cover; the next mark moves them to marked
 }
 
-// due has the times at which the engine has something to do, and those of marks.
+// due has the times at which the engine has something to do, and the times of marks from
+// which they follow.
 type due struct {
 	scan     instant       // for all connections
 	soon     instant       // when connections are due that cannot wait so long; zero: there are none
@@ -106,7 +107,7 @@ type due struct {
 	heard    instant       // when the secondary's guest was heard to run from the last mark, or from an earlier one
 	compared instant       // when the primary's guest sent a packet on a flow that is compared
 	gathered int           // how many packets of flows set apart have come to wait for the next mark
-	covered  int           // the same of the last one
+	covered  int           // how many of them the last mark found
 	late     time.Duration // how long after a packet its twin comes, of late, when both guests run
 	varies   time.Duration // by how much that varies
 }

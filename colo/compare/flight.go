@@ -33,13 +33,13 @@ type flight struct {
 	kept  *pkt          // a repetition that may turn out to be needed; nil: none
 	due   instant       // when that is looked at
 	next  instant       // when tickFlights is to look at the connection, if that awaits it
-	head  []byte        // what the primary's guest has had in front of its data of late; see head.go
+	head  []byte        // the headers that the primary's guest has lately put in front of its data; see head.go
 	vnet  int           // the length of the virtio-net headers that leave
 	parts []sent        // what is on its way, in the order of the stream; see relay.go
-	sent  uint32        // the greatest end of the data that has left, or waited when all this began
+	sent  uint32        // the greatest end of the data that has left, or waited when the flight began
 	timed uint32        // the end of some data that is on its way
 	since instant       // when that left; zero: none is timed
-	rtt   time.Duration // how long it takes from there to the acknowledgment, of late; 0: not known
+	rtt   time.Duration // how long the peer has lately taken to acknowledge data after it left; 0: not known
 }
 
 // longestFlight bounds a measured time; a longer one counts as this. No stack repeats data

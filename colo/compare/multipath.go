@@ -6,25 +6,26 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// Of a connection of Multipath TCP (RFC 8684) a TCP connection is one way. Its peer takes data
-// for delivered when the other end acknowledges it by numbers of its own (DATA_ACK), sends it
-// on no other way after that, and forgets it when this way acknowledges it too. So a DATA_ACK
-// is as good as an acknowledgment: none leaves that the secondary's guest has not given, on the
-// same way, since there is nothing here that knows which ways belong together. With LowerAcks
-// it leaves as far as that guest has given it, and the rest follows.
+// A TCP connection may be one subflow of a Multipath TCP connection (RFC 8684). The peer takes
+// data for delivered when the other end acknowledges it by the connection's own numbers
+// (DATA_ACK). It then sends the data on no other subflow, and forgets it when this subflow
+// acknowledges it too. So a DATA_ACK is treated as an acknowledgment: none leaves that the
+// secondary's guest has not given on the same subflow, since the engine does not know which
+// subflows belong together. With LowerAcks the part leaves that this guest has given, and the
+// rest follows.
 //
-// What else the option may say (the end of the data, an end of all ways at once, a new
-// address or the loss of one) the secondary's guest would have to know, and may say at
-// another time and on another way. Such a segment waits for the checkpoint. Where a segment's
-// data belongs in all of the data, the option says too; the peer keeps nothing that this
-// would not repeat, so it is not compared.
+// The option may say more: that the data ends, that all subflows end at once, that an address
+// is new or lost. The secondary's guest would have to know that, and may say it at another
+// time and on another subflow, so such a segment waits for the checkpoint. The option also
+// says where the data of the segment belongs in the whole connection. That is not compared,
+// since the peer keeps nothing of it that a repetition would not say again.
 
 // Kinds of the option (RFC 8684 section 3), in the upper half of its first byte.
 const (
 	multipathCapable = 0
 	multipathJoin    = 1
 	multipathDSS     = 2 // DATA_ACK, and where the data belongs
-	multipathReset   = 8 // why this way ends
+	multipathReset   = 8 // why this subflow ends
 )
 
 // Flags of a DSS option.

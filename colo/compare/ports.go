@@ -13,8 +13,9 @@ import (
 // Guests that send to that port from several ports, and not at the same moment, look like
 // that for a while: one has begun its first flow and the other its second. So two
 // connections that the guests open from different ports differ at once, and so do two
-// flows of datagrams that ask the same. Others have Config.Cross to be begun by the other
-// guest too, as datagrams of one flow have that may come in another order.
+// flows of datagrams that ask the same. For all other flows the engine waits for
+// Config.Cross whether the other guest begins them too, as it waits for datagrams of one
+// flow that may come in another order.
 //
 // A guest makes itself temporary addresses at random too (RFC 8981), and may open a
 // connection from one. So flows of IPv6 count as flows from two ports where they are from two
@@ -34,9 +35,9 @@ const (
 // first. Behind the last one there is nil. Of TCP it has one.
 type lone [crossMax]*conn
 
-// A loners has the flows to one port, or the claims of one hardware address, on which only one of the guests has sent anything: p has
-// those of the primary, s those of the secondary. It changes when the other guest begins one of
-// them too, or one ends; a mark empties it.
+// A loners has the flows to one port, or the claims of one hardware address, on which only one of
+// the guests has sent anything: p has those of the primary, s those of the secondary. It changes
+// when the other guest begins one of them too, or one ends; a mark empties it.
 type loners struct{ p, s lone }
 
 // of returns the flows of one side, and those of the other.

@@ -77,7 +77,7 @@ type cover struct {
 
 	repeats bool       // repeat is known
 	options synOptions // of that SYN, as this guest has said it last
-	repeat  uint32     // the primary's guest had said what is before it when the mark was set that was received last
+	repeat  uint32     // how far the primary's guest had sent data at the mark of the last received checkpoint
 	sack    ranges     // what this guest holds beyond ack; emptied at a mark
 }
 
@@ -97,7 +97,7 @@ type said struct {
 	fin streamEvent // seq: where the FIN is
 	syn synEvent
 
-	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt, or another SYN of the primary's, on it is what the primary's was at the mark
+	isn  uint32 // of its last SYN; a mark leaves it; at the receipt, or at another SYN of the primary's guest, it becomes the primary's number as it was at the mark
 	end  uint32 // the greatest end of its data; a mark clears it
 	open bool   // isn is known
 	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt

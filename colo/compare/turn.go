@@ -2,14 +2,13 @@ package compare
 
 import "github.com/gocolo/lockstep/internal/packet"
 
-// A guest takes for lost what the peer has not acknowledged when it acknowledges what the
-// guest has sent later (RFC 8985 section 6.2). If a repetition left at once, it would
-// overtake the segments that its guest has sent before it and that wait for the secondary's
-// guest, and its guest would repeat all of these too. So with LowerAcks a repetition takes
-// its turn behind what waits. It leaves sooner if either guest says the same again, and
-// after the time of one round trip, since the secondary's guest may have no room to say what
-// is before it until the peer has what it repeats. Only so many repetitions wait that new
-// segments find room.
+// A guest takes a segment for lost when the peer acknowledges one that the guest has sent
+// later (RFC 8985 section 6.2). If a repetition left at once, it would overtake the segments
+// that its guest has sent before it and that wait for the secondary's guest, and its guest
+// would repeat all of these too. So with LowerAcks a repetition takes its turn behind what
+// waits. It leaves sooner if either guest says the same again, and after the time of one
+// round trip, since the secondary's guest may have no room to say what is before it until
+// the peer has what it repeats. Only so many repetitions wait that new segments find room.
 
 // turn takes p, which repeats what has left, and reports whether it waits for its turn. It
 // lets those leave that wait for theirs and that p repeats.

@@ -32,8 +32,8 @@ type BufferConfig struct {
 }
 
 // A Buffer holds the guest's output until the other side has received the checkpoint that
-// covers it (output commit). So whatever the world has seen, the guest of the side that
-// goes on remembers.
+// covers it (output commit). So the guest of the side that goes on remembers whatever the
+// world has seen.
 //
 // The guest's NIC calls WritePacket, which never waits for the network. Run,
 // on a goroutine of the caller, writes what may leave, in order, as fast as
@@ -80,7 +80,7 @@ type Buffer struct {
 	wants    int          // the length of the packet that was refused; 0: none
 	flying   flight       // what Run is writing
 	stats    BufferStats  // the counts that only grow
-	dates    dates        // when those of own were taken
+	dates    dates        // when the packets in own were taken
 	left     event.Latency
 
 	saved  image // what PreSave gathered; belongs to the goroutine that saves
@@ -462,9 +462,10 @@ func signal(c chan struct{}) {
 }
 
 // OutputLatency returns how long the packets that have left were kept, from when the
-// guest sent them until the network had taken them: never less, and more by at most a
-// hundredth of what the longest of those that waited with them was kept, or by 50 µs.
-// Inherited packets do not count: only the other host knows when they were sent.
+// guest sent them until the network had taken them: a duration is never too short,
+// and too long by at most 50 µs or a hundredth of the longest time that a packet
+// waited beside it. Inherited packets do not count: only the other host knows when
+// they were sent.
 func (b *Buffer) OutputLatency() event.Latency {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -6,11 +6,11 @@ import (
 
 // A Rewriter makes the secondary's guest fit into the primary's TCP
 // connections. Both guests answer a client's SYN, each with an initial sequence
-// number of its own; the client knows the primary's. So the client's
-// acknowledgments are translated on their way to the secondary's guest, and the
-// sequence numbers of what that sends on their way from it. A connection that
-// was open at the last checkpoint has one number in both guests and needs
-// nothing.
+// number of its own; the client knows the primary's. So a Rewriter translates the
+// client's acknowledgments on their way to the secondary's guest, and the sequence
+// numbers of the packets that this guest sends on their way to the client. A
+// connection that was open at the last checkpoint has one number in both guests and
+// needs nothing.
 //
 // Every packet to the guest goes through Inbound, every packet from it through
 // Outbound, as often as it is sent. They change the packet in place and its TCP checksum
@@ -18,14 +18,14 @@ import (
 // virtio-net header says that it is partial and somebody else completes it. What is not
 // TCP, or is malformed, passes unchanged, but for ICMP and ICMPv6 errors,
 // whose quoted segment is translated. Of a segment in fragments the first is translated, if it has
-// the header and the connection is known; it teaches nothing. A Rewriter is a colo.SecondaryNetwork. It does no
-// I/O and belongs to one goroutine at a time.
+// the header and the connection is known; nothing is learned from it. A Rewriter is a
+// colo.SecondaryNetwork. It does no I/O and belongs to one goroutine at a time.
 //
 // The rules are those of net/filter-rewriter.c with its gaps closed: guests may
 // open connections, the two halves of a handshake may come in any order, a SYN
 // may be repeated, RST, selective acknowledgments and timestamps are translated
-// too. The last because a guest may refuse a handshake that echoes a time which it
-// has never sent, as Linux 6.18 does: the two guests need only be a millisecond
+// too; timestamps because a guest may refuse a handshake that echoes a time which
+// it has never sent, as Linux 6.18 does: the two guests need only be a millisecond
 // apart.
 //
 // Anybody can send segments with the addresses of a connection. So a connection is
@@ -33,10 +33,10 @@ import (
 // SYN|ACK, which tells the SYN that it answers (RFC 9293 section 3.5); a SYN on a
 // connection that lives changes nothing, as the guest answers it with an ACK (RFC
 // 5961 section 4). The numbers of the primary's guest come from the first
-// acknowledgment whose own number is the one that the guest expects. A RST ends
-// what the guest would end with it, which is what has exactly that number (RFC
-// 5961 section 3). A segment to the guest whose checksum is wrong teaches nothing,
-// since the guest drops it.
+// acknowledgment whose own number is the one that the guest expects. A RST ends a
+// connection where the guest would end it, that is if it has exactly that number
+// (RFC 5961 section 3). A Rewriter learns nothing from a segment to the guest whose
+// checksum is wrong, since the guest drops it.
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest

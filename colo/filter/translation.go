@@ -111,9 +111,9 @@ func headSum(h packet.TCP) uint16 { return packet.Sum(0, h[:h.HeaderLen()]) }
 // seal changes the checksum of a segment with its header, whose sum was another before: it
 // is as right or wrong as it was. A segment that was damaged on its way must not become
 // a good one, or the guest would take the damage for data. One that has no checksum, but a
-// zero, which is what a sender leaves for its hardware to fill in, gets one, as in QEMU, if all of it is there. If the
-// virtio-net header says that the sender has left the checksum to somebody else, the field has
-// the sum of the pseudo-header, which has not changed.
+// zero, which is what a sender leaves for its hardware to fill in, gets one, as in QEMU, if all of
+// it is there. If the virtio-net header says that the sender has left the checksum to somebody
+// else, the field has the sum of the pseudo-header, which has not changed.
 func seal(p *packet.Packet, v packet.VNet, was uint16) {
 	if v.PartialChecksum(p, packet.TCPChecksumAt) {
 		return

@@ -12,8 +12,8 @@ import (
 )
 
 // A toldArbiter is the arbiter of a job, which tells, in an event and in Info.LastError, when the
-// arbiter is out of reach and when it answers again. What is answered to a session that session
-// tells of itself.
+// arbiter is out of reach and when it answers again. An answer to a session's question is
+// reported by the session itself.
 type toldArbiter struct {
 	failover.Arbiter
 	j    *Job

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// kindOfArbiter returns what decides who goes on, as the other host is told.
+// kindOfArbiter names what decides who goes on, in the words that the other host is told.
 func (c *Config) kindOfArbiter() string {
 	if c.Arbiter == nil {
 		return cmp.Or(c.ArbiterKind, "an operator")
@@ -13,10 +13,10 @@ func (c *Config) kindOfArbiter() string {
 	return cmp.Or(c.ArbiterKind, "an arbiter")
 }
 
-// deciding warns, once a session, that the other host has another arbiter than this one. It is
-// said in advance, while nothing is lost, and the pair is protected all the same: so is one whose
-// hosts are given an arbiter one after the other. A host that says nothing is of an earlier
-// version; two arbiters of one kind may still be two, for which see asksTheSame.
+// deciding warns, once a session, that the other host has another arbiter than this one. The
+// warning comes while nothing is lost, and the pair is protected all the same: an operator may be
+// giving the two hosts an arbiter one after the other. A host that names no kind is of an earlier
+// version. Two arbiters of one kind may still be different ones; see asksTheSame.
 func (j *Job) deciding(p *peer) {
 	here := j.cfg.kindOfArbiter()
 	if p.arbiter == "" || p.arbiter == here {

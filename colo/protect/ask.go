@@ -23,9 +23,9 @@ type Standing struct {
 
 // Ask asks the other host how it stands with a guest; host is this one's name. It is
 // for an arbiter that has nobody else to ask, and for an operator's tools. It uses
-// those fields of p with which a job dials. The answer is that of the moment in which
-// it was given: it promises nothing. A host that is there and has no such guest, or
-// does not know yet of which generation its disks are, is a *RefusedError.
+// the fields of p with which a job dials. The answer holds for the moment in which it
+// was given and promises nothing. If the host answers, but has no such guest, or does
+// not know yet of which generation its disks are, the error is a *RefusedError.
 func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
 	if err := p.check(); err != nil {
 		return Standing{}, err

@@ -25,8 +25,8 @@ func (j *Job) begin(ctx context.Context) error {
 		after, own = h, false
 	}
 	if err != nil {
-		// Disks that are not those of one moment start no guest, whatever was
-		// configured. A primary makes them good.
+		// Disks that show different moments of the guest start no guest, whatever
+		// was configured. A primary overwrites them when this host follows it.
 		j.claiming(false)
 		j.note(err)
 		j.do(refused, err.Error())
@@ -72,9 +72,9 @@ func (j *Job) begin(ctx context.Context) error {
 	return j.start(ctx, generation, "started")
 }
 
-// outwait waits until no primary of a generation acts for the guest by a promise that this host
-// has made, as a secondary, before its process ended: for a term, or until the arbiter says that
-// the generation was given back, or is over, so that it refuses what comes after it.
+// outwait waits until no primary of that generation acts for the guest any more because of a
+// promise that this host made as a secondary, before its process ended: for a term, or until the
+// arbiter says that the generation was given back or is over.
 func (j *Job) outwait(ctx context.Context, generation uint64) error {
 	term, cancel := context.WithTimeout(ctx, j.cfg.Term)
 	defer cancel()

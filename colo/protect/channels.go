@@ -56,8 +56,8 @@ func (c *Channels) check() error {
 	return nil
 }
 
-// agree returns how many channels of memory this host has with another that has offered o, in
-// which anything may stand that a hello can say.
+// agree returns how many channels of memory this host uses with a host that has offered o. o
+// comes from a hello, and so may contain anything.
 func (c *Channels) agree(o *offer) int {
 	if o == nil {
 		return 0
@@ -74,8 +74,8 @@ func ofMemory(n int) []string {
 	return names
 }
 
-// leadingChannels is channelsOf for a primary. Where there is no compressor any more, which
-// there was when the job was made, the memory goes over the session's connection.
+// leadingChannels is channelsOf for a primary. If no compressor can be made any more,
+// although New could make one, the memory goes over the session's connection.
 func (j *Job) leadingChannels(p *peer) colo.Channels {
 	if err := j.cfg.Channels.check(); err != nil {
 		j.note(err)

@@ -94,7 +94,7 @@ type Peer struct {
 	// several goroutines at a time: a pair's connections are made side by side.
 	Dialer func(ctx context.Context) (net.Conn, error)
 
-	// Name is the name for which the other host's certificate must be. Required with TLS.
+	// Name is the name that the other host's certificate must be valid for. Required with TLS.
 	// A host that dials with a certificate for another name may be a stranger, and is told
 	// nothing: its connection ends before the answer (ErrHello, with io.EOF). The other host
 	// says in its log (Warn) and in Info.LastError that it has turned it away, once, until the
@@ -131,8 +131,8 @@ func (p *Peer) checkDial() error {
 // A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
 // its storage, its network port. It is called with this host's grant, before the
 // guest runs, and again after an error, until it succeeds, the job ends, or an operator says by
-// Fenced that it need not. It has no bound of time but its own. One that does not return when its
-// context ends keeps nobody waiting but the next call and the end of Run.
+// Fenced that it need not. A job sets no time limit for a call. A call that does not return when
+// its context ends delays only the next call and the end of Run.
 type Fencer interface {
 	Fence(ctx context.Context, generation uint64) error
 }
@@ -189,15 +189,15 @@ type Config struct {
 	// of Guest or Network. Nil: nobody listens.
 	Events *event.Bus
 	// Logger is told of each change of state (Info); of the events of the sessions and, with
-	// Events, of the disks, at their event.Level, but for a DISK_BROKEN of a primary (Info), whose
-	// session ends of it, and tells that; of heartbeats and connections of disks that come, go or
-	// are lost (Debug); of a silence of the other host that is the fault of this process, which did
-	// not run for so long (Warn); and, once each, of what keeps the guest unprotected or
-	// the arbiter from answering (Warn; Info where it is only that the other host is not
-	// reached). No record calls it a loss when a session has been ended on purpose, on either
-	// host. Error and Warn are what an operator must see to, Info is what he wants to know, Debug
-	// is each step. All records have guest, side, generation and checkpoint where there are any.
-	// Nil: nothing is logged.
+	// Events, of the disks, at their event.Level, but for a DISK_BROKEN of a primary (Info), which
+	// ends the session, and the end of the session is told; of heartbeats and connections of disks
+	// that come, go or are lost (Debug); of a silence of the other host that is the fault of this
+	// process, which did not run for so long (Warn); and, once each, of what keeps the guest
+	// unprotected or the arbiter from answering (Warn; Info where it is only that the other host is
+	// not reached). No record calls it a loss when a session has been ended on purpose, on either
+	// host. Error and Warn are what an operator must see to, Info is what an operator wants to
+	// know, Debug is each step. All records have guest, side, generation and checkpoint where there
+	// are any. Nil: nothing is logged.
 	Logger *slog.Logger
 
 	// Machine is the machine type, which must be the same on both sides.
@@ -244,10 +244,10 @@ type Config struct {
 	// memory, or than MaxStaged, all of the memory is sent instead, which takes the place of
 	// what the guest here has and needs no more room.
 	//
-	// It is this host's own choice, whatever the other's is. It needs Linux with pages
-	// of 4 KiB: elsewhere the error of New wraps errors.ErrUnsupported. A primary that
-	// cannot send again (of an older version of this package) is refused in words, since
-	// a copy might not fit here.
+	// Each host chooses for itself. NoMemoryCopy needs Linux with pages of 4 KiB:
+	// elsewhere the error of New wraps errors.ErrUnsupported. A primary that cannot send
+	// again (of an older version of this package) is refused in words, since a copy
+	// might not fit here.
 	NoMemoryCopy bool
 	// MaxStaged bounds, in bytes, what a host with NoMemoryCopy holds besides the guest's
 	// memory. A checkpoint that has more ends the session (ram.ErrStagedFull, in

@@ -51,10 +51,11 @@ type DiskConfig struct {
 // again in the Resume that ends the pause, not in the load, behind which the disk still
 // becomes that of the checkpoint and forgets what the guest here has written. A request that
 // comes when this host follows no more, or has not got the whole guest yet, changes nothing:
-// its error matches replication.ErrNotRunning, and no guest is to be told of it. Nor is one told of
-// replication.ErrFenced, which a change gets that waits for the gate, or comes, when the arbiter has
-// given the guest to the other host. Whatever made the request lives on, such as the thread of a
-// device or of a vCPU: this host follows next, and may run the guest again.
+// its error matches replication.ErrNotRunning, and no guest is to be told of it. Nor is a guest told
+// of replication.ErrFenced: that is the error of a request which changes the disk, and which waits
+// for the gate or arrives when the arbiter has given the guest to the other host. Whatever made the
+// request lives on, such as the thread of a device or of a vCPU: this host follows next, and may run
+// the guest again.
 //
 // A host whose image cannot make stable what the guest has written, or cannot record in the
 // metadata beside it in what state it is (an event.DiskFailed), leaves the guest to a
@@ -66,8 +67,8 @@ type DiskConfig struct {
 // where the secondary has acquired the guest and says nothing, a PeerTimeout more. Without
 // an arbiter nobody can say whether the secondary goes on: an operator does, there.
 //
-// A guest that runs alone over such an image is brought away from it when the other host
-// is there again: memory, and the disk as the guest reads it, go over as in any
+// A guest that runs alone over such an image is moved to the other host when that can be
+// reached again: memory, and the disk as the guest reads it, go over as in any
 // synchronisation, and at the first checkpoint the job switches over by itself. Where the
 // image cannot be read nothing is sent, since the copy would answer with something else:
 // the session ends then. Where the metadata beside the image cannot be written either, the

@@ -73,8 +73,9 @@ func (j *Job) betterThere(s *session, c colo.Claim) error {
 // if the other was faster after all.
 func (j *Job) giveForDisk(ctx context.Context, s *session, why error) error {
 	if j.manual != nil {
-		// Only an operator knows whether the other host can go on. If he says so there, this
-		// host hears it from that one; if that is dead, there is no guest but the one here.
+		// Only an operator knows whether the other host can go on. If the operator says so
+		// there, this host hears it from that one; if that is dead, there is no guest but
+		// the one here.
 		j.note(why)
 		return nil
 	}

@@ -83,7 +83,7 @@
 // generation after it, and from then on the other host is refused: its copy is
 // old. So a primary that was stopped and goes on finds its gate shut before its
 // first packet; a secondary that was cut off never takes over from a primary that
-// has gone on alone; and no connection of an old generation gets anywhere.
+// has gone on alone; and a connection that names an old generation is refused.
 //
 // A secondary waits as long as the primary's grant may last. With an arbiter that
 // cannot be reached nobody takes over. A pair that is in step goes on all the same:
@@ -101,11 +101,12 @@
 //
 // Without an arbiter an operator is asked: a pair that has lost each other stands still, and
 // nothing leaves either host, until Failover or Fenced is called on one of them. A host that leaves
-// may let out what its guest has said before until its Run has returned. The other follows that one as soon as it is
-// reached by it: a host that seeks a secondary says in which session it has taken the guest over.
-// A host that stands still also asks the other one, as soon as that is reached. It hears so of one
-// that goes on and seeks nobody, since its protection is paused or cancelled. A primary goes on by
-// itself if its secondary says that it will not: its copy was not whole, or it has left the session.
+// may let out what its guest has said before until its Run has returned. The host that goes on
+// seeks its secondary, and says in which session it has taken the guest over; the other host
+// follows it as soon as it hears that. A host that stands still also asks the other one as soon as
+// it can reach it. So it hears as well of a host that goes on and seeks nobody, because its
+// protection is paused or cancelled. A primary goes on by itself if its secondary says that it will
+// not: its copy was not whole, or it has left the session.
 //
 // # A switchover
 //
@@ -167,13 +168,14 @@
 //     follows instead if the arbiter knows a later generation, or a primary comes.
 //   - Disks of a secondary's last checkpoint, kept by DiskConfig.Journal, are older
 //     than what the world may have seen. Their host waits for a primary. If that never
-//     comes back, Start is a person's word that they will do.
-//   - Disks that are of no one moment, or of several generations, start nothing, with Start or
-//     without, and are good to follow with.
+//     comes back, a person can decide to use them, by Start.
+//   - Disks that show different moments of the guest, or have several generations, start
+//     nothing, with Start or without. Their host can follow with them.
 //
 // Disks that the guest here has written itself are not given to a primary of the same
 // generation: two hosts have gone on apart then, by a person's mistake. The primary
-// says so in its LastError. Who has decided that they are not needed makes a new image.
+// says so in its LastError. A person who decides that they are not needed makes a new
+// image.
 //
 // A job without an Arbiter starts by itself only what Start says.
 //

@@ -427,8 +427,9 @@ func (j *Job) enter(in input, reason string, of *session) (State, error) {
 	}
 	to := j.m.state
 	if in == broke && j.manual != nil {
-		// Of this gate no time runs out, and an operator may tell the other host to go on from now
-		// on. The guest stands still, and nothing else leaves either until this host is told so.
+		// Without an arbiter the gate does not shut when a time runs out, and from now on an
+		// operator may tell the other host to go on. The guest stands still, and nothing else
+		// leaves either until this host is told so.
 		j.keeper.Gate().Shut()
 	}
 	if (in == handed || in == migrated) && j.current != nil {

@@ -285,7 +285,7 @@ func ramEntry() vmstate.Entry {
 	return vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
 }
 
-// errRegister is what register fails with, beside the error of the guest or network.
+// errRegister marks an error that Register of the guest, or of a network, has returned.
 var errRegister = errors.New("protect: register the devices")
 
 func (j *Job) register(reg *vmstate.Registry) error {

@@ -47,9 +47,9 @@ func (h generational) WithGroup(name string) slog.Handler {
 	return generational{h.Handler.WithGroup(name), h.j}
 }
 
-// pairLog returns the logger for what belongs to the present session but is no part
-// of it: its heartbeat, the connections of its disks. A record gets side, generation
-// and checkpoint when it is made.
+// pairLog returns the logger for the heartbeat of the present session, and for the
+// connections of its disks, which belong to the pair and not to package colo's
+// session. A record gets side, generation and checkpoint when it is made.
 func (j *Job) pairLog() *slog.Logger { return slog.New(stamped{j.cfg.Logger.Handler(), j}) }
 
 // stamped adds to each record which guest, side, generation and checkpoint it is of.

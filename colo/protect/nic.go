@@ -40,9 +40,9 @@ type NICConfig struct {
 	Limit int
 }
 
-// A NIC is the Network of a guest whose output waits for the checkpoint that
-// covers it: what the world has seen, the secondary's guest remembers. Nothing is
-// mirrored or compared. It is one handle for the life of the guest: a frame goes
+// A NIC is the Network of a guest whose output waits for the checkpoint that covers
+// it, so that the secondary's guest remembers whatever the world has seen. Nothing
+// is mirrored or compared. It is one handle for the life of the guest: a frame goes
 // in by WritePacket or ComposePacket whatever side its host is.
 //
 // Each frame is written to the uplink only while the gate is open. Frames that
@@ -148,7 +148,7 @@ func (n *NIC) turn() {
 	n.turned = make(chan struct{})
 }
 
-// errNotRun is the error of Drain where Run does not run any more; that of a Proxy, where it
+// errNotRun is the error of Drain of a NIC after Run has returned, and of a Proxy while Run
 // does not run.
 var errNotRun = errors.New("protect: the NIC does not run")
 

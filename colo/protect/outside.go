@@ -9,19 +9,19 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// What a job asks outside its process, its arbiter and its fencer, may not answer at all, and not
-// heed a context either: a file system whose server is gone holds whoever asks it, and so does a
-// program that a fencer waits for. An operator, who then says by Fenced what nobody else can say,
-// or gives a verb up, is not to wait for that.
+// A job calls its arbiter and its fencer, which reach outside the process. Such a call may never
+// return, and may ignore its context: a file system whose server is gone holds whoever asks it,
+// and so does a program that a fencer waits for. An operator then decides by Fenced, or gives a
+// verb up, and must not have to wait for the call.
 
 // obedient is how long a call may take to return after its context has ended. What it returns
 // then counts: storage that writes does not break that off, and answers soon.
 const obedient = time.Second
 
-// outside makes calls that may not return. A call that has not when its context has ended is left
-// behind, and what it returns later is forgotten: for whoever asked it is one of which nobody
-// knows whether it was heard. No other is made before it has returned, so that those that are
-// left behind are no more than were made at the same time. The zero value is ready.
+// outside makes calls that may not return. A call that has not returned when its context has
+// ended is left behind, and its later result is dropped: the caller has to treat it as a request
+// that may or may not have been carried out. While calls are left behind no new call is made, so
+// there are never more of them than were made at the same time. The zero value is ready.
 type outside struct {
 	all sync.WaitGroup // the calls that have not returned
 

@@ -7,11 +7,12 @@ import (
 )
 
 // A primary that has lost its secondary, and has no arbiter, waits for a person who knows that the
-// secondary does not go on. Often the secondary knows it: it had no whole copy, as where the
-// synchronisation broke at its end, or has given up what it had. Then it waits for a primary. So the
-// primary asks it, as soon as it is reached, and goes on by itself if the secondary says so. What it
-// says is true for good: a session that is over does not begin again, and a host that waits has no
-// guest in any session. Each of the two also asks whether the other one goes on (overtakenBy).
+// secondary does not go on. Often the secondary itself knows: it had no whole copy, because the
+// synchronisation broke at its end, or it has given its copy up. Then it waits for a primary. So the
+// primary asks the secondary as soon as it can reach it, and goes on by itself if the secondary says
+// that it does not. That answer stays true: a session that is over does not begin again, and a host
+// that waits has no guest in any session. Each of the two also asks whether the other one goes on
+// (overtakenBy).
 
 // isOver records that this host, which waits now, followed in s and will never go on from it.
 func (j *Job) isOver(s *session) {

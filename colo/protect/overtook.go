@@ -17,12 +17,12 @@ func (j *Job) overtook(h hello) {
 	}
 }
 
-// overtakenBy takes what a host says that goes on, and reports whether it is the other one of this
-// session, in a later generation. A secondary asks no more then. A primary asks its arbiter, which
-// knows. One without an arbiter gives its guest up to the host that has taken it over in this very
-// session: by an operator's word, or by a switchover whose answer was lost. That host's guest is this
-// one, and has said more since. A host of the same name that was started anew has another guest, and
-// is not believed.
+// overtakenBy takes the hello of a host that goes on, and reports whether that is the other host of
+// this session, in a later generation. A secondary then stops asking. A primary asks its arbiter,
+// which knows. One without an arbiter gives its guest up to the host that has taken it over in this
+// very session: by an operator's word, or by a switchover whose answer was lost. That host's guest is
+// this one, and has said more since. A host of the same name that was started anew has another guest,
+// and is not believed.
 func (s *session) overtakenBy(h hello, manual bool) bool {
 	p := s.peer
 	if h.Host != p.host || h.Generation <= p.generation {

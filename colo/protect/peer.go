@@ -28,7 +28,7 @@ type peer struct {
 
 	arbiter string // what decides there who goes on; "": the peer has not said so
 
-	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
+	resumes *position // the checkpoint that the secondary's memory holds, where the session sends only what has changed since; nil: all of it is sent
 
 	session, beat net.Conn
 	more          map[string]net.Conn // of disks, networks and memory, by channel
@@ -136,7 +136,7 @@ type until struct {
 	end  context.CancelCauseFunc
 }
 
-// look ends the context if it is done.
+// look ends the context if done says so.
 func (u *until) look() {
 	if u.done() {
 		u.end(errEnded)

@@ -31,7 +31,7 @@ type PortConfig struct {
 	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3, and the name
 	// in it is checked against Peer.Name of the job that is asked for; a configuration that
 	// GetConfigForClient returns is made to ask for the same, with these RootCAs if it has none.
-	// A certificate that says what it is for must say that it is for servers and for clients.
+	// A certificate that lists extended key usages must list those of servers and of clients.
 	// Required, unless Insecure.
 	//
 	// A host whose certificate changes has GetCertificate, which is asked for each new
@@ -220,9 +220,9 @@ func (p *Port) Serve(ctx context.Context) error {
 }
 
 // An abrupt connection is a TLS connection that is closed without the message that
-// TLS sends at the end. TLS would say goodbye, and wait for some seconds for a peer
-// that takes nothing any more, which is just when a takeover is due. What runs over
-// it says itself where it ends.
+// TLS sends at the end. TLS would send its closing message, and would wait some
+// seconds for a peer that takes nothing any more, just when a takeover is due. The
+// protocols over the connection mark their own ends.
 type abrupt struct {
 	*tls.Conn
 	raw net.Conn
@@ -250,8 +250,8 @@ func (p *Port) leave(l *line) {
 	}
 }
 
-// greet hears what a connection is for and hands it to its job. Whoever does not
-// say it is a stranger, and is told nothing.
+// greet hears what a connection is for and hands it to its job. A connection that
+// does not say it is told nothing.
 func (p *Port) greet(ctx context.Context, l *line) {
 	defer p.leave(l)
 	raw := l.Conn

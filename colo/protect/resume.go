@@ -18,8 +18,8 @@ import (
 // When a link is lost for a moment, and the primary goes on, the secondary waits for it
 // with what it has of its memory, and tells it in its answer which checkpoint of which
 // session that is. A primary that was in that session, and has had the dirty log on since,
-// knows what is lacking, and sends no more. See package ram for why that is exact
-// whatever was under way when the link was lost.
+// knows which pages the secondary lacks, and sends no others. See package ram for why that
+// is exact whatever was under way when the link was lost.
 //
 // A host drops what it has kept for that as soon as it leaves the part that it had in
 // that session: a primary may seek its secondary meanwhile, a secondary may wait for a

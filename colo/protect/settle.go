@@ -11,7 +11,8 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// errUnasked is no refusal: what an operator has said does not wait for an answer.
+// errUnasked ends the question to the arbiter without a refusal, because an operator has
+// decided.
 var errUnasked = errors.New("this host goes on by an operator's word")
 
 // arbiter returns the session's colo.Arbiter: the guest stands still, and it is

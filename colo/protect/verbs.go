@@ -217,8 +217,8 @@ func (j *Job) Checkpoint() error {
 // asked. It returns when the claim is made; Wait says what came of it. The present
 // holder is preferred: on a secondary whose primary lives, Failover is refused by
 // an arbiter, and Switchover on the primary is what is wanted. Where an operator is
-// the arbiter, Failover is his yes, and he has made sure that the other host does
-// not get one.
+// the arbiter, Failover is the operator's yes, and the operator has made sure that
+// the other host does not get one.
 func (j *Job) Failover() error {
 	s, err := j.obey(doFailover, func(s *session) (string, error) {
 		if err := j.useful(s); err != nil {

@@ -57,8 +57,8 @@ type AnnounceConfig struct {
 	}
 }
 
-// ErrNeighbor says that a Neighbor cannot be announced: its MAC is none of a
-// single NIC, its address none of a host, or a VLAN is out of range.
+// ErrNeighbor says that a Neighbor cannot be announced: its MAC cannot be that of a
+// single NIC, its address cannot be that of a host, or a VLAN is out of range.
 var ErrNeighbor = errors.New("proxy: not an address of a guest")
 
 // Announce tells the network that the guest is now here: the bridges and switches

@@ -55,8 +55,9 @@
 //
 // # What does not pass
 //
-// Nothing leaves uncompared and uncovered unless the host has asked for it by name
-// (PassUncompared, Continuous is the opposite, Strict is QEMU's way):
+// A packet leaves when it has been compared or a checkpoint covers it, unless the
+// host asks for less by name: by PassUncompared, or by Strict, which does what QEMU
+// does. With Continuous every packet waits for its checkpoint. Otherwise:
 //
 //   - IPv4 and IPv6 are compared, within VLANs (802.1Q, 802.1ad) and within
 //     sessions of PPP over Ethernet too. A tag of VLAN 0, which has a priority
@@ -97,9 +98,9 @@
 // A primary that has gone on can be protected again: the same Primary serves the
 // next session, with a new Secondary on the other side. A secondary that has gone
 // on becomes a Primary then, by [Secondary.Promote], and the connections that are
-// still translated outlive a second failover. By how much the windows of its guest's
-// connections are scaled, which the comparison has to know, is known from the checkpoint
-// that it has taken over from, and from the handshakes since.
+// still translated outlive a second failover. The comparison has to know the window
+// scales of the guest's connections. The Primary has them from the checkpoint that its
+// side took over from, and from the handshakes since.
 //
 // A secondary that takes over tells the network where the guest is now: it knows the
 // guest's addresses from the frames of both guests. [Announce] and [Neighbors] are for

@@ -6,10 +6,11 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// The section of a NIC is that of a filter.Buffer. From version 2 on it is followed by the
-// guest's addresses, which the side that goes on announces, and by the connections that
-// are translated, which it has to go on translating; from version 3 on by the scales of the
-// guest's windows, which that side's comparison has to know once its guest is protected again.
+// The section of a NIC begins as the section of a filter.Buffer. From version 2 on it is
+// followed by the guest's addresses, which the side that goes on announces, and by the
+// connections that are translated, which it has to go on translating; from version 3 on by the
+// scales of the guest's windows, which that side's comparison has to know once its guest is
+// protected again.
 
 // sectionVersion is the version that is saved. A section of version 1 or 2 loads too.
 const sectionVersion = 3

@@ -105,8 +105,8 @@ const viewPages = 64
 
 // Put writes the view as [Guest.Put] writes the guest, and flushes w. Its errors are
 // w's, [ErrStale] if more has changed than the view may keep, it was closed or this is
-// not the first Put, and [ErrNothing] if the Guest was closed. What was written before such an error is no whole
-// stream.
+// not the first Put, and [ErrNothing] if the Guest was closed. What was written before such an
+// error is no whole stream.
 func (v *View) Put(w *qemufile.Writer) error {
 	g := v.g
 	g.mu.Lock()

@@ -7,8 +7,8 @@ import (
 )
 
 // turn is a lock that is held while a disk is waited for, which may take for ever. It is no
-// sync.Mutex, since in a test with synctest who waits for one of those does not let time go on. The
-// zero value is ready.
+// sync.Mutex, since in a test with synctest a goroutine that waits for a mutex keeps the clock from
+// going on. The zero value is ready.
 type turn struct {
 	mu    sync.Mutex
 	freed sync.Cond

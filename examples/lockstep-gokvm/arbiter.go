@@ -35,8 +35,8 @@ func newArbiter(o options, d *disk, h *host) (a failover.Arbiter, end func(), er
 	return a, end, nil
 }
 
-// decides returns by what it is decided here who goes on, for the other host. Each place that both
-// reach is an arbiter: that the two hosts name the same one is seen in its record.
+// decides returns what decides here who goes on, in the words that the other host is told. Each
+// place that both reach is an arbiter: that the two hosts name the same one is seen in its record.
 func (o options) decides() string {
 	switch {
 	case o.place != "":

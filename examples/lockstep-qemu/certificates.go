@@ -107,7 +107,8 @@ func authorities(dir string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// handshake is that of TLS; its errors say so, with whose certificate is not accepted and why.
+// handshake does the handshake of TLS. Its errors say whose certificate is not accepted, and
+// why.
 func handshake(ctx context.Context, t *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

@@ -88,7 +88,7 @@ type standbyOptions struct {
 	fence         string
 	tls           string
 	peer, idle    time.Duration
-	maxRAM        uint64 // the largest guest that is taken, in MB
+	maxRAM        uint64 // the most memory of a guest that is taken, in MB
 	images        []diskFlag
 	nbd           string
 	qemu          []string

@@ -171,7 +171,8 @@ func (n *numbering) asked(k packet.Key, id uint16) {
 }
 
 // otherwise reports whether the echos of a flow are not the same in the two
-// captures: then somebody has asked twice, and what the replies carry is his.
+// captures: then somebody has sent two different requests, and the replies repeat
+// what was in them.
 func (n *numbering) otherwise(o *numbering, k packet.Key) bool {
 	a, b := n.echos[k], o.echos[k]
 	if len(a) == 0 || len(b) == 0 {

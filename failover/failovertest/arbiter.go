@@ -130,7 +130,7 @@ func (a *arbiters) waitsForTerm() {
 const tries = 5
 
 // starved watches whether this process gets CPU time, until the function that it returns is
-// called. That reports whether the process went without for half a term.
+// called. That function reports whether the process got none for half a term.
 func (a *arbiters) starved() func() bool {
 	done, most := make(chan struct{}), make(chan time.Duration, 1)
 	go func() {

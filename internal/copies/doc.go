@@ -1,6 +1,7 @@
-// Package copies measures what was tried to make a capture's copy cheaper, and is not done,
-// beside what is done: pages copied one by one, each behind its record's head, to a place
-// that is used again. What came of it is in docs/benchmarks.md.
+// Package copies compares ways to copy the pages of a checkpoint while the guest is paused.
+// This module copies them one by one, each behind the head of its record, to memory that is
+// used again; the other ways were tried, and rejected. The results are in
+// docs/benchmarks.md.
 //
 //	go test ./internal/copies -bench .
 package copies

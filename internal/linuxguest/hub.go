@@ -44,8 +44,8 @@ type PortStats struct {
 const queueLength = 4096
 
 // Serve plugs in a cable and returns when reading or writing it fails, or when
-// ctx ends, with the reason. It closes the cable. What had been learned to be
-// behind the port is forgotten.
+// ctx ends, with the reason. It closes the cable. The addresses that were learned
+// to be behind the port are forgotten.
 func (h *Hub) Serve(ctx context.Context, name string, cable Frames, closer io.Closer) error {
 	p := &port{name: name, queue: make(chan []byte, queueLength)}
 	h.mu.Lock()

@@ -95,8 +95,8 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 	dieWithUs(m.cmd)
 	started := make(chan error)
 	go func() { // ends with the process
-		// The signal for the parent's death comes when the thread ends that
-		// was it.
+		// The signal for the parent's death comes when the thread ends that started
+		// the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := m.cmd.Start()

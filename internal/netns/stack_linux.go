@@ -24,9 +24,10 @@ type Stack struct {
 }
 
 // New makes the stack of a guest or of the client, in a thread of this process; it is
-// there until the test ends. Two guests have one address. Each stack knows its
-// neighbour's hardware address from the start: when it would ask for that is a matter
-// of chance. It skips the test where no namespace or no TAP interface can be made.
+// there until the test ends. Two guests have one address. Each stack is given its
+// neighbour's hardware address at the start, since the time at which it would ask for
+// the address is a matter of chance. It skips the test where no namespace or no TAP
+// interface can be made.
 func New(t *testing.T, guest bool, dev tap.Config) *Stack {
 	t.Helper()
 	s := &Stack{space: enter(t)}

@@ -42,7 +42,7 @@ type Verdict struct {
 	First string // what was wrong first, in words
 }
 
-// Clean says that nobody outside can have noticed anything, nor the guest.
+// Clean reports whether nothing wrong could be seen, from outside or by the guest.
 func (v *Verdict) Clean() bool {
 	return v.Released > 0 && v.Lost+v.Contradicted+v.Corrupted+v.DiskLost+v.DiskCorrupted == 0
 }

@@ -268,9 +268,9 @@ func (p *Packet) dst() int {
 	return p.L3 + 24
 }
 
-// Key sets k to the flow of an IP packet, to its last destination where that is known. What is a fragment has no ports, all
-// of the fragments between two hosts are one flow. What is no IP packet has no
-// addresses.
+// Key sets k to the flow of an IP packet, to its last destination where that is known. What is a
+// fragment has no ports, all of the fragments between two hosts are one flow. What is no IP packet
+// has no addresses.
 func (p *Packet) Key(k *Key) {
 	*k = Key{Proto: p.Proto, Kind: p.Kind}
 	if p.L3 != EthernetLen {

@@ -36,17 +36,17 @@ func Tied(cmd *exec.Cmd) (release func(), err error) {
 // reaperEnv makes a test binary the reaper of the directory that it names.
 const reaperEnv = "LOCKSTEP_TEST_REAPER"
 
-// maxAbove is how long the name of the directory for temporary files may be. In what Reap and
-// the tests make there, and a program in what a test has made, the names of sockets have sixty
-// bytes more, and Linux takes no more than 107.
+// maxAbove is how long the name of the directory for temporary files may be. The names of
+// sockets in the directories that Reap, the tests and their programs make there have up to
+// sixty bytes more, and Linux takes no more than 107.
 const maxAbove = 40
 
 // Reap is called first in the TestMain of tests whose programs start QEMUs that are
-// not [Tied], since they are to outlive who has started them. On Linux it makes a
-// directory the one for temporary files, starts a process that waits for the end of
-// this one, however it ends, and has that kill what was started with a path in the
-// directory, and remove it. The caller calls stop after the tests, and keeps it until
-// then.
+// not [Tied], since they are to outlive who has started them. On Linux it makes a new
+// directory the one for temporary files, and starts a process that waits for the end
+// of this one, however it ends. That process then kills every process that was
+// started with a path in the directory, and removes the directory. The caller calls
+// stop after the tests, and keeps it until then.
 func Reap() (stop func(), err error) {
 	if !ties {
 		return func() {}, nil

@@ -41,9 +41,9 @@ type token struct {
 }
 
 // Feed takes one byte. If it completes a value, done is true, and value is that value, or
-// err is a [*SyntaxError] that says what is wrong with it. A byte may complete two: a
-// number or word before it and itself. Then more is true, and the byte is to be fed
-// again.
+// err is a [*SyntaxError] that says what is wrong with it. A byte may complete two
+// values: a number or word that ends before it, and one that it is itself. Then more is
+// true, and the byte is to be fed again.
 func (p *Parser) Feed(c byte) (value any, done, more bool, err error) {
 	k, u := p.lex.next(c)
 	if u == taken {

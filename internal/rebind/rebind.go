@@ -1,6 +1,6 @@
-// Package rebind refuses what another site has arranged: a name of its own that it lets
-// point at this host, so that a browser here takes a page of this host for one of that
-// site, and lets the site read it (DNS rebinding).
+// Package rebind refuses requests by DNS rebinding: another site lets a name of its own
+// point at this host, so that a browser takes a page of this host for a page of that
+// site, and lets the site read it.
 package rebind
 
 import (

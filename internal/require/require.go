@@ -33,8 +33,8 @@ const (
 	Assembler = "assembler" // GNU as and ld for x86-64
 	Processes = "processes" // child processes of the test, which are never missing
 
-	// Cases: each case of a test that has many, instead of a sample (see Sampled). It is
-	// no tool and never missing.
+	// Cases stands for all cases of a test that has many, instead of a sample (see
+	// Sampled). It is no tool and never missing.
 	Cases = "cases"
 
 	// SmallPages: Linux with pages of 4 KiB, which a cache without a copy gives back to it.

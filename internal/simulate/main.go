@@ -123,8 +123,8 @@ func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) erro
 	return nil
 }
 
-// printLines prints, of what a test has said, the lines that have all of the words, from
-// the first of them on: what the seeds say of themselves.
+// printLines prints the lines of a test's output that have all of the words, each from
+// the first word on: these are what the seeds report.
 func printLines(w io.Writer, out []byte, words ...string) {
 	for b := range bytes.Lines(out) {
 		line, has := string(b), true

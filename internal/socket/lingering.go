@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// A Lingering is a listener for tests of whoever has to close one. Nobody comes. The first Close takes
-// effect at once and returns a second later, as that of a socket does which somebody still uses;
-// others return at once.
+// A Lingering is a listener for tests of code that has to close one. No connection comes. The first
+// Close takes effect at once and returns a second later, as Close of a socket does that is still in
+// use; later calls return at once.
 type Lingering struct {
 	begun  atomic.Bool
 	gone   chan struct{} // closed when the first Close begins

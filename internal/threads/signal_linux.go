@@ -10,7 +10,8 @@ import (
 
 // A Signal wakes threads that wait in the kernel: a number that changes when they should look again.
 // Go's scheduler needs two steps to wake a goroutine that is bound to its thread, the kernel needs
-// one to wake the thread. The zero Signal is ready. It is not copied, and its methods may be called from any goroutine.
+// one to wake the thread. The zero Signal is ready. It is not copied, and its methods may be called
+// from any goroutine.
 type Signal struct{ n atomic.Uint32 }
 
 // Operations of futex(2), on memory that is not shared with other processes.

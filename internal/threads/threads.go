@@ -1,6 +1,6 @@
-// Package threads helps the threads that run vCPUs: each is away in the guest for long, and the
-// goroutine of a vCPU is bound to its thread. More makes room for them in Go's runtime, and a
-// Signal has them wait in the kernel.
+// Package threads helps the threads that run vCPUs: each is in the guest, and not in Go code,
+// for long, and the goroutine of a vCPU is bound to its thread. More makes room for them in
+// Go's runtime, and a Signal has them wait in the kernel.
 package threads
 
 import (
@@ -11,8 +11,8 @@ import (
 var mu sync.Mutex // GOMAXPROCS is read and written in two calls
 
 // More lets the runtime run Go code beside that many vCPUs: a thread that comes back from
-// the guest is to find a place for it. What it returns undoes that, and is called once.
-// Several guests of a process may begin and end at the same time.
+// the guest then need not wait for a place. The function that it returns undoes that, and
+// is called once. Several guests of a process may begin and end at the same time.
 func More(vcpus int) (undo func()) {
 	add(vcpus)
 	return func() { add(-vcpus) }

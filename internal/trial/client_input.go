@@ -15,9 +15,9 @@ const (
 	tellAgain = 250 * time.Millisecond // without an answer
 )
 
-// A talk is the client's side of the conversation with the guest. The network
-// has learned from the last packet where the guest is: what the client says goes
-// to the side that took over last.
+// A talk is the client's side of the conversation with the guest. As a network
+// learns from the last packet where the guest is, the client's words go to the side
+// that took over last.
 type talk struct {
 	client *client
 	stop   chan struct{}

@@ -6,7 +6,8 @@
 // argument. Such a process calls Serve, which reads from standard input what it is
 // to be (SideConfig) and what it is to do (Command), and says on standard output what
 // happens to it (Report), one JSON object per line. The program makes the parts of a side: its
-// guest, its session, its network and its disk. Here is only what looks at it from the outside:
+// guest, its session, its network and its disk. This package looks at them only from the
+// outside:
 //
 //	config.go, address.go     what a run is to do
 //	pair.go                   two hosts, the arbiter that they ask, and all that surrounds them

@@ -78,7 +78,8 @@ func (r *Run) event(m message) error {
 	if !matters(m.event) {
 		return nil
 	}
-	// Of the events of a checkpoint, which are most, no more is read than is looked at.
+	// Most events are those of checkpoints, so only the fields that are needed are
+	// decoded.
 	var short struct {
 		Event string `json:"event"`
 		Data  struct {

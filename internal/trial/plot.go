@@ -75,9 +75,10 @@ func (r *Run) drive(ctx context.Context) error {
 	return r.judge(ctx)
 }
 
-// inStep reports whether both sides have said that the pair is in step. What they say comes on a
-// pipe each: the first word of a secondary, that it waits for a primary, may be read after all
-// that the primary has said up to its death, and would be taken for what became of the secondary.
+// inStep reports whether both sides have said that the pair is in step. Each has a pipe of its
+// own: the first report of a secondary, that it waits for a primary, may be read after all
+// reports of the primary up to its death, and would then be taken for the end of the secondary's
+// session.
 func (r *Run) inStep() bool { return !r.protected.IsZero() && r.state[Secondary] == stateFollowing }
 
 // wakeVictim lets a victim that was stopped go on, and waits until the victim has found

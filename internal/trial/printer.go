@@ -26,8 +26,8 @@ type Printer struct {
 	gathered bytes.Buffer // lines of JSON that come a thousand a second, and wait for settle or what is printed next
 }
 
-// settle prints what has gathered. It is called when nothing more is known to come at once: a
-// write for each line would wake whoever reads them as often.
+// settle prints the lines that have gathered. It is called when no more are known to come at
+// once: a write for each line would wake the reader once a line.
 func (p *Printer) settle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -59,8 +59,8 @@ type SideConfig struct {
 	Missed func(block string, offset uint64) `json:"-"`
 }
 
-// gather returns the time for which the reports of a side gather. Nobody acts on one checkpoint of a thousand
-// a second, and to tell of each as it comes is work that both hosts and the parent would have
+// gather returns the time for which the reports of a side gather. Nobody acts on one checkpoint of
+// a thousand a second, and a report of each as it comes would cost both hosts and the parent time
 // on the CPUs that they share.
 func (s *SideConfig) gather() time.Duration {
 	if s.Interval < time.Millisecond && s.StopAt == "" {
@@ -170,9 +170,9 @@ const (
 	InputSuffix = " input"
 )
 
-// Reporter writes reports off the goroutine of the session, in whose pauses no pipe
-// should be written to; those that have gathered meanwhile together, since each write
-// wakes the parent.
+// Reporter writes reports on a goroutine of its own, since a session should not write
+// to a pipe while its guest is paused. It writes all that have gathered together,
+// since each write wakes the parent.
 type Reporter struct {
 	queue chan queued
 	now   chan struct{} // of one: what has gathered is to be written
@@ -188,8 +188,8 @@ type queued struct {
 // maxGathered is how many reports may wait to be written before Send waits.
 const maxGathered = 256
 
-// NewReporter starts a Reporter. Close ends it. Reports gather for that long before they are
-// written, if it is more than 0: a side of which there is much to tell neither wakes a
+// NewReporter starts a Reporter. Close ends it. If gather is more than 0, reports gather for
+// that long before they are written, so that a side with many reports wakes neither a
 // goroutine nor its parent for each.
 func NewReporter(w io.Writer, gather time.Duration) *Reporter {
 	r := &Reporter{make(chan queued, maxGathered), make(chan struct{}, 1), make(chan struct{})}

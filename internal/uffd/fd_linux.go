@@ -325,7 +325,7 @@ func Drop(mem []byte) error {
 	if err := unix.Madvise(mem, unix.MADV_DONTNEED); err != nil {
 		return os.NewSyscallError("madvise MADV_DONTNEED", err)
 	}
-	// Memory that is no file's has nothing to be removed from.
+	// EINVAL: the memory is not that of a file, so nothing has to be removed from one.
 	if err := unix.Madvise(mem, unix.MADV_REMOVE); err != nil && err != unix.EINVAL {
 		return os.NewSyscallError("madvise MADV_REMOVE", err)
 	}

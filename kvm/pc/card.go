@@ -18,11 +18,11 @@ type Card struct {
 
 // ReceivePacket gives the guest a copy of an Ethernet frame of 14 to 65,535 bytes. With
 // NIC.VNetHdr a header comes first, and the frame behind it has up to 65,557 bytes. Another
-// length, or a header that does not fit the frame, is ErrFrame. It never blocks: a frame waits in the card while the guest
-// has no room ready, and is dropped with ErrFull if the card has no room either. Frames that
-// wait are part of the state of the card, even those that came while the guest was paused. So
-// a frame that the other guest of a pair is to receive after a checkpoint must not be given
-// before Resume.
+// length, or a header that does not fit the frame, is ErrFrame. It never blocks: a frame waits in
+// the card while the guest has no room ready, and is dropped with ErrFull if the card has no room
+// either. Frames that wait are part of the state of the card, even those that came while the guest
+// was paused. So a frame that the other guest of a pair is to receive after a checkpoint must not
+// be given before Resume.
 func (c *Card) ReceivePacket(frame []byte) error {
 	if c.m.closed.Load() {
 		return ErrClosed

@@ -185,8 +185,8 @@ type Walker struct {
 
 // Learn takes from a record of the stream what that says of the memory behind it. The
 // configuration names capabilities and, on some machines, the size of the target's pages, which
-// counts unless PageSize is set; a command says that postcopy may follow. Who reads a stream of
-// a machine that he does not know calls it with each record, in the Record of a
+// counts unless PageSize is set; a command says that postcopy may follow. A reader of a stream
+// whose machine it does not know calls it with each record, in the Record of a
 // [vmstate.Scanner].
 func (k *Walker) Learn(rec *vmstate.Record) {
 	switch c := &rec.Configuration; {

@@ -82,8 +82,8 @@ func (l *log) whole() error {
 	return nil
 }
 
-// failures returns the tests that failed, without those that failed only since a part of
-// them did.
+// failures returns the tests that failed, but not those that failed only because one of
+// their subtests did.
 func (l *log) failures() []string {
 	var names []string
 	for _, name := range l.order {
@@ -94,9 +94,8 @@ func (l *log) failures() []string {
 	return names
 }
 
-// parts reports whether a part of a test failed. What the test itself says of its failure
-// then is in its log, and its own failures are not told from those of its parts: the tests
-// here that have parts do nothing else.
+// parts reports whether a subtest of a test failed. The test's own failure is then taken
+// for that of the subtest: the tests here that have subtests do nothing else.
 func (l *log) parts(name string) bool {
 	for other, result := range l.result {
 		if result == "FAIL" && strings.HasPrefix(other, name+"/") {

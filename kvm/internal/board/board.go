@@ -1,5 +1,5 @@
-// Package board says where a small PC has what every one of them has, and describes it
-// in ACPI tables.
+// Package board fixes the ports and interrupts of the devices that every small PC has,
+// and describes the machine in ACPI tables.
 package board
 
 import (

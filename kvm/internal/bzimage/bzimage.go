@@ -77,7 +77,8 @@ func Parse(kernel io.ReaderAt) (b Image, err error) {
 	if v := le.Uint16(h[bootVersion:]); v < 0x20c {
 		return b, fmt.Errorf("%w: boot protocol %d.%d, want 2.12 or later", ErrKernel, v>>8, v&0xff)
 	}
-	// Some loaders count sectors in a byte, and take none for none.
+	// Loaders differ in what they make of these two: 0 is taken for 4 or for none, and
+	// 255 overflows where the boot sector is added in a byte.
 	if n := h[bootSetupSectors]; n == 0 || n == 0xff {
 		return b, fmt.Errorf("%w: %d sectors of real-mode code", ErrKernel, n)
 	}

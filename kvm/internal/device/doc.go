@@ -8,14 +8,15 @@
 //
 // # Who may touch the guest
 //
-// Ports are accessed by vCPUs. What a device does otherwise, on a goroutine of the
-// host's, is done inside a Gate: while it is closed, no device writes memory or
+// Ports are accessed by vCPUs. Whatever else a device does, on a goroutine of the
+// host, it does inside a Gate: while the gate is closed, no device writes memory or
 // moves a line. A host that pauses a guest stops the vCPUs, then closes the Gate.
 //
 // # State
 //
-// A State is the state of a device in a stream. Save copies it from the device and
-// Apply into it, both while the guest is paused; between them a vmstate.Registry
-// may load and take back a State as it likes. Every count and index is checked
-// when it is loaded, so that Apply cannot fail.
+// A State is the state of a device in a stream. Save copies the state from the
+// device, and Apply copies it into the device, both while the guest is paused. In
+// between a vmstate.Registry may load a State, and take that back, as often as it
+// likes. Every count and index is checked when it is loaded, so that Apply cannot
+// fail.
 package device

@@ -6,8 +6,8 @@ import (
 	"unsafe"
 )
 
-// Memory is the guest's memory, as devices see it: from address 0 on, and what is there
-// beyond the hole below 4 GiB.
+// Memory is the guest's memory as devices see it: one part begins at address 0, the
+// other at 4 GiB, behind the hole.
 type Memory struct {
 	ram  []byte
 	low  uint64 // bytes below the hole
@@ -26,8 +26,9 @@ func NewMemory(ram []byte, low int, mark func(gpa, n uint64)) *Memory {
 	return &Memory{ram: ram, low: uint64(low), mark: mark}
 }
 
-// Ensure has f called before n bytes of ram from off on are touched; f returns when they
-// are there. Nil: all memory is there. No device may be at work when Ensure is called.
+// Ensure sets a function that is called before n bytes of ram from off on are touched,
+// and that returns when they are there. Nil: all memory is there. No device may be at
+// work when Ensure is called.
 func (m *Memory) Ensure(f func(off, n uint64)) { m.ensure = f }
 
 // has reports whether n bytes from address a on are memory, in one piece.

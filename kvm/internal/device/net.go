@@ -108,8 +108,8 @@ func NewNet(uplink Uplink, vnet int, mac [6]byte, mem *Memory, line Line, log *s
 	return n
 }
 
-// Dropped returns how many frames were dropped: those that the guest got no room
-// ready for in time, and those that it sent and that are none.
+// Dropped returns how many frames were dropped: those for which the guest had no
+// room ready in time, and those that it sent and that are not valid.
 func (n *Net) Dropped() uint64 { return n.dropped.Load() }
 
 // most returns how long a frame may be, without its header.

@@ -6,8 +6,8 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// What a driver and a card can leave to each other, by feature bits. (Virtio 1.1, section
-// 5.1.3.)
+// The work on checksums and segments that a driver and a card can leave to each other, by
+// feature bits. (Virtio 1.1, section 5.1.3.)
 const (
 	netCsum      = 1 << 0  // VIRTIO_NET_F_CSUM: the guest sends partial checksums
 	netGuestCsum = 1 << 1  // VIRTIO_NET_F_GUEST_CSUM: and takes them
@@ -113,15 +113,16 @@ func complete(features uint32, h packet.VNet, frame []byte) {
 	}
 }
 
-// Flags of a TCP header that not every segment has that a frame is cut into.
+// Flags of a TCP header that only the first or the last of the segments has into which a
+// frame is cut.
 const (
 	tcpFIN = 1 << 0
 	tcpPSH = 1 << 3
 	tcpCWR = 1 << 7
 )
 
-// cut appends the segments that a frame is to be cut into, whose header is honest, each
-// with its checksums; false, and nothing was appended: there is not room for all.
+// cut cuts a frame, whose header is honest, into segments, and appends them, each with
+// its checksums. It returns false, and appends nothing, if there is not room for all.
 func (q *frames) cut(h packet.VNet, frame []byte) bool {
 	var p packet.Packet
 	p.Parse(frame)

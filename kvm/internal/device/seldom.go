@@ -18,8 +18,8 @@ type seldom struct {
 	unsaid int // since then
 }
 
-// log makes a record, unless the last one was a moment ago; the next says how many there
-// were not.
+// log makes a record, unless the last one was a moment ago; the next record says how
+// many were left out.
 func (s *seldom) log(l *slog.Logger, level slog.Level, msg string, args ...any) {
 	s.mu.Lock()
 	now := time.Now()

@@ -41,8 +41,8 @@ func (w *sending) begin(mem *Memory, c chain, header int, features uint32) {
 	w.good = true // until it has been looked at
 }
 
-// send gives the uplink the frame, and returns the error of the uplink if it did not take it
-// or the frame turned out to be none.
+// send gives the uplink the frame. It returns the uplink's error if the uplink did not take
+// the frame, or if the frame turned out not to be valid.
 func (w *sending) send() error {
 	if w.compose != nil {
 		return w.compose(w.n, w.fill)

@@ -168,8 +168,8 @@ func (v *virtio) release() {
 	}
 }
 
-// peek does what queue.peek does, and logs a ring that is broken. There is nothing to begin with
-// while a call waits for what was begun. mu is held.
+// peek does what queue.peek does, and logs a ring that is broken. It finds nothing while a call
+// waits for chains that were begun. mu is held.
 func (v *virtio) peek(q int) (chain, bool) {
 	if v.held > 0 {
 		return chain{}, false
