@@ -3,6 +3,7 @@ package qemufile
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -207,12 +208,25 @@ func (r *Reader) Peek(n int) []byte {
 }
 
 // PeekByte returns the next byte without consuming it; ok is false where the
-// stream ends or fails.
+// stream ends or fails. [Reader.Failure] tells which.
 func (r *Reader) PeekByte() (b byte, ok bool) {
 	if p := r.Peek(1); len(p) == 1 {
 		return p[0], true
 	}
 	return 0, false
+}
+
+// Failure tells the two ways apart in which PeekByte finds nothing: it returns the error where
+// the stream fails, and nil where it has come to its end. It consumes nothing, and returns nil
+// where a byte follows.
+func (r *Reader) Failure() error {
+	if _, more := r.PeekByte(); more {
+		return nil
+	}
+	if err := r.failed(0); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
 }
 
 // Skip consumes n bytes. Many of them are not read where the source is an

@@ -2,9 +2,7 @@ package vmstate
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
-	"io"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -112,7 +110,7 @@ func (s *Scanner) Stream(r *qemufile.Reader) error {
 	// A stream without devices may still have a description.
 	t, ok := r.PeekByte()
 	if !ok {
-		return failure(r)
+		return streamError(r.Offset(), r.Failure()) // a description may have been lost
 	}
 	if SectionType(t) != Description {
 		return nil
@@ -134,17 +132,6 @@ func (s *Scanner) Stream(r *qemufile.Reader) error {
 		}
 	}
 	return sectionError(Header{Type: Description}, start, err)
-}
-
-// failure returns nil where r has come to its end, and the error where it has failed, so that a
-// description may have been lost.
-func failure(r *qemufile.Reader) error {
-	at := r.Offset()
-	r.Byte()
-	if err := r.Err(); !errors.Is(err, io.EOF) {
-		return streamError(at, err)
-	}
-	return nil
 }
 
 // Sections reads live sections and commands up to and including EOF, as a

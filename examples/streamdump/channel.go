@@ -160,7 +160,7 @@ func (c *channels) end(take func(*ram.Record) error, size int) error {
 		if _, more := ch.in.PeekByte(); err == nil && more {
 			err = fmt.Errorf("offset %d: %w after the end of the pages", ch.in.Offset(), vmstate.ErrTrailing)
 		} else if err == nil {
-			err = failure(ch.in)
+			err = ch.in.Failure()
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", ch.name, err)

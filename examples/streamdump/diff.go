@@ -113,7 +113,7 @@ func readOnce(o options, name string, devices *vmstate.VMDesc, stdin io.Reader, 
 	}
 	for err == nil { // to the end of what is packed, where its checksum is
 		if _, ok := r.PeekByte(); !ok {
-			return s, failure(r)
+			return s, r.Failure()
 		}
 		r.Skip(uint64(r.Buffered()))
 	}

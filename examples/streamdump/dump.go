@@ -229,7 +229,7 @@ func (d *dumper) trailing() error {
 			return fmt.Errorf("offset %d: %w after the end of the stream", end, vmstate.ErrTrailing)
 		}
 	}
-	if err := failure(d.r); err != nil {
+	if err := d.r.Failure(); err != nil {
 		return fmt.Errorf("after the end of the stream: %w", err)
 	}
 	if n := d.r.Offset() - end; n > 0 {

@@ -240,7 +240,7 @@ func readLibvirt(r *qemufile.Reader) (*libvirt, error) {
 func (l *libvirt) open(r *qemufile.Reader) (io.Reader, error) {
 	rest := bufio.NewReader(readerFunc(func(p []byte) (int, error) {
 		if _, ok := r.PeekByte(); !ok {
-			return 0, cmp.Or(failure(r), io.EOF)
+			return 0, cmp.Or(r.Failure(), io.EOF)
 		}
 		return copy(p, r.Next(min(len(p), r.Buffered()))), nil
 	}))
@@ -254,15 +254,6 @@ func (l *libvirt) open(r *qemufile.Reader) (io.Reader, error) {
 		}
 	}
 	return nil, fmt.Errorf("a libvirt image compressed with %s: unpack it: tail -c +%d FILE | %s -dc | streamdump -", l.Kind, l.length+1, l.Kind)
-}
-
-// failure returns why nothing more comes from r; nil: it has come to its end.
-func failure(r *qemufile.Reader) error {
-	r.Byte()
-	if err := r.Err(); !errors.Is(err, io.EOF) {
-		return err
-	}
-	return nil
 }
 
 // readerFunc is an io.Reader that is a function.
