@@ -63,8 +63,8 @@ func TestTheProgramThatLeadsTheREADMEIsTheExample(t *testing.T) {
 }
 
 var (
-	goTest   = regexp.MustCompile("`(?:[A-Z_]+=\\S+ )?go test ([^`]+)`")
-	selected = regexp.MustCompile(`-(run|bench|fuzz) (\w+)`)
+	goTest   = regexp.MustCompile("`(?:cd (\\S+) && )?(?:[A-Z_]+=\\S+ )?go test ([^`]+)`")
+	selected = regexp.MustCompile(`-(run|bench|fuzz) '?(\w+)`)
 )
 
 func TestCommandsOfTheDocumentsSelectSomething(t *testing.T) {
@@ -73,7 +73,11 @@ func TestCommandsOfTheDocumentsSelectSomething(t *testing.T) {
 	for file, text := range pages(t) {
 		for _, m := range goTest.FindAllStringSubmatch(text, -1) {
 			var tests []string
-			for _, word := range strings.Fields(m[1]) {
+			words := strings.Fields(m[2])
+			if m[1] != "" {
+				words = append(words, "./"+m[1])
+			}
+			for _, word := range words {
 				if !strings.HasPrefix(word, "./") || strings.Contains(word, "...") {
 					continue
 				}
@@ -88,7 +92,7 @@ func TestCommandsOfTheDocumentsSelectSomething(t *testing.T) {
 				}
 				tests = append(tests, known[word]...)
 			}
-			for _, s := range selected.FindAllStringSubmatch(m[1], -1) {
+			for _, s := range selected.FindAllStringSubmatch(m[2], -1) {
 				kind := map[string]string{"run": "Test", "bench": "Benchmark", "fuzz": "Fuzz"}[s[1]]
 				ok := s[2] == "FuzzName" // stands for any
 				for _, f := range tests {

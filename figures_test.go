@@ -34,6 +34,33 @@ func TestTheREADMESaysHowManyFaultsOfDisksCanBePlanted(t *testing.T) {
 	}
 }
 
+// A row of the figures has a command of its own, or that of the row above it ("the same"), with other
+// arguments perhaps.
+func TestEachFigureHasItsCommand(t *testing.T) {
+	rows, own := 0, false
+	for line := range strings.Lines(read(t, "docs/benchmarks.md")) {
+		if !strings.HasPrefix(line, "|") {
+			own = false // the first row of a table has no row above it
+			continue
+		}
+		cells := strings.Split(strings.TrimSuffix(strings.TrimSpace(line), " |"), " | ")
+		command := cells[len(cells)-1]
+		if command == "command" || strings.HasPrefix(command, "--- ") || command == "---" {
+			continue
+		}
+		rows++
+		switch runs := strings.Contains(command, "`go test ") || strings.Contains(command, "`go run ") || strings.Contains(command, " && go test "); {
+		case runs:
+			own = true
+		case !strings.HasPrefix(command, "the same") || !own:
+			t.Errorf("the figure of %q has no command, but %q", cells[0], command)
+		}
+	}
+	if rows < 50 {
+		t.Errorf("the page has %d figures", rows)
+	}
+}
+
 func TestTheModelRunsAsManySeedsAsTheREADMESays(t *testing.T) {
 	if !strings.Contains(read(t, "README.md"), "20,000 seeds") || !strings.Contains(read(t, ".ci/run"), "${MODEL_SEEDS:-20000}") {
 		t.Error("the README says 20,000 seeds, and .ci/run runs others")

@@ -59,6 +59,7 @@ var promises = []struct {
 		"vmstate/ram.TestPagePathsAllocateNothing", "colo/filter.TestFramesAreCarriedWithoutAllocation", "colo/compare.TestMatchedPacketsAllocateNothing", "colo/proxy.TestNeighborsAreBoundedAndLearnedWithoutAllocation"}},
 	{"README.md", "The root module depends on [gokvm](https://github.com/bobuhiro11/gokvm)", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
 	{"README.md", "its tests on go-cmp and goleak. Nothing else.", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
+	{"README.md", "No other package links gokvm.", []string{"..TestGokvmIsLinkedByThePackagesThatTheREADMESays"}},
 	{"README.md", "it runs there before its memory has come.", []string{"migrate.TestAGuestRunsBeforeItsMemoryIsThere"}},
 	{"README.md", "A connection that breaks in postcopy is taken up again.", []string{
 		"migrate.TestAConnectionMayBreakAgainAndAgain", "migrate.TestNothingIsLostWhereverTheConnectionBreaks"}},

@@ -230,6 +230,39 @@ func TestTheRootModuleDependsOnWhatTheREADMESays(t *testing.T) {
 	}
 }
 
+// Who protects a guest of another VMM does not link gokvm.
+func TestGokvmIsLinkedByThePackagesThatTheREADMESays(t *testing.T) {
+	next, direct := map[string][]string{}, map[string]bool{}
+	for line := range strings.Lines(read(t, ".ci/imports")) {
+		from, to, _ := strings.Cut(strings.TrimSpace(line), " -> ")
+		next[from] = append(next[from], to)
+	}
+	var links func(pkg string) bool
+	links = func(pkg string) bool {
+		if _, ok := direct[pkg]; !ok {
+			direct[pkg] = slices.ContainsFunc(sources(t, pkg), func(f *ast.File) bool {
+				return slices.ContainsFunc(f.Imports, func(i *ast.ImportSpec) bool {
+					return strings.HasPrefix(i.Path.Value, `"github.com/bobuhiro11/gokvm`)
+				})
+			})
+		}
+		return direct[pkg] || slices.ContainsFunc(next[pkg], links)
+	}
+	var who []string
+	for _, dir := range publicPackages(t) {
+		if links(dir) {
+			who = append(who, dir)
+		}
+	}
+	slices.Sort(who)
+	if want := []string{"colo/colotest", "kvm", "kvm/gokvmhost", "kvm/pc"}; !slices.Equal(who, want) {
+		t.Errorf("gokvm is linked by %q, and the README says by %q", who, want)
+	}
+	if says := strings.Join(strings.Fields(read(t, "README.md")), " "); !strings.Contains(says, "(`kvm`, `kvm/pc` and `colo/colotest` link the types of its `kvm` package, `kvm/gokvmhost` its machine") {
+		t.Error("the README says otherwise")
+	}
+}
+
 // A package that bounds what it takes is one that decodes what others send.
 func TestEveryPackageThatBoundsAnInputHasAFuzzTarget(t *testing.T) {
 	for _, list := range bounds {

@@ -45,7 +45,7 @@ var rules = []struct {
 	{"doc.go", "shadow stacks (the same)", []string{"TestAGuestThatUsesShadowStacksIsNotTaken", "TestShadowStacksAreNotOffered"}},
 	{"doc.go", "KVM's Xen interface (on saving, as far as KVM can be asked of it)", []string{
 		"TestAGuestThatUsesKVMsXenInterfaceIsKnown", "TestAGuestThatUsesKVMsXenInterfaceIsNotSaved"}},
-	{"doc.go", "has every channel count anew when it is given their state", []string{"TestTheTimerCountsAnewWhenItIsRestored"}},
+	{"doc.go", "lets every channel count anew when it is given their state", []string{"TestTheTimerCountsAnewWhenItIsRestored"}},
 	{"doc.go", "a slot of another address space cannot be added", []string{"TestASlotOfAnotherAddressSpaceCannotBeAdded"}},
 	{"doc.go", "In a VM that Create made a guest that sends itself an SMI ends Run with an error that says so", []string{
 		"TestAnErrorInSystemManagementModeIsSaidInWords", "TestAnSMIWithoutMemoryForItEndsRunInWords"}},

@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/socket"
@@ -95,7 +94,7 @@ A command that has failed otherwise says so, and does not change the status.
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), cli.Signals()...)
 	context.AfterFunc(ctx, stop) // who interrupts it again does not wait for a disk that does not answer
 	cli.OutliveReader()
 	out := cli.NewOutput(os.Stdout)

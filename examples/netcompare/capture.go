@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ type recording struct {
 // maxPiped bounds what is kept of a capture that is no file, in bytes.
 const maxPiped = 1 << 30
 
-func newRecording(name string) (*recording, error) {
+func newRecording(ctx context.Context, name string) (*recording, error) {
 	if name == "-" {
 		name = os.Stdin.Name()
 	}
@@ -35,19 +36,41 @@ func newRecording(name string) (*recording, error) {
 	if info.Mode().IsRegular() {
 		return &recording{name, func() (io.ReadCloser, error) { return os.Open(name) }}, nil
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxPiped+1))
-	if err == nil && len(b) > maxPiped {
-		err = fmt.Errorf("%s: more than %d bytes that are no file", name, maxPiped)
-	}
+	b, err := readPiped(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	return &recording{name, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}, nil
+}
+
+// readPiped reads a capture that is no file to its end, or until ctx ends: a FIFO waits for somebody
+// who writes it, and a terminal for somebody who types. A call that the kernel holds is left behind
+// then, and ends with the program.
+func readPiped(ctx context.Context, name string) ([]byte, error) {
+	type result struct {
+		b   []byte
+		err error
+	}
+	read := make(chan result, 1)
+	go func() {
+		f, err := os.Open(name)
+		if err != nil {
+			read <- result{nil, err}
+			return
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxPiped+1))
+		if err == nil && len(b) > maxPiped {
+			err = fmt.Errorf("%s: more than %d bytes that are no file", name, maxPiped)
+		}
+		read <- result{b, err}
+	}()
+	select {
+	case r := <-read:
+		return r.b, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%s: %w", name, context.Cause(ctx))
+	}
 }
 
 // A shot is one packet of a capture, as an Ethernet frame.

@@ -140,7 +140,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	p, s := &track{sel: sel}, &track{sel: sel}
 	for i, t := range []*track{p, s} {
 		var err error
-		if t.rec, err = newRecording(flags.Arg(i)); err != nil {
+		if t.rec, err = newRecording(ctx, flags.Arg(i)); err != nil {
 			return err
 		}
 	}

@@ -39,7 +39,7 @@ type replay struct {
 // says, or by what the captures say themselves if that is nil.
 func (r *replay) captures(ctx context.Context, p, s *track, shift *time.Duration) error {
 	for _, t := range []*track{p, s} {
-		if err := t.survey(); err != nil {
+		if err := t.survey(ctx); err != nil {
 			return err
 		}
 	}
@@ -49,7 +49,7 @@ func (r *replay) captures(ctx context.Context, p, s *track, shift *time.Duration
 	}
 	if snap > 0 {
 		for _, t := range []*track{p, s} {
-			if err := t.remember(); err != nil {
+			if err := t.remember(ctx); err != nil {
 				return err
 			}
 		}

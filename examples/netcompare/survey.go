@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -32,7 +33,7 @@ type track struct {
 
 // each calls fn for each of the guest's packets, in their order. What cannot be read
 // is noted, not returned.
-func (t *track) each(fn func(s shot)) error {
+func (t *track) each(ctx context.Context, fn func(s shot)) error {
 	c, err := t.rec.begin()
 	if err != nil {
 		return err
@@ -40,7 +41,10 @@ func (t *track) each(fn func(s shot)) error {
 	defer c.Close()
 	for {
 		s, ok := t.next(c)
-		if !ok {
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !ok:
 			return nil
 		}
 		fn(s)
@@ -73,9 +77,9 @@ func (t *track) next(c *capture) (shot, bool) {
 
 // survey reads the capture once, for what has to be known before the first packet
 // is compared.
-func (t *track) survey() error {
+func (t *track) survey(ctx context.Context) error {
 	t.numbers = newNumbering()
-	return t.each(func(s shot) {
+	return t.each(ctx, func(s shot) {
 		if t.frames++; t.frames == 1 {
 			t.first = s.at
 		}
@@ -95,10 +99,10 @@ func (t *track) survey() error {
 }
 
 // remember reads the capture once more, for the bytes of its streams.
-func (t *track) remember() error {
+func (t *track) remember(ctx context.Context) error {
 	t.memory = &memory{spans: map[place][]span{}}
 	n := t.numbers.again()
-	err := t.each(func(s shot) {
+	err := t.each(ctx, func(s shot) {
 		var p packet.Packet
 		data, _ := whole(s.data)
 		if p.Parse(data); !p.IsTCP() {

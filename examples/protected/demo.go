@@ -91,7 +91,7 @@ func (c *client) heard(ctx context.Context, host string) (time.Time, error) {
 		select {
 		case <-time.After(time.Millisecond):
 		case <-ctx.Done():
-			return time.Time{}, fmt.Errorf("nothing came from host %s: %w", host, ctx.Err())
+			return time.Time{}, fmt.Errorf("nothing came from host %s: %w", host, context.Cause(ctx))
 		}
 	}
 }

@@ -73,13 +73,27 @@ func readState(o options, name string, devices *vmstate.VMDesc, stdin io.Reader)
 		return s, err
 	}
 	// Differences of pages need the pages.
-	f, err := os.CreateTemp("", "streamdump")
+	f, remove, err := scratchFile()
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	defer os.Remove(f.Name())
+	defer remove()
 	return readOnce(o, name, devices, stdin, f)
+}
+
+// scratchFile makes a file for the pages of a guest. Where an open file can be without a name it has
+// none, so that a signal, or SIGKILL, leaves nothing behind. remove closes it.
+func scratchFile() (f *os.File, remove func(), err error) {
+	if f, err = os.CreateTemp("", "streamdump"); err != nil {
+		return nil, nil, err
+	}
+	named := os.Remove(f.Name()) != nil
+	return f, func() {
+		f.Close()
+		if named {
+			os.Remove(f.Name())
+		}
+	}, nil
 }
 
 func readOnce(o options, name string, devices *vmstate.VMDesc, stdin io.Reader, scratch diff.Scratch) (*diff.State, error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -90,5 +91,31 @@ func TestComparingRefusesWhatItCannotDo(t *testing.T) {
 	out.Reset()
 	if status := streamdump([]string{"-diff", "-", pc}, bytes.NewReader(nil), &out, &errs); status != 1 || !strings.Contains(errs.String(), "the input is empty") {
 		t.Errorf("nothing: status %d, %s", status, errs.String())
+	}
+}
+
+func TestTheFileForPagesHasNoNameWhereThatCanBe(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	t.Setenv("TMP", dir) // Windows
+	f, remove, err := scratchFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := func() int {
+		names, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(names)
+	}
+	if n := there(); runtime.GOOS != "windows" && n != 0 {
+		t.Errorf("%d files would be left behind by a signal", n)
+	}
+	if _, err := f.WriteAt([]byte("page"), 4096); err != nil {
+		t.Error(err)
+	}
+	if remove(); there() != 0 {
+		t.Error("it is left behind")
 	}
 }

@@ -13,10 +13,10 @@ import (
 // program calls status once, with the exit status that it has chosen: 1, which says that
 // something has failed, becomes 128 and the number of the signal (130, 143, 129) if one has
 // come, as a shell says it. Other statuses stay: a service that was asked to stop, and has
-// stopped, ends with 0.
+// stopped, ends with 0. A program that nohup has started outlives its terminal: see Signals.
 func Notify() (ctx context.Context, status func(own int) int) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, Signals()...)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan struct{})
 	var got syscall.Signal
@@ -39,6 +39,16 @@ func Notify() (ctx context.Context, status func(own int) int) {
 		}
 		return own
 	}
+}
+
+// Signals returns the signals that end a program in good order: SIGINT, SIGTERM, and SIGHUP unless
+// the program was started with SIGHUP ignored, as nohup does so that the end of a terminal ends
+// nothing.
+func Signals() []os.Signal {
+	if signal.Ignored(syscall.SIGHUP) {
+		return []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	}
+	return []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
 }
 
 // received is the cause of a context that a signal has ended.

@@ -5,6 +5,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"os/signal"
 	"syscall"
 	"testing"
 )
@@ -24,6 +25,22 @@ func TestASignalIsInTheExitStatusOfAProgramThatCouldNotFinish(t *testing.T) {
 				t.Errorf("%v: a program that ends with %d has status %d, want %d", sig, own, got, want)
 			}
 		}
+	}
+}
+
+// nohup starts a program with SIGHUP ignored, and the end of the terminal ends no guest then.
+func TestAProgramThatNohupHasStartedOutlivesItsTerminal(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP)
+	defer signal.Reset(syscall.SIGHUP)
+	ctx, status := Notify()
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM} {
+		if err := syscall.Kill(syscall.Getpid(), sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-ctx.Done()
+	if got := status(1); got != 143 {
+		t.Errorf("status %d: it is not SIGTERM that has ended it", got)
 	}
 }
 

@@ -33,6 +33,7 @@ var fioJobs = []struct {
 	{"randread", []string{"--rw=randread", "--bs=4k"}, true},
 	{"write64k", []string{"--rw=write", "--bs=64k"}, false},
 	{"fsync8", []string{"--rw=randwrite", "--bs=4k", "--fsync=8"}, false},
+	{"rewrite", []string{"--rw=write", "--bs=4k", "--size=4k"}, false}, // one block again and again
 }
 
 // fioRun has the figures of one run of fio.
@@ -206,16 +207,47 @@ func fioBesideQEMU(b *testing.B, d nbd.Disk, path string) {
 // processors, so that what a primary's secondary does is taken from the guest, which
 // it is not where they are two.
 func BenchmarkFioPrimary(b *testing.B) {
-	fioPrimary(b, func(d nbd.Disk) *nbd.Client {
+	fioPrimary(b, overASocket(b))
+}
+
+// overASocket returns a function that serves a disk at a Unix socket, and dials it.
+func overASocket(b *testing.B) func(nbd.Disk) *nbd.Client {
+	return func(d nbd.Disk) *nbd.Client {
 		c, err := nbd.Dial(context.Background(), "unix", fioServe(b, d), nbd.ClientConfig{})
 		must(b, err)
 		return c
-	})
+	}
 }
 
 // fioPrimary compares the disk of a protected primary with a bare remote one. Both are one
 // hop away from what reach serves.
 func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
+	disks := newFioDisks(b, reach)
+	ours, theirs := fioServe(b, disks.primary), fioServe(b, disks.bare)
+	for _, j := range fioJobs {
+		if !j.read {
+			b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
+		}
+	}
+}
+
+// BenchmarkFioPrimaryToAFile is fio on the same protected primary, beside qemu-nbd with the file that
+// is the primary's own disk. A write to the file is answered by one process; one to the primary is
+// copied to a second disk, by a second process in the place of which this one stands.
+func BenchmarkFioPrimaryToAFile(b *testing.B) {
+	disks := newFioDisks(b, overASocket(b))
+	fioBesideQEMU(b, disks.primary, disks.local)
+}
+
+// fioDisks are a protected primary, the name of the file that is its disk, and a bare remote disk.
+type fioDisks struct {
+	primary nbd.Disk
+	local   string
+	bare    nbd.Disk
+}
+
+// newFioDisks makes disks, and commits ten checkpoints a second until the benchmark ends.
+func newFioDisks(b *testing.B, reach func(nbd.Disk) *nbd.Client) fioDisks {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("/dev/shm", "lockstep")
 	if err != nil {
@@ -231,7 +263,7 @@ func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 		b.Cleanup(func() { c.Close() })
 		return c
 	}
-	local, _ := benchFile(b, "local")
+	local, path := benchFile(b, "local")
 	bare, _ := benchFile(b, "bare")
 	for _, d := range []*replication.File{remote, local, bare} { // pre-images are of data, not of holes
 		must(b, fillDisk(d))
@@ -269,12 +301,7 @@ func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 		}
 	})
 	b.Cleanup(func() { cancel(); wg.Wait(); p.Stop(ctx, true) })
-	ours, theirs := fioServe(b, p), fioServe(b, client(bare))
-	for _, j := range fioJobs {
-		if !j.read {
-			b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
-		}
-	}
+	return fioDisks{primary: p, local: path, bare: client(bare)}
 }
 
 // fillDisk writes all of a disk, with data that is the same on all.
