@@ -159,7 +159,8 @@
 // CheckpointTimeout; a transfer goes on as long as any byte moves within
 // PeerTimeout; and a secondary waits for its primary, which pauses its guest and
 // marks its disks, for the primary's CheckpointTimeout, as it was announced, and
-// PeerTimeout on top. A checkpoint that is older is an outage, since the guest's
+// PeerTimeout on top, or for IdleTimeout if the primary has none. A checkpoint that
+// is older than CheckpointTimeout is an outage, since the guest's
 // output is held: the primary gives its secondary up (event.OutputStalled,
 // [ErrStalled]), asks the arbiter, and goes on alone. It asks before it closes
 // the link, so that a secondary that is only slow does not ask first.

@@ -237,12 +237,15 @@ func (s *Secondary) awaitRequest(context.Context) error {
 
 // worked returns how long this side waits within a checkpoint for a primary that is
 // silent while it pauses its guest and marks its disks. A primary of this package
-// never takes longer than the CheckpointTimeout that it has announced; if that has no
-// bound, this wait has none.
+// never takes longer than the CheckpointTimeout that it has announced. One that has
+// announced none bounds each of these waits by its own PeerTimeout, which is not known
+// here: it has as long as between two checkpoints.
 func (s *Secondary) worked() time.Duration {
 	switch {
-	case s.patient == 0 || s.ours && s.working == 0:
+	case s.patient == 0:
 		return 0
+	case s.ours && s.working == 0:
+		return s.idle
 	case s.ours:
 		return s.working + s.patient
 	}

@@ -37,7 +37,10 @@ type SecondaryConfig struct {
 
 	// PeerTimeout bounds each wait for the peer to make progress within a
 	// checkpoint, and each wait for VM and Disks where the primary has not said
-	// how old a checkpoint may be. Zero: DefaultPeerTimeout. Negative: no bound.
+	// how old a checkpoint may be. A primary of this package pauses its guest in
+	// the middle of a checkpoint, and so may be silent there for as long as it has
+	// said that a checkpoint may be old, and PeerTimeout on top; one that has not
+	// said it, for IdleTimeout. Zero: DefaultPeerTimeout. Negative: no bound.
 	PeerTimeout time.Duration
 
 	// IdleTimeout bounds the wait for the next checkpoint. A primary of this package

@@ -146,3 +146,55 @@ func TestTheInitialSynchronisationMayBeOlderByTheTimeThatItsMemoryTakes(t *testi
 		})
 	}
 }
+
+// A primary that has no bound for the age of a checkpoint, and falls silent in the middle of one, is
+// lost after IdleTimeout; one that is only slow is not.
+func TestASecondaryDoesNotWaitForEverForAPrimaryWithoutACheckpointTimeout(t *testing.T) {
+	const idle = time.Minute
+	for _, c := range []struct {
+		name   string
+		at     string // the step of the secondary
+		silent time.Duration
+		lost   bool
+	}{
+		{"slow to begin", "expect vmstate-send", idle - time.Second, false},
+		{"silent before its memory", "expect vmstate-send", 0, true},
+		{"silent in its memory", "stage ram", 0, true},
+		{"silent in its devices", "stage device state", 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				var x *pair
+				x = newPairIn(t, options{
+					primary: func(p *colo.PrimaryConfig) {
+						p.CheckpointDelay, p.CheckpointTimeout, p.PeerTimeout = time.Hour, -1, -1
+						p.Step = func(op string, epoch uint64) {
+							if op == "pause" && epoch == 1 {
+								time.Sleep(c.silent)
+							}
+						}
+					},
+					secondary: func(s *colo.SecondaryConfig) {
+						s.IdleTimeout, s.PeerTimeout = idle, 10*time.Second
+						s.Step = func(op string, epoch uint64) {
+							if c.lost && op == c.at && epoch == 1 {
+								x.pc.Stall()
+							}
+						}
+					},
+				}, func(p *pair) { x = p })
+				x.start(ctx)
+				time.Sleep(time.Hour + 2*idle)
+				if state := x.secondary.Info().State; (state != colo.StateProtected) != c.lost {
+					t.Errorf("the secondary is %s", state)
+				}
+				cancel()
+				x.pc.Break()
+				x.p.wait()
+				x.s.wait()
+				x.close()
+			})
+		})
+	}
+}
