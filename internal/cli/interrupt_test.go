@@ -5,12 +5,22 @@ package cli
 import (
 	"context"
 	"errors"
+	"os"
 	"os/signal"
 	"syscall"
 	"testing"
 )
 
+// hearHangups undoes what nohup does, under which these tests may run themselves: a program that
+// takes SIGHUP once does not ignore it any more.
+func hearHangups(t *testing.T) {
+	taken := make(chan os.Signal, 1)
+	signal.Notify(taken, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(taken) })
+}
+
 func TestASignalIsInTheExitStatusOfAProgramThatCouldNotFinish(t *testing.T) {
+	hearHangups(t)
 	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGHUP: 129} {
 		for own, want := range map[int]int{0: 0, 1: want, 4: 4} {
 			ctx, status := Notify()
