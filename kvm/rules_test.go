@@ -35,7 +35,7 @@ var rules = []struct {
 		"TestEveryMSRThatCanBeSetIsRestored", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},
-	{"shot.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
+	{"pausestate.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
 		"TestWhatChangesAfterAVCPUHasStoppedIsSaved", "TestADeadlineThatPassesWhileAVCPUIsSavedIsNotLost", "TestAShotIsUsedOnlyForWhatItShows"}},
 	{"syncregs.go", "The first time the result is compared with that of the three calls, and if they differ too often synced is not used any more.", []string{
 		"TestAKVMThatLeavesSomethingElseIsAskedOneByOne", "TestWhatAShotTakesIsWhatTheCallsSay", "TestRegistersAreTakenOnlyIfKVMHasLeftThem"}},

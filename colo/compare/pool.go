@@ -12,7 +12,7 @@ type pkt struct {
 	packet.Packet        // of Frame, without the virtio-net header
 	id            uint64 // its place in the order of arrival
 	at            instant
-	turn          bool // it repeats what has left, and takes its turn behind what waits; see turn.go
+	turn          bool // it repeats what has left, and takes its turn behind what waits; see repetition_order.go
 	class         int8 // the class of its memory in the pool; -1: Data belongs to the caller
 
 	shape packet.Kind // holdPlain has set all fields in which plain segments of this kind are equal; 0: it has not

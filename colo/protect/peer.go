@@ -308,3 +308,8 @@ func (q *promises) answer(n note) (sent time.Time, term time.Duration, ok bool) 
 	}
 	return q.sent[n.Seq%perTerm], min(time.Duration(n.TermNS), q.term), true
 }
+
+// A line is a connection among others: the control connection of a peer, which may have another one in
+// its place, or one of a Port that has not said yet what it is for. What a caller's Dialer or listener
+// returns need not be comparable.
+type line struct{ net.Conn }

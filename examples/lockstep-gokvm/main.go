@@ -10,7 +10,7 @@
 // goes on when they part, command.go asks somebody else, and watch.go tells a person;
 // save.go puts a guest in a file. move.go is a guest that moves without protection:
 // moveout.go is where it leaves, movein.go where it arrives, movelink.go the connections
-// between, and movedisk.go its disk. solo.go is what all guests without protection have.
+// between, and movedisk.go its disk. unprotected.go is what all guests without protection have.
 // guest.go is the guest of this host, hardware.go what it runs on; disk.go and console.go
 // are devices of it. report.go is what is printed.
 package main

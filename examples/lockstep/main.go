@@ -13,7 +13,7 @@
 // killed comes back as a new process and protects the other. With -http each side has a page
 // on which to watch it, and with -qmp a monitor. See -h.
 //
-// Each process is a host that has package protect: host.go is its life. guest.go and standing.go
+// Each process is a host that has package protect: host.go is its life. guest.go and standing_guest.go
 // are the guest as its job has it, network.go and disk.go its network and its disk, and monitor.go
 // what it is steered and watched by. Both have the guest of machine.go, on KVM or in Go. options.go
 // is the command line.

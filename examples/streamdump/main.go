@@ -4,7 +4,7 @@
 // To read it: input.go takes away what a stream may be wrapped in; dump.go reads it
 // from end to end, and record.go turns its records into lines; connection.go is for
 // what else goes over a connection: COLO's checkpoints, and the return path. ram.go
-// counts and extracts the guest's memory, with channel.go for multifd and seen.go
+// counts and extracts the guest's memory, with channel.go for multifd and pages_seen.go
 // for what is missing; diff.go compares two streams; verify.go compares what is
 // written again with what was read; print.go is how it looks, tree.go how values
 // do; progress.go is for those who wait.
