@@ -127,6 +127,23 @@ func TestADiskGrowsWhileItIsProtected(t *testing.T) {
 	}
 }
 
+// imagesIn returns what creates an image in a directory, closed at the end of the test, and what makes
+// a secondary of a disk that holds nothing.
+func imagesIn(t *testing.T, dir string) (create func(name string, size int64) *File, secondary func(Disk) *Secondary) {
+	create = func(name string, size int64) *File {
+		f, err := CreateFile(filepath.Join(dir, name), size)
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	secondary = func(d Disk) *Secondary {
+		s, err := NewSecondary(d, SecondaryConfig{Overwrite: true})
+		must(t, err)
+		return s
+	}
+	return create, secondary
+}
+
 // A host whose disk has grown while it was the secondary's leads again: its account on stable
 // storage has the new part too.
 func TestTheAccountOfADiskThatGrewAsASecondarysHasAllOfIt(t *testing.T) {
@@ -134,17 +151,7 @@ func TestTheAccountOfADiskThatGrewAsASecondarysHasAllOfIt(t *testing.T) {
 	const from, to = 8 << 20, 264 << 20 // so that marks are cleared on stable storage
 	const late = to - intentRegion
 	dir := t.TempDir()
-	create := func(name string, size int64) *File {
-		f, err := CreateFile(filepath.Join(dir, name), size)
-		must(t, err)
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
-	secondary := func(d Disk) *Secondary {
-		s, err := NewSecondary(d, SecondaryConfig{Overwrite: true})
-		must(t, err)
-		return s
-	}
+	create, secondary := imagesIn(t, dir)
 	disk := create("disk", from)
 	p, err := NewPrimary(disk, PrimaryConfig{})
 	must(t, err)
@@ -194,18 +201,7 @@ func TestADiskThatHasOutgrownItsMetadataHasAnAccountAgain(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			create := func(name string, size int64) *File {
-				f, err := CreateFile(filepath.Join(dir, name), size)
-				must(t, err)
-				t.Cleanup(func() { f.Close() })
-				return f
-			}
-			secondary := func(d Disk) *Secondary {
-				s, err := NewSecondary(d, SecondaryConfig{Overwrite: true})
-				must(t, err)
-				return s
-			}
+			create, secondary := imagesIn(t, t.TempDir())
 			// The other side tells its holes, so that none of this is read or written.
 			join := func(p *Primary, s *Secondary) { must(t, p.Attach(DiskRemote(s.Export()))) }
 			protect := func(p *Primary, s *Secondary) {

@@ -34,16 +34,11 @@ func TestAHostThatStartsAGuestAnewWithoutACopyIsToldWhatItLacks(t *testing.T) {
 func TestAHostWhoseDisksAreOldSaysInItsLogThatTheyStartNoGuest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, false)
-		a := s.start("a", true, nil)
-		a.is(Alone)
-		s.write("a", "of a")
-		generation := a.job.Query().Generation
-		a.halt()
-		s.close("a")
+		generation := s.ranOnA()
 
 		s.rewrite(ofNobody(generation + 1))
 		var log bytes.Buffer
-		a = s.start("a", false, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		a := s.start("a", false, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		time.Sleep(10 * time.Second)
 		a.is(Waiting)
 		a.halt()

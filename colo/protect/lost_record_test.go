@@ -68,15 +68,10 @@ func TestAPairKeepsItsGuestWhenThePersonWritesTheRecordAnewThatWasLost(t *testin
 func TestDisksOfAGenerationThatTheRecordHasLostStartAGuestWhenItIsWrittenAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, false)
-		a := s.start("a", true, nil)
-		a.is(Alone)
-		s.write("a", "of a")
-		generation := a.job.Query().Generation
-		a.halt()
-		s.close("a")
+		generation := s.ranOnA()
 
 		s.rewrite(failover.Record{})
-		a = s.start("a", true, nil)
+		a := s.start("a", true, nil)
 		a.is(Waiting)
 		if err := a.job.Query().LastError; !errors.Is(err, failover.ErrRefused) {
 			t.Errorf("the record is lost: %v", err)

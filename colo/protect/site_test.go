@@ -105,6 +105,19 @@ func (s *site) start(name string, start bool, change func(*Config)) *host {
 	})
 }
 
+// ranOnA has the guest run on host a, alone, and write to its disk there. It returns the generation in
+// which it did; the host is gone then.
+func (s *site) ranOnA() (generation uint64) {
+	s.t.Helper()
+	a := s.start("a", true, nil)
+	a.is(Alone)
+	s.write("a", "of a")
+	generation = a.job.Query().Generation
+	a.halt()
+	s.close("a")
+	return generation
+}
+
 // outlived returns two hosts of which a has been killed, so that b has the guest, and
 // is back.
 func (s *site) outlived() (a, b *host) {

@@ -59,13 +59,8 @@ func TestAPrimaryTellsWhatItHoldsInEitherMode(t *testing.T) {
 func TestOnlyWhatIsSentInOneEpochAsksForACheckpointByItsSize(t *testing.T) {
 	for _, continuous := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
-				p.Limit, s.Limit, p.Continuous, s.Continuous = 1<<20, 1<<20, continuous, continuous
-			})
+			w, big := ofOneMebibyte(t, continuous)
 			defer w.end()
-			w.connect()
-			w.checkpoint()
-			big := datagram(string(make([]byte, 8000)))
 			sends := func(n int) {
 				for range n {
 					w.must(w.p.WritePacket(big))

@@ -426,16 +426,21 @@ func TestContinuousComparesNothing(t *testing.T) {
 	})
 }
 
+// ofOneMebibyte returns a world in step whose sides hold 1 MiB at most, and a packet of 8,000 bytes.
+func ofOneMebibyte(t *testing.T, continuous bool) (w *world, big []byte) {
+	w = newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
+		p.Limit, s.Limit, p.Continuous, s.Continuous = 1<<20, 1<<20, continuous, continuous
+	})
+	w.connect()
+	w.checkpoint()
+	return w, datagram(string(make([]byte, 8000)))
+}
+
 func TestHalfOfTheLimitAsksForACheckpointAndAllOfItIsFull(t *testing.T) {
 	for _, continuous := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
-				p.Limit, s.Limit, p.Continuous, s.Continuous = 1<<20, 1<<20, continuous, continuous
-			})
+			w, big := ofOneMebibyte(t, continuous)
 			defer w.end()
-			w.connect()
-			w.checkpoint()
-			big := datagram(string(make([]byte, 8000)))
 			n := 0
 			for ; ; n++ {
 				err := w.p.WritePacket(big)

@@ -29,16 +29,9 @@ func TestAHolderThatIsHeardOrHearsAloneStopsBeforeTheOtherBegins(t *testing.T) {
 			for _, w := range ways {
 				w.silence(direction, true)
 			}
-			b := keep(t, etcd.New(c.client(), "g", requests), "b", term)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			g, err := b.Acquire(ctx, 1)
-			if a.Gate().Open() {
-				t.Error("both gates are open")
-			}
-			if err != nil || g != 2 {
-				t.Fatal(g, err)
-			}
+			takesOver(t, ctx, keep(t, etcd.New(c.client(), "g", requests), "b", term), a)
 			for _, w := range ways {
 				w.silence(direction, false)
 			}

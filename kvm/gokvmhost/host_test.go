@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -21,41 +20,11 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/kvm/internal/fake"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
-
-// memDisk is a disk in memory.
-type memDisk struct {
-	mu   sync.Mutex
-	data []byte
-}
-
-func (d *memDisk) Size() int64 { return int64(len(d.data)) }
-func (d *memDisk) Sync() error { return nil }
-
-func (d *memDisk) ReadAt(p []byte, off int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n := copy(p, d.data[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-func (d *memDisk) WriteAt(p []byte, off int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return copy(d.data[off:], p), nil
-}
-
-// nowhere is an uplink that takes everything.
-type nowhere struct{}
-
-func (nowhere) WritePacket([]byte) error { return nil }
-func (nowhere) Room() <-chan struct{}    { return nil }
 
 func TestAMachineOfGokvmConformsToWhatASessionReliesOn(t *testing.T) {
 	require.Usable(t, require.KVM, kvm.Probe)
@@ -64,7 +33,7 @@ func TestAMachineOfGokvmConformsToWhatASessionReliesOn(t *testing.T) {
 			require.Sample(t, i, 2)
 			colotest.TestVM(t, func(t *testing.T) colotest.Host {
 				f := newFlat(t, guest.Params{VCPUs: vcpus, Pages: 64, Touch: 4, Seed: 1}, gokvmhost.Config{
-					Disk: &memDisk{data: make([]byte, 1<<20)}, Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1},
+					Disk: fake.NewDisk(1 << 20), Uplink: fake.Nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1},
 				})
 				f.start()
 				return colotest.Host{VM: f.Host, Log: f.VM(), Blocks: f.Blocks(), Register: f.Register}
@@ -126,7 +95,7 @@ func (f *flat) goOn(n uint64) {
 }
 
 func flatConfig() gokvmhost.Config {
-	return gokvmhost.Config{Disk: &memDisk{data: make([]byte, 1<<20)}, Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}
+	return gokvmhost.Config{Disk: fake.NewDisk(1 << 20), Uplink: fake.Nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}
 }
 
 // Two machines take turns; what moves the guest's memory from one to the other is

@@ -107,7 +107,7 @@ func TestLinuxSwitchesItselfOffAndResets(t *testing.T) {
 	p.halt()
 	state := p.save()
 	must(t, p.VM().ReadDirty(kvm.RAMBlock, make([]uint64, len(p.stale))))
-	shadow, disk := bytes.Clone(p.mem), bytes.Clone(l.disk.data)
+	shadow, disk := bytes.Clone(p.mem), bytes.Clone(l.disk.Data)
 	lines, part := l.console.mark()
 	for order, want := range map[string]error{"off\n": gokvmhost.ErrPowerOff, "reset\n": gokvmhost.ErrReset} {
 		p.run()
@@ -123,7 +123,7 @@ func TestLinuxSwitchesItselfOffAndResets(t *testing.T) {
 		clear(p.stale)
 		must(t, p.VM().ReadDirty(kvm.RAMBlock, p.stale))
 		p.put(shadow)
-		copy(l.disk.data, disk)
+		copy(l.disk.Data, disk)
 		l.console.cut(lines, part)
 		p.load(state)
 		l.goOn(p)

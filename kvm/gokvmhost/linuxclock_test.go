@@ -62,7 +62,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 			state := p.save()
 			between := time.Since(at) // from when told was read, or after, to the save
 			must(t, p.VM().ReadDirty(kvm.RAMBlock, make([]uint64, len(p.stale))))
-			shadow, disk := bytes.Clone(p.mem), bytes.Clone(l.disk.data)
+			shadow, disk := bytes.Clone(p.mem), bytes.Clone(l.disk.Data)
 			lines, part := l.console.mark()
 			worst := time.Duration(0)
 			for i := range 20 {
@@ -75,7 +75,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 				clear(p.stale)
 				must(t, p.VM().ReadDirty(kvm.RAMBlock, p.stale))
 				p.put(shadow)
-				copy(l.disk.data, disk)
+				copy(l.disk.Data, disk)
 				l.console.cut(lines, part)
 				begun := time.Now()
 				p.load(state)

@@ -23,6 +23,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/kvm/internal/fake"
 	"github.com/gocolo/lockstep/kvm/pc"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -53,8 +54,8 @@ type linux struct {
 	vcpus   int
 	own     bool // in a machine of package pc
 	more    bool // own, with a second disk and card, offloads and an entropy device
-	disk    *memDisk
-	second  *memDisk
+	disk    *fake.Disk
+	second  *fake.Disk
 	console *lines
 	initrd  []byte
 	dir     string
@@ -70,8 +71,8 @@ func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
 	}
 	return &linux{
 		t: t, vcpus: vcpus, dir: dir,
-		disk:    &memDisk{data: make([]byte, diskBlocks*diskBlock)},
-		second:  &memDisk{data: make([]byte, diskBlocks*diskBlock)},
+		disk:    fake.NewDisk(diskBlocks * diskBlock),
+		second:  fake.NewDisk(diskBlocks * diskBlock),
 		console: &lines{news: make(chan struct{}, 1)},
 		initrd:  linuxInitrd(t, dir),
 		cmdline: "console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests rdinit=/init " + guestEnv + "=1 " + cmdline,
@@ -80,12 +81,12 @@ func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
 
 // images returns what is on the disks, and putImages puts it back.
 func (l *linux) images() [2][]byte {
-	return [2][]byte{bytes.Clone(l.disk.data), bytes.Clone(l.second.data)}
+	return [2][]byte{bytes.Clone(l.disk.Data), bytes.Clone(l.second.Data)}
 }
 
 func (l *linux) putImages(images [2][]byte) {
-	copy(l.disk.data, images[0])
-	copy(l.second.data, images[1])
+	copy(l.disk.Data, images[0])
+	copy(l.second.Data, images[1])
 }
 
 // linuxInitrd returns a cpio archive with this binary as init, and the modules.

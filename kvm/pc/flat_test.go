@@ -8,13 +8,13 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"io"
 	"sync"
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/internal/fake"
 	"github.com/gocolo/lockstep/kvm/pc"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -28,40 +28,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// memDisk is storage in memory.
-type memDisk struct {
-	mu   sync.Mutex
-	data []byte
-}
-
-func newDisk() *memDisk { return &memDisk{data: make([]byte, 1<<20)} }
-
-func (d *memDisk) Size() int64 { return int64(len(d.data)) }
-
-func (d *memDisk) Sync() error { return nil }
-
-func (d *memDisk) ReadAt(p []byte, off int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n := copy(p, d.data[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-
-func (d *memDisk) WriteAt(p []byte, off int64) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return copy(d.data[off:], p), nil
-}
-
-// nowhere is an uplink that takes everything.
-type nowhere struct{}
-
-func (nowhere) WritePacket([]byte) error { return nil }
-
-func (nowhere) Room() <-chan struct{} { return nil }
+func newDisk() *fake.Disk { return fake.NewDisk(1 << 20) }
 
 // flat is the flat test program in a Machine. It emits its frames at a port of the
 // host's.
@@ -85,7 +52,7 @@ func devices() pc.Devices {
 	return pc.Devices{
 		Disks:  []pc.Disk{{Storage: newDisk()}, {Storage: newDisk(), Requests: 4}},
 		Random: pc.Random{Source: rand.Reader},
-		NICs:   []pc.NIC{{Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}, {Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 2}}},
+		NICs:   []pc.NIC{{Uplink: fake.Nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}, {Uplink: fake.Nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 2}}},
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/internal/fake"
 	"github.com/gocolo/lockstep/kvm/pc"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -165,7 +166,7 @@ func TestAGuestWithOffloadsStaysWhereThereAreHeaders(t *testing.T) {
 
 // source is an uplink that brings frames until it is told to fail.
 type source struct {
-	nowhere
+	fake.Nowhere
 	frames chan []byte
 	err    error
 }
@@ -225,7 +226,7 @@ func TestWhatCannotBeAMachineIsRefused(t *testing.T) {
 		"no memory":           {},
 		"too little memory":   {Memory: 64 << 10},
 		"no uplink":           {Memory: 1 << 20, Devices: pc.Devices{NICs: make([]pc.NIC, 1)}},
-		"odd headers":         {Memory: 1 << 20, Devices: pc.Devices{NICs: []pc.NIC{{Uplink: nowhere{}, VNetHdr: 11}}}},
+		"odd headers":         {Memory: 1 << 20, Devices: pc.Devices{NICs: []pc.NIC{{Uplink: fake.Nowhere{}, VNetHdr: 11}}}},
 		"no storage":          {Memory: 1 << 20, Devices: pc.Devices{Disks: make([]pc.Disk, 1)}},
 		"no such slot":        {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 32}}}}},
 		"no slot":             {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Interrupt: 9}}}}},
@@ -321,7 +322,7 @@ func TestAKernelIsEnteredAsTheBootProtocolSays(t *testing.T) {
 func TestAPlaceIsWhereItWasSaidOrTheNextThatIsFree(t *testing.T) {
 	require.Usable(t, require.KVM, kvm.Probe)
 	m, err := pc.Create(pc.Config{Memory: 1 << 20, Devices: pc.Devices{
-		NICs:   []pc.NIC{{Uplink: nowhere{}}, {Uplink: nowhere{}, Place: pc.Place{Slot: 1, Interrupt: 10}}},
+		NICs:   []pc.NIC{{Uplink: fake.Nowhere{}}, {Uplink: fake.Nowhere{}, Place: pc.Place{Slot: 1, Interrupt: 10}}},
 		Disks:  []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 9, Ports: 0x6300}}, {Storage: newDisk()}},
 		Random: pc.Random{Source: rand.Reader},
 	}})

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -56,8 +57,8 @@ func plainServer(conn net.Conn, step func(*request) (errno uint32, stop error)) 
 }
 
 // throughClient returns a client of a plainServer that does not know FUA, over
-// a pipe that buffers nothing, and what waits for both to have ended.
-func throughClient(t *testing.T, slots int, step func(*request) (uint32, error)) (c *Client, wait func()) {
+// a pipe that buffers nothing, and what ends both.
+func throughClient(t *testing.T, slots int, step func(*request) (uint32, error)) (c *Client, end func()) {
 	t.Helper()
 	a, b := net.Pipe()
 	var wg sync.WaitGroup
@@ -65,13 +66,34 @@ func throughClient(t *testing.T, slots int, step func(*request) (uint32, error))
 	c, err := NewClient(context.Background(), a, ClientConfig{MaxRequests: slots, Timeout: 5 * time.Second})
 	must(t, err)
 	c.info.FUA = false
-	return c, func() { c.Close(); wg.Wait() }
+	ctx, cancel := context.WithCancel(context.Background())
+	wg.Go(func() {
+		for c.Progress(ctx) == nil {
+		}
+	})
+	return c, func() { cancel(); c.Close(); wg.Wait() }
+}
+
+// stableWrites counts the writes that are told to be stable.
+type stableWrites struct{ atomic.Int64 }
+
+func (n *stableWrites) done(t *testing.T) func(error) {
+	return func(err error) {
+		must(t, err)
+		n.Add(1)
+	}
+}
+
+// now returns the count once nothing moves any more.
+func (n *stableWrites) now() int64 {
+	synctest.Wait()
+	return n.Load()
 }
 
 func TestWritesThroughNeedNoSlotForTheFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		writes, flushes := 0, 0
-		c, wait := throughClient(t, 4, func(r *request) (uint32, error) {
+		c, end := throughClient(t, 4, func(r *request) (uint32, error) {
 			if r.cmd == cmdFlush {
 				flushes++
 			} else {
@@ -79,12 +101,7 @@ func TestWritesThroughNeedNoSlotForTheFlush(t *testing.T) {
 			}
 			return 0, nil
 		})
-		ctx, cancel := context.WithCancel(context.Background())
-		var run, wg sync.WaitGroup
-		run.Go(func() {
-			for c.Progress(ctx) == nil {
-			}
-		})
+		var wg sync.WaitGroup
 		for w := range int64(32) {
 			wg.Go(func() {
 				for i := range int64(10) {
@@ -101,9 +118,7 @@ func TestWritesThroughNeedNoSlotForTheFlush(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		cancel()
-		run.Wait()
-		wait()
+		end()
 		if writes != 320 || flushes == 0 || flushes > writes {
 			t.Errorf("%d writes and %d flushes", writes, flushes)
 		}
@@ -114,53 +129,33 @@ func TestAFlushCoversOnlyWhatWasAnsweredBeforeItWasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hold := make(chan struct{})
 		var log []uint16
-		c, wait := throughClient(t, 8, func(r *request) (uint32, error) {
+		c, end := throughClient(t, 8, func(r *request) (uint32, error) {
 			log = append(log, r.cmd)
 			if r.cmd == cmdFlush {
 				<-hold
 			}
 			return 0, nil
 		})
-		ctx, cancel := context.WithCancel(context.Background())
-		var run sync.WaitGroup
-		run.Go(func() {
-			for c.Progress(ctx) == nil {
-			}
-		})
-		var mu sync.Mutex
-		stable := 0
-		done := func(err error) {
-			must(t, err)
-			mu.Lock()
-			stable++
-			mu.Unlock()
-		}
-		now := func() int {
-			synctest.Wait()
-			mu.Lock()
-			defer mu.Unlock()
-			return stable
-		}
+		var stable stableWrites
+		done := stable.done(t)
 		c.StartWrite([]byte{1}, 0, true, done)
 		synctest.Wait() // the flush for it is there
 		go c.StartWrite([]byte{2}, 1, true, done)
-		if n := now(); n != 0 {
+		if n := stable.now(); n != 0 {
 			t.Fatalf("%d writes are stable before any flush", n)
 		}
 		hold <- struct{}{}
-		if n := now(); n != 1 {
+		if n := stable.now(); n != 1 {
 			t.Errorf("%d writes are stable after the first flush, want the first", n)
 		}
 		hold <- struct{}{}
-		if n := now(); n != 2 {
+		if n := stable.now(); n != 2 {
 			t.Errorf("%d writes are stable after the second flush", n)
 		}
 		if len(log) != 4 || log[1] != cmdFlush || log[3] != cmdFlush {
 			t.Errorf("the server was asked %v", log)
 		}
-		cancel()
-		run.Wait()
-		wait()
+		end()
 	})
 }
 
@@ -168,40 +163,23 @@ func TestAFlushCoversOnlyWhatWasAnsweredBeforeItWasSent(t *testing.T) {
 func TestAFlushDoesNotCoverWhatIsAnsweredWhileItIsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hold := make(chan struct{})
-		c, wait := throughClient(t, 8, func(*request) (uint32, error) {
+		c, end := throughClient(t, 8, func(*request) (uint32, error) {
 			<-hold
 			return 0, nil
 		})
-		ctx, cancel := context.WithCancel(context.Background())
-		var run sync.WaitGroup
-		run.Go(func() {
-			for c.Progress(ctx) == nil {
-			}
-		})
-		var mu sync.Mutex
-		stable := 0
-		done := func(err error) {
-			must(t, err)
-			mu.Lock()
-			stable++
-			mu.Unlock()
-		}
-		run.Go(func() { c.StartWrite([]byte{1}, 0, true, done) })
+		var stable stableWrites
+		done := stable.done(t)
+		go c.StartWrite([]byte{1}, 0, true, done)
 		synctest.Wait()
-		run.Go(func() { c.StartWrite([]byte{2}, 1, true, done) })
+		go c.StartWrite([]byte{2}, 1, true, done)
 		synctest.Wait()
-		for i, want := range []int{0, 0, 1, 2} { // the answers to both writes, and to two flushes
+		for i, want := range []int64{0, 0, 1, 2} { // the answers to both writes, and to two flushes
 			hold <- struct{}{}
-			synctest.Wait()
-			mu.Lock()
-			if stable != want {
-				t.Errorf("%d writes are stable after answer %d, want %d", stable, i+1, want)
+			if n := stable.now(); n != want {
+				t.Errorf("%d writes are stable after answer %d, want %d", n, i+1, want)
 			}
-			mu.Unlock()
 		}
-		cancel()
-		run.Wait()
-		wait()
+		end()
 	})
 }
 
@@ -216,17 +194,11 @@ func TestWritesThroughFailWithTheirFlush(t *testing.T) {
 		"link lost": {0, gone, nil},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			c, wait := throughClient(t, 2, func(r *request) (uint32, error) {
+			c, end := throughClient(t, 2, func(r *request) (uint32, error) {
 				if r.cmd == cmdFlush {
 					return tc.errno, tc.stop
 				}
 				return 0, nil
-			})
-			ctx, cancel := context.WithCancel(context.Background())
-			var run sync.WaitGroup
-			run.Go(func() {
-				for c.Progress(ctx) == nil {
-				}
 			})
 			for i := range int64(5) {
 				done := make(chan error, 1)
@@ -235,9 +207,7 @@ func TestWritesThroughFailWithTheirFlush(t *testing.T) {
 					t.Errorf("%s: write %d: %v", name, i, err)
 				}
 			}
-			cancel()
-			run.Wait()
-			wait()
+			end()
 		})
 	}
 }
@@ -245,17 +215,11 @@ func TestWritesThroughFailWithTheirFlush(t *testing.T) {
 func TestCloseTellsWhoWaitsForAFlush(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hold := make(chan struct{})
-		c, wait := throughClient(t, 4, func(r *request) (uint32, error) {
+		c, end := throughClient(t, 4, func(r *request) (uint32, error) {
 			if r.cmd == cmdFlush {
 				<-hold
 			}
 			return 0, nil
-		})
-		ctx, cancel := context.WithCancel(context.Background())
-		var run sync.WaitGroup
-		run.Go(func() {
-			for c.Progress(ctx) == nil {
-			}
 		})
 		errs := make(chan error, 3)
 		for i := range int64(3) {
@@ -266,10 +230,8 @@ func TestCloseTellsWhoWaitsForAFlush(t *testing.T) {
 		for range 3 {
 			wantErr(t, "a write through", <-errs, ErrClosed)
 		}
-		cancel()
-		run.Wait()
 		close(hold)
-		wait()
+		end()
 	})
 }
 

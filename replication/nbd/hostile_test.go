@@ -205,20 +205,29 @@ func FuzzClient(f *testing.F) {
 	})
 }
 
+// requestsTo returns a connection to a server of a disk, behind the negotiation, and what the server
+// ends with. Its time for one piece is a second.
+func requestsTo(t *testing.T, disk Disk) (client net.Conn, done chan error) {
+	srv := NewServer(ServerConfig{Timeout: time.Second})
+	e, err := srv.Export(ExportConfig{Disk: disk})
+	must(t, err)
+	client, conn := net.Pipe()
+	l := &link{Conn: conn, gone: make(chan struct{})}
+	t.Cleanup(func() {
+		client.Close()
+		l.Close()
+	})
+	done = make(chan error, 1)
+	go func() { done <- serveRequests(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)}) }()
+	return client, done
+}
+
 // A write that is refused has data all the same, as much as its length says. A client that
 // does not send it is not waited for without an end, whatever it has announced.
 func TestTheDataOfARefusedWriteIsWaitedForForATimeOnly(t *testing.T) {
 	for _, n := range []uint32{64 << 20, 1 << 31, 1<<32 - 1} {
 		synctest.Test(t, func(t *testing.T) {
-			srv := NewServer(ServerConfig{Timeout: time.Second})
-			e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
-			must(t, err)
-			client, conn := net.Pipe()
-			defer client.Close()
-			l := &link{Conn: conn, gone: make(chan struct{})}
-			defer l.Close()
-			done := make(chan error, 1)
-			go func() { done <- serveRequests(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)}) }()
+			client, done := requestsTo(t, newRAM(1<<20))
 			head := (&request{cmd: cmdWrite, handle: 1, n: n}).append(nil)
 			if _, err := client.Write(append(head, 1, 2, 3)); err != nil {
 				t.Fatal(err)
@@ -239,15 +248,7 @@ func TestTheDataOfARefusedWriteIsWaitedForForATimeOnly(t *testing.T) {
 // time of one piece, not that much for each byte.
 func TestAWriteThatDripsIsGivenUpAfterTheTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := NewServer(ServerConfig{Timeout: time.Second})
-		e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
-		must(t, err)
-		client, conn := net.Pipe()
-		defer client.Close()
-		l := &link{Conn: conn, gone: make(chan struct{})}
-		defer l.Close()
-		done := make(chan error, 1)
-		go func() { done <- serveRequests(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)}) }()
+		client, done := requestsTo(t, newRAM(1<<20))
 		client.Write((&request{cmd: cmdWrite, handle: 1, n: 4096}).append(nil))
 		begin := time.Now()
 		for range 100 {

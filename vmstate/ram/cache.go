@@ -117,6 +117,14 @@ type cacheBlock struct {
 	listed  bool   // in the block list that is being read
 }
 
+// name is "" where a record has been read no further than to its first word.
+func (b *cacheBlock) name() string {
+	if b == nil {
+		return ""
+	}
+	return b.Name
+}
+
 // CacheStats counts what was received for one checkpoint, and what its Flush
 // did.
 type CacheStats struct {

@@ -86,11 +86,7 @@ func (c *Cache) load(r *qemufile.Reader) error {
 			err = fmt.Errorf("%w: %#x", ErrFlags, word&flagMask)
 		}
 		if err != nil {
-			name := ""
-			if b != nil {
-				name = b.Name
-			}
-			return loadError(at, name, off, err)
+			return loadError(at, b.name(), off, err)
 		}
 	}
 }

@@ -82,6 +82,14 @@ type lazyBlock struct {
 	received, requested Bitmap
 }
 
+// name is "" where a record has been read no further than to its first word.
+func (b *lazyBlock) name() string {
+	if b == nil {
+		return ""
+	}
+	return b.Name
+}
+
 // NewLazy returns a Lazy of blocks. It opens nothing yet; Probe says whether it can.
 func NewLazy(blocks []Block) (*Lazy, error) {
 	if err := CheckBlocks(blocks); err != nil {

@@ -50,11 +50,7 @@ func (l *Lazy) LoadState(r *qemufile.Reader, version uint32) error {
 			err = fmt.Errorf("%w: %#x", ErrFlags, word&flagMask)
 		}
 		if err != nil {
-			name := ""
-			if b != nil {
-				name = b.Name
-			}
-			return loadError(at, name, off, err)
+			return loadError(at, b.name(), off, err)
 		}
 	}
 }

@@ -1,15 +1,11 @@
 package tap_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -71,7 +67,7 @@ func TestStacksWithOffloadsTalkThroughARewriter(t *testing.T) {
 						return true
 					})
 				})
-				echo(t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80))
+				netns.Echo(t.Context(), t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80), 4<<20)
 				guest.Close()
 				client.Close()
 				pumps.Wait()
@@ -99,48 +95,6 @@ func asThePrimary(frame []byte, vnet int) {
 	h := p.TCP()
 	h.SetSeq(h.Seq() - 1e9)
 	netns.Retime(frame, vnet, 1<<32-1e6, 0) // a million less, and a checksum of all
-}
-
-// echo sends a lot to a server that sends it back.
-func echo(t *testing.T, guest, client *netns.Stack, addr netip.AddrPort) {
-	t.Helper()
-	var l net.Listener
-	guest.In(t, func() (err error) { l, err = net.Listen("tcp", addr.String()); return err })
-	defer l.Close()
-	var served sync.WaitGroup
-	served.Go(func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		if _, err := io.Copy(c, c); err != nil {
-			t.Errorf("the server: %v", err)
-		}
-	})
-	defer served.Wait()
-	defer l.Close()
-	var c net.Conn
-	client.In(t, func() (err error) {
-		c, err = (&net.Dialer{Timeout: time.Minute}).Dial("tcp", addr.String())
-		return err
-	})
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(time.Minute)) // so that a test that hangs says where
-	data := make([]byte, 4<<20)
-	for i := range data {
-		data[i] = byte(i * 7 >> 3)
-	}
-	served.Go(func() {
-		if _, err := c.Write(data); err != nil {
-			t.Errorf("the client: %v", err)
-		}
-		c.(*net.TCPConn).CloseWrite()
-	})
-	got, err := io.ReadAll(c)
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d of %d bytes came back: %v", len(got), len(data), err)
-	}
 }
 
 func TestOffloadsNeedAHeaderAndMayChange(t *testing.T) {

@@ -1,17 +1,13 @@
 package device
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/internal/netns"
@@ -134,7 +130,7 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 			})
 			defer end()
 			for _, addr := range []string{netns.Guest4, netns.Guest6} {
-				talk(ctx, t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80))
+				netns.Echo(ctx, t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80), 256<<10)
 			}
 			end()
 			if why := context.Cause(ctx); why != context.Canceled {
@@ -147,54 +143,5 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 				t.Errorf("%d frames from the guest were to be cut, and %d to it; want %v", d.big[0], d.big[1], c.big)
 			}
 		})
-	}
-}
-
-// talk sends a lot to a server in the guest, which sends it back. The end of ctx ends
-// it, and is why.
-func talk(ctx context.Context, t *testing.T, guest, client *netns.Stack, addr netip.AddrPort) {
-	t.Helper()
-	var l net.Listener
-	guest.In(t, func() (err error) { l, err = net.Listen("tcp", addr.String()); return err })
-	defer l.Close()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
-	var served sync.WaitGroup
-	served.Go(func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		defer context.AfterFunc(ctx, func() { c.Close() })()
-		if _, err := io.Copy(c, c); err != nil {
-			t.Errorf("the server: %v", err)
-		}
-	})
-	defer served.Wait()
-	defer l.Close()
-	var c net.Conn
-	err := client.Do(func() (err error) {
-		c, err = (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, "tcp", addr.String())
-		return err
-	})
-	if err != nil {
-		t.Fatal(err, context.Cause(ctx))
-	}
-	defer c.Close()
-	defer context.AfterFunc(ctx, func() { c.Close() })()
-	c.SetDeadline(time.Now().Add(time.Minute)) // so that a test that hangs says where
-	data := make([]byte, 256<<10)
-	for i := range data {
-		data[i] = byte(i * 7 >> 3)
-	}
-	served.Go(func() {
-		if _, err := c.Write(data); err != nil {
-			t.Errorf("the client: %v", err)
-		}
-		c.(*net.TCPConn).CloseWrite()
-	})
-	got, err := io.ReadAll(c)
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d of %d bytes came back: %v, %v", len(got), len(data), err, context.Cause(ctx))
 	}
 }
