@@ -33,7 +33,7 @@ func TestSendingAheadRestsWhereMostGoesAgain(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ram := &counting{again: test.again}
 				x := newPair(t, options{
-					guest: colotest.GuestConfig{Pages: 64, Touch: 16},
+					guest: colotest.VMConfig{Pages: 64, Touch: 16},
 					primary: func(c *colo.PrimaryConfig) {
 						c.CheckpointDelay, c.AheadThreshold, c.RAM = time.Second, 1, ram
 					},

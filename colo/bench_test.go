@@ -39,7 +39,7 @@ type bench struct {
 	paused  func() // called in each checkpoint, when the guest stands still
 }
 
-func newBench(b *testing.B, cfg colotest.GuestConfig, delay time.Duration) *bench {
+func newBench(b *testing.B, cfg colotest.VMConfig, delay time.Duration) *bench {
 	b.Helper()
 	w := &world{cfg: cfg}
 	x := &bench{pair: &pair{world: w}, commits: make(chan event.CheckpointCommit, 1)}
@@ -81,7 +81,7 @@ func benchHost(b *testing.B, w *world, name string) *host {
 	b.Helper()
 	h := &host{t: b, name: name, world: w, net: &colotest.Network{Keep: -1}, disk: colotest.NewDisk()}
 	var err error
-	if h.guest, err = colotest.NewGuest(w.cfg); err != nil {
+	if h.guest, err = colotest.NewVM(w.cfg); err != nil {
 		b.Fatal(err)
 	}
 	h.plain.guest = h.guest
@@ -133,7 +133,7 @@ func (x *bench) copyCost(n int, arena []byte, r *rand.Rand) (d time.Duration) {
 // again and again. It reports how long the guest stood still, and how much of
 // that each dirty page cost, beside what copying as many pages takes.
 func benchmarkCheckpoint(b *testing.B, n int) {
-	cfg := colotest.GuestConfig{Pages: max(4*n, 1), Touch: 1, Seed: 3}
+	cfg := colotest.VMConfig{Pages: max(4*n, 1), Touch: 1, Seed: 3}
 	if n == 0 {
 		cfg.Touch = 0
 	}
@@ -186,7 +186,7 @@ func BenchmarkCheckpoint10kPages(b *testing.B) { benchmarkCheckpoint(b, 10000) }
 // BenchmarkCheckpointRunning protects a pair of guests that run all the time,
 // checkpoint after checkpoint.
 func BenchmarkCheckpointRunning(b *testing.B) {
-	x := newBench(b, colotest.GuestConfig{Pages: 64, Touch: 16}, -1)
+	x := newBench(b, colotest.VMConfig{Pages: 64, Touch: 16}, -1)
 	defer x.cancel()
 	defer x.p.running()()
 	defer x.s.running()()

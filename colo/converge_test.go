@@ -42,7 +42,7 @@ func TestMemoryIsSentInRoundsBeforeAGuestIsHandedOver(t *testing.T) {
 					}
 				}
 				x = newPair(t, options{
-					guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+					guest: colotest.VMConfig{Pages: 1024, Touch: 32},
 					primary: func(c *colo.PrimaryConfig) {
 						c.CheckpointDelay, c.AheadThreshold = time.Second, -1
 						c.RAM = rounds{func() { begun++; write() }}
@@ -100,7 +100,7 @@ func TestADivergenceEndsTheRoundsBeforeAHandOver(t *testing.T) {
 		var x *pair
 		begun := 0
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			guest: colotest.VMConfig{Pages: 1024, Touch: 32},
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay, c.AheadThreshold = time.Second, -1
 				c.RAM = rounds{func() {
@@ -144,7 +144,7 @@ func TestRoundsBeforeAHandOverLeaveNothingOut(t *testing.T) {
 		var x *pair
 		ahead, all := 0, 0
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			guest: colotest.VMConfig{Pages: 1024, Touch: 32},
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay, c.AheadThreshold = time.Second, -1
 				c.RAM = wholeRounds{rounds{func() { ahead++ }}, func() { all++ }}
@@ -188,7 +188,7 @@ func TestAGuestThatIsHandedOverRunsUntilTheSecondaryHasWhatWasSent(t *testing.T)
 				var x *pair
 				var ahead, paused time.Time
 				x = newPair(t, options{
-					guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+					guest: colotest.VMConfig{Pages: 1024, Touch: 32},
 					primary: func(c *colo.PrimaryConfig) {
 						c.CheckpointDelay, c.AheadThreshold = time.Second, -1
 						c.Step = func(op string, epoch uint64) {
@@ -232,7 +232,7 @@ func TestASessionThatIsLostWaitsForNoRoundOfAHandOver(t *testing.T) {
 		var x *pair
 		var lost time.Time
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			guest: colotest.VMConfig{Pages: 1024, Touch: 32},
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay, c.AheadThreshold = time.Second, -1
 				c.Step = func(op string, epoch uint64) {
@@ -268,7 +268,7 @@ func TestTheLastCheckpointIsNotDelayedByTheOneBefore(t *testing.T) {
 		var x *pair
 		var begun [4]time.Time
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			guest: colotest.VMConfig{Pages: 1024, Touch: 32},
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay, c.MinInterval, c.AheadThreshold = time.Hour, 4*time.Second, -1
 			},

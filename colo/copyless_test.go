@@ -236,7 +236,7 @@ func TestAListThatLiesEndsTheSessionAndNotTheGuest(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				// Large enough for each side to write pages that the other does not.
-				large := colotest.GuestConfig{Pages: 64, Touch: 2, TSCPerMille: 300, Seed: 1}
+				large := colotest.VMConfig{Pages: 64, Touch: 2, TSCPerMille: 300, Seed: 1}
 				p := newCopyless(t, options{guest: large, secondary: func(c *colo.SecondaryConfig) {
 					c.RAM = tellsLies{c.RAM.(*ram.Cache), x.list}
 				}})

@@ -22,7 +22,7 @@ type manner struct {
 	name   string
 	apply  func(*colo.PrimaryConfig)
 	stride int64 // of the bytes to cut at that are inside no page
-	guest  colotest.GuestConfig
+	guest  colotest.VMConfig
 }
 
 // sparse returns n where a test tries one of n places.
@@ -37,7 +37,7 @@ func sparse() int {
 }
 
 // wide is a guest that does not write the same pages all the time.
-var wide = colotest.GuestConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
+var wide = colotest.VMConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
 
 var manners = []manner{
 	{"early resume", func(*colo.PrimaryConfig) {}, 5, small},

@@ -132,7 +132,7 @@ func TestWhateverComesWhileMemoryIsSentEarlyWaitsForOneWrite(t *testing.T) {
 				var sent int64
 				after := 0
 				x = newPair(t, options{
-					guest: colotest.GuestConfig{Pages: 2048, Touch: 256},
+					guest: colotest.VMConfig{Pages: 2048, Touch: 256},
 					primary: func(c *colo.PrimaryConfig) {
 						c.EarlyShare, c.CheckpointDelay = 1, time.Second
 						c.Step = func(op string, epoch uint64) {
@@ -179,7 +179,7 @@ func TestMemoryIsSentEarlyAtItsPace(t *testing.T) {
 		var bytes, before int64
 		pieces := 0
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 4096, Touch: 512},
+			guest: colotest.VMConfig{Pages: 4096, Touch: 512},
 			primary: func(c *colo.PrimaryConfig) {
 				c.EarlyShare, c.CheckpointDelay = share, time.Second
 				c.Step = func(op string, epoch uint64) {
@@ -224,7 +224,7 @@ func TestNoMoreIsSentEarlyThanIsTaken(t *testing.T) {
 		var x *pair
 		early, most := uint64(0), uint64(0)
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 64},
+			guest: colotest.VMConfig{Pages: 1024, Touch: 64},
 			primary: func(c *colo.PrimaryConfig) {
 				sends(c)
 				c.Step = func(op string, _ uint64) {

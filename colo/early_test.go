@@ -76,7 +76,7 @@ func TestAGuestRunsOnWhileTheSecondaryLoadsTheFirstState(t *testing.T) {
 // A still is a device that is saved and described while its guest stands still.
 type still struct {
 	t     *testing.T
-	guest *colotest.Guest
+	guest *colotest.VM
 	v     uint64
 	reads int
 }

@@ -21,8 +21,8 @@ import (
 // primary's host falls silent: the secondary's heartbeat finds out, its session
 // asks, and the twin goes on.
 func Example_heartbeat() {
-	guest, err1 := colotest.NewGuest(colotest.GuestConfig{Touch: 16})
-	twin, err2 := colotest.NewGuest(colotest.GuestConfig{Touch: 16})
+	guest, err1 := colotest.NewVM(colotest.VMConfig{Touch: 16})
+	twin, err2 := colotest.NewVM(colotest.VMConfig{Touch: 16})
 	var here, there vmstate.Registry
 	_, err3 := guest.RegisterPrimary(&here, ram.SaverConfig{})
 	cache, err4 := twin.RegisterSecondary(&there, ram.CacheConfig{})

@@ -22,8 +22,8 @@ func Example() {
 	// What each host brings: a guest that can be paused and resumed, and a
 	// registry of its devices and memory. These guests are written in Go; with
 	// package kvm they are virtual machines.
-	guest, err1 := colotest.NewGuest(colotest.GuestConfig{Touch: 16})
-	twin, err2 := colotest.NewGuest(colotest.GuestConfig{Touch: 16})
+	guest, err1 := colotest.NewVM(colotest.VMConfig{Touch: 16})
+	twin, err2 := colotest.NewVM(colotest.VMConfig{Touch: 16})
 	var here, there vmstate.Registry
 	_, err3 := guest.RegisterPrimary(&here, ram.SaverConfig{})
 	cache, err4 := twin.RegisterSecondary(&there, ram.CacheConfig{})

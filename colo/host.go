@@ -117,7 +117,7 @@ type Stage interface {
 type Settler interface{ Settle() error }
 
 // Loader takes a guest's state in place of a vmstate.Registry, on a host that
-// does not know the guest's devices (standby.Guest). Its methods are called from
+// does not know the guest's devices (standby.Copy). Its methods are called from
 // the goroutine in Run; Load, LoadDevices, Commit and Rollback do what the methods of
 // a Registry do: what was loaded is staged until Commit or Rollback.
 type Loader interface {

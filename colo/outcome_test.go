@@ -188,7 +188,7 @@ var faults = []fault{
 
 // faultAt runs a pair until the fault at a step of one side has ended it, or
 // checkpoint 2 is whole and the link is cut.
-func faultAt(t *testing.T, f fault, when moment, guest colotest.GuestConfig) (x *pair, hit bool) {
+func faultAt(t *testing.T, f fault, when moment, guest colotest.VMConfig) (x *pair, hit bool) {
 	pctx, pcancel := context.WithCancel(t.Context())
 	sctx, scancel := context.WithCancel(t.Context())
 	defer pcancel()

@@ -20,13 +20,13 @@ import (
 )
 
 // small is a guest whose checkpoints are a few pages.
-var small = colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
+var small = colotest.VMConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
 
 // host is one side of a pair, with everything a session needs.
 type host struct {
 	t     testing.TB
 	name  string
-	guest *colotest.Guest
+	guest *colotest.VM
 	net   *colotest.Network
 	disk  *colotest.Disk
 	plain plain
@@ -49,7 +49,7 @@ type host struct {
 // plain is a device whose fields are its state: what was staged and not
 // committed must be taken back.
 type plain struct {
-	guest     *colotest.Guest
+	guest     *colotest.VM
 	v         uint64 // the guest's rounds
 	committed uint64
 }
@@ -70,7 +70,7 @@ func (p *plain) PostLoad(uint32) error {
 // world has all that the two sides share: the network that clients are on, the record of what
 // the guests did, and the ledger of who may go on.
 type world struct {
-	cfg     colotest.GuestConfig
+	cfg     colotest.VMConfig
 	witness colotest.Witness
 	ledger  colotest.Ledger
 
@@ -118,7 +118,7 @@ func newHost(t testing.TB, w *world, name string) *host {
 		return nil
 	}
 	var err error
-	if h.guest, err = colotest.NewGuest(cfg); err != nil {
+	if h.guest, err = colotest.NewVM(cfg); err != nil {
 		t.Fatal(err)
 	}
 	h.plain.guest = h.guest
@@ -277,7 +277,7 @@ type pair struct {
 
 // options change a pair before it is made.
 type options struct {
-	guest     colotest.GuestConfig // zero: small
+	guest     colotest.VMConfig // zero: small
 	ps, sp    colotest.Flow
 	primary   func(*colo.PrimaryConfig)
 	secondary func(*colo.SecondaryConfig)
@@ -444,7 +444,7 @@ func sorted(v []uint64) []uint64 {
 }
 
 // history returns the hashes of all rounds of a guest, sorted.
-func history(t testing.TB, g *colotest.Guest) []uint64 {
+func history(t testing.TB, g *colotest.VM) []uint64 {
 	t.Helper()
 	h, err := g.History()
 	if err != nil {

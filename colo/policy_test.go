@@ -101,7 +101,7 @@ func TestMemoryIsSentAhead(t *testing.T) {
 		var ahead, behind int64
 		var sent int64
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 64}, // few pages are touched twice
+			guest: colotest.VMConfig{Pages: 1024, Touch: 64}, // few pages are touched twice
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay, c.AheadThreshold = time.Second, 64<<10
 				c.Step = func(op string, epoch uint64) {

@@ -208,7 +208,7 @@ func TestADivergenceEndsTheSendingAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var x *pair
 		x = newPair(t, options{
-			guest: colotest.GuestConfig{Pages: 1024, Touch: 128},
+			guest: colotest.VMConfig{Pages: 1024, Touch: 128},
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay, c.AheadThreshold = time.Second, 1
 				c.Step = func(op string, epoch uint64) {

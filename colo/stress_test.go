@@ -46,7 +46,7 @@ func (x *pair) startUntil(t *testing.T, n uint64) {
 // another goroutine, at any time at all.
 func TestFailoverAtAnyTimeIsARequest(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	cfg := colotest.GuestConfig{VCPUs: 2, Pages: 16, Touch: 4, TSCPerMille: 300, Interval: 20 * time.Microsecond}
+	cfg := colotest.VMConfig{VCPUs: 2, Pages: 16, Touch: 4, TSCPerMille: 300, Interval: 20 * time.Microsecond}
 	took := map[event.Mode]int{}
 	for range 120/sparse() + 1 {
 		mode := event.ModePrimary
@@ -94,7 +94,7 @@ func TestFailoverAtAnyTimeIsARequest(t *testing.T) {
 // TestLinkBreaksAtAnyTimeUnderLoad breaks the connection of a busy pair.
 func TestLinkBreaksAtAnyTimeUnderLoad(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	cfg := colotest.GuestConfig{VCPUs: 2, Pages: 64, Touch: 8, TSCPerMille: 300, Interval: 10 * time.Microsecond}
+	cfg := colotest.VMConfig{VCPUs: 2, Pages: 64, Touch: 8, TSCPerMille: 300, Interval: 10 * time.Microsecond}
 	took := map[string]int{}
 	for i := range 60/sparse() + 1 {
 		m := manners[i%len(manners)]

@@ -18,7 +18,7 @@ import (
 // throttled is a VM whose guest does n rounds per step, less what it is throttled
 // by.
 type throttled struct {
-	*colotest.Guest
+	*colotest.VM
 	fail error
 
 	mu      sync.Mutex
@@ -55,9 +55,9 @@ func busy(t *testing.T, change func(*colo.PrimaryConfig), fail error) (*pair, *t
 	var x *pair
 	vm := &throttled{fail: fail}
 	x = newPair(t, options{
-		guest: colotest.GuestConfig{Pages: 512, Touch: 8},
+		guest: colotest.VMConfig{Pages: 512, Touch: 8},
 		primary: func(c *colo.PrimaryConfig) {
-			vm.Guest = x0(c)
+			vm.VM = x0(c)
 			c.VM, c.MaxDowntime, c.CheckpointDelay = vm, 1, time.Second
 			if change != nil {
 				change(c)
@@ -72,7 +72,7 @@ func busy(t *testing.T, change func(*colo.PrimaryConfig), fail error) (*pair, *t
 	return x, vm
 }
 
-func x0(c *colo.PrimaryConfig) *colotest.Guest { return c.VM.(*colotest.Guest) }
+func x0(c *colo.PrimaryConfig) *colotest.VM { return c.VM.(*colotest.VM) }
 
 func TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

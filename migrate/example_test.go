@@ -17,12 +17,12 @@ import (
 // A running guest goes to another host, here of the same process, by precopy.
 func Example() {
 	ctx := context.Background()
-	here, err := colotest.NewGuest(colotest.GuestConfig{Touch: 4})
+	here, err := colotest.NewVM(colotest.VMConfig{Touch: 4})
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer here.Close()
-	there, err := colotest.NewGuest(colotest.GuestConfig{Touch: 4})
+	there, err := colotest.NewVM(colotest.VMConfig{Touch: 4})
 	if err != nil {
 		log.Fatal(err)
 	}

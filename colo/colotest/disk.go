@@ -80,7 +80,7 @@ func (d *Disk) forward(v ...uint64) {
 	d.pending = append(d.pending, v...)
 }
 
-// AppendFrame appends the hash in a frame of a [Guest], so that the disk can be
+// AppendFrame appends the hash in a frame of a [VM], so that the disk can be
 // compared with the guest's history.
 func (d *Disk) AppendFrame(frame []byte) {
 	d.Append(binary.BigEndian.Uint64(frame[len(frame)-16:])) // the round's hash

@@ -6,7 +6,7 @@
 // [TestVM] runs a host VMM's own implementation of colo.VM, ram.DirtyLog and
 // its devices through what a session relies on.
 //
-// [Guest] runs the rounds of this project's test program in Go. Each round
+// [VM] runs the rounds of this project's test program in Go. Each round
 // depends on all of the guest's state so far and sends one frame, so a single
 // byte that went missing in a checkpoint shows in every frame from then on. A
 // [Ledger] has seen what the guests did and can therefore say whether one of

@@ -9,8 +9,8 @@ import (
 
 // A guest runs its rounds, sends a frame after each, and a client of it can tell
 // whether what it hears is one history.
-func ExampleGuest() {
-	cfg := colotest.GuestConfig{Pages: 4, Touch: 2, Seed: 1}
+func ExampleVM() {
+	cfg := colotest.VMConfig{Pages: 4, Touch: 2, Seed: 1}
 	client, err := colotest.NewOracle(cfg)
 	if err != nil {
 		fmt.Println(err)
@@ -20,7 +20,7 @@ func ExampleGuest() {
 		client.Frame(frame)
 		return nil
 	}
-	guest, err := colotest.NewGuest(cfg)
+	guest, err := colotest.NewVM(cfg)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -9,7 +9,7 @@ import (
 // keeping is a guest's log that leaves named pages writable, as KVM's does, and does it
 // wrong where fault says so.
 type keeping struct {
-	*Guest
+	*VM
 	fault keepingFault
 	named ram.Bitmap
 	open  ram.Bitmap // pages that are writable, whose writes nobody sees
@@ -25,8 +25,8 @@ const (
 	owesNothing                         // for what was writable when none is named any more
 )
 
-func newKeeping(g *Guest, fault keepingFault) *keeping {
-	return &keeping{Guest: g, fault: fault, open: ram.NewBitmap(64 * len(g.dirty))}
+func newKeeping(g *VM, fault keepingFault) *keeping {
+	return &keeping{VM: g, fault: fault, open: ram.NewBitmap(64 * len(g.dirty))}
 }
 
 func (k *keeping) KeepDirty(block string, pages []uint64) bool {
@@ -45,7 +45,7 @@ func (k *keeping) KeepDirty(block string, pages []uint64) bool {
 
 func (k *keeping) ReadDirty(block string, bitmap []uint64) error {
 	written := make(ram.Bitmap, len(bitmap))
-	if err := k.Guest.ReadDirty(block, written); err != nil {
+	if err := k.VM.ReadDirty(block, written); err != nil {
 		return err
 	}
 	for i, w := range written {
@@ -77,7 +77,7 @@ func TestALogThatLeavesPagesWritableConforms(t *testing.T) {
 		t.Skip("short: two other guests conform, and each fault of such a log is found")
 	}
 	TestVM(t, func(t *testing.T) Host {
-		g := running(t, GuestConfig{Touch: 4})
+		g := running(t, VMConfig{Touch: 4})
 		h := hostOf(g)
 		h.Log = newKeeping(g, 0)
 		return h

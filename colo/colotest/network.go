@@ -98,7 +98,7 @@ func (n *Network) Register(reg *vmstate.Registry) error {
 	return reg.Register(vmstate.Entry{Name: "network", Version: 1, MinVersion: 1}, n)
 }
 
-// Output takes a frame of the guest. Use it as GuestConfig.Output.
+// Output takes a frame of the guest. Use it as VMConfig.Output.
 func (n *Network) Output(frame []byte) error {
 	n.mu.Lock()
 	if n.Limit > 0 && n.holding && len(n.held) >= n.Limit {

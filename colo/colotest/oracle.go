@@ -23,7 +23,7 @@ type Verdict struct {
 // Clean reports whether a client of the guest could not tell that it is two.
 func (v Verdict) Clean() bool { return v.Lost == 0 && v.Contradicted == 0 && v.Corrupted == 0 }
 
-// Oracle is a client of a [Guest]: told the frames that left, in order, it says
+// Oracle is a client of a [VM]: told the frames that left, in order, it says
 // whether one guest can have sent them all. It has a model of the guest, and so
 // knows each frame before it comes, but for the time-stamp counters. It belongs
 // to one goroutine.
@@ -45,7 +45,7 @@ type oracleVCPU struct {
 type said struct{ h, t uint64 }
 
 // NewOracle returns the oracle of a guest in its first state.
-func NewOracle(cfg GuestConfig) (*Oracle, error) {
+func NewOracle(cfg VMConfig) (*Oracle, error) {
 	p := cfg.params()
 	o := &Oracle{}
 	for i := range p.VCPUs {
@@ -134,7 +134,7 @@ type entry struct {
 	n, h uint64
 }
 
-// Frame notes a frame. Call it in a [GuestConfig]'s Output of both guests.
+// Frame notes a frame. Call it in a [VMConfig]'s Output of both guests.
 func (l *Ledger) Frame(b []byte) error {
 	f, err := guest.ParseFrame(b)
 	if err != nil {
@@ -153,7 +153,7 @@ func (l *Ledger) Frame(b []byte) error {
 // memory remembers, 65536 unless its Ring says otherwise: its registers, its ring and its
 // working set must all be what the history in its ring leads to, round by round, and every
 // round of it must have been run by one of the guests that the ledger knows.
-func (l *Ledger) Verify(g *Guest) error {
+func (l *Ledger) Verify(g *VM) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !g.Paused() {
@@ -167,7 +167,7 @@ func (l *Ledger) Verify(g *Guest) error {
 	return nil
 }
 
-func (l *Ledger) verify(g *Guest, i int, v *vcpu) error {
+func (l *Ledger) verify(g *VM, i int, v *vcpu) error {
 	ring, err := guest.ReadRing(g.mem, i)
 	if err != nil {
 		return err

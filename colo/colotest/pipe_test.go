@@ -133,13 +133,13 @@ func TestTrafficEnumeratesItsPoints(t *testing.T) {
 }
 
 func TestOracleTellsWhatAClientWouldNotice(t *testing.T) {
-	cfg := GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 500, Seed: 7}
+	cfg := VMConfig{Pages: 4, Touch: 2, TSCPerMille: 500, Seed: 7}
 	var frames [][]byte
 	cfg.Output = func(f []byte) error {
 		frames = append(frames, bytes.Clone(f))
 		return nil
 	}
-	g, err := NewGuest(cfg)
+	g, err := NewVM(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestOracleTellsWhatAClientWouldNotice(t *testing.T) {
 
 func TestLedgerFindsAnyByteThatIsNotTheGuests(t *testing.T) {
 	var l Ledger
-	g, err := NewGuest(GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 500, Output: l.Frame})
+	g, err := NewVM(VMConfig{Pages: 4, Touch: 2, TSCPerMille: 500, Output: l.Frame})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ func needTracker(t *testing.T) {
 func TestTheGuestMarksEveryPageItWrites(t *testing.T) {
 	needTracker(t)
 	frames := make(chan struct{}, 1)
-	g := running(t, GuestConfig{
+	g := running(t, VMConfig{
 		VCPUs: 2, Pages: 64, Touch: 8, Interval: -1, Disk: 64 << 10, DiskEvery: 2,
 		Output: func([]byte) error {
 			select {
@@ -77,7 +77,7 @@ func TestTheGuestMarksEveryPageItWrites(t *testing.T) {
 
 func TestATrackedGuestForgetsAtAReset(t *testing.T) {
 	needTracker(t)
-	g, err := NewGuest(GuestConfig{Touch: 8, Tracked: true})
+	g, err := NewVM(VMConfig{Touch: 8, Tracked: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ type benchHosts struct {
 	ports   [2]*Port
 	terms   [2]PortConfig
 	store   *failovertest.Store
-	guest   colotest.GuestConfig
+	guest   colotest.VMConfig
 	mu      sync.Mutex
 	commits []event.CheckpointCommit // of the primary
 	stops   time.Time                // when a guest began to stand still last
@@ -30,7 +30,7 @@ type benchHosts struct {
 
 // timedGuest is the guest of a host that notes when it stands still and when it runs.
 type timedGuest struct {
-	*colotest.Guest
+	*colotest.VM
 	x    *benchHosts
 	host *benchHost
 }
@@ -42,11 +42,11 @@ func (g timedGuest) Pause(ctx context.Context) error {
 		g.x.stops = at
 		g.x.mu.Unlock()
 	}
-	return g.Guest.Pause(ctx)
+	return g.VM.Pause(ctx)
 }
 
 func (g timedGuest) Resume(ctx context.Context) error {
-	err := g.Guest.Resume(ctx)
+	err := g.VM.Resume(ctx)
 	at := time.Now()
 	if g.host.job.State() == TakingOver {
 		g.x.mu.Lock()
@@ -66,7 +66,7 @@ func (x *benchHosts) lastStood() time.Duration {
 // A benchHost is one of them that runs.
 type benchHost struct {
 	job   *Job
-	guest *colotest.Guest
+	guest *colotest.VM
 	group sync.WaitGroup
 	stop  context.CancelFunc
 
@@ -74,7 +74,7 @@ type benchHost struct {
 	conns []net.Conn // that it has dialled
 }
 
-func newBenchHosts(b *testing.B, secure bool, guest colotest.GuestConfig) *benchHosts {
+func newBenchHosts(b *testing.B, secure bool, guest colotest.VMConfig) *benchHosts {
 	b.Helper()
 	x := &benchHosts{b: b, store: new(failovertest.Store), guest: guest}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -102,7 +102,7 @@ func (x *benchHosts) boot(i int, start bool, prepare func(mem []byte), change fu
 	names := [2]string{"a", "b"}
 	h := new(benchHost)
 	var err error
-	if h.guest, err = colotest.NewGuest(x.guest); err != nil {
+	if h.guest, err = colotest.NewVM(x.guest); err != nil {
 		x.b.Fatal(err)
 	}
 	if prepare != nil {

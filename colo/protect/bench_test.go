@@ -30,7 +30,7 @@ func BenchmarkSwitchover(b *testing.B) {
 }
 
 func benchmarkSwitchover(b *testing.B, secure, late bool) {
-	x := newBenchHosts(b, secure, colotest.GuestConfig{Pages: 4000, Touch: 8, Seed: 1, Interval: time.Millisecond})
+	x := newBenchHosts(b, secure, colotest.VMConfig{Pages: 4000, Touch: 8, Seed: 1, Interval: time.Millisecond})
 	change := func(c *Config) { c.LateResume = late }
 	hosts := []*benchHost{x.boot(0, true, nil, change), x.boot(1, false, nil, change)}
 	for _, h := range hosts {
@@ -123,7 +123,7 @@ func roundTrip(b *testing.B) time.Duration {
 // primary is lost, and an operator or a fencer says so, to that in which its guest runs. No
 // arbiter is asked, and there is no disk.
 func BenchmarkLossToRunning(b *testing.B) {
-	x := newBenchHosts(b, false, colotest.GuestConfig{Pages: 256, Touch: 8, Interval: time.Millisecond})
+	x := newBenchHosts(b, false, colotest.VMConfig{Pages: 256, Touch: 8, Interval: time.Millisecond})
 	var took []time.Duration
 	for b.Loop() {
 		x.store = new(failovertest.Store)
@@ -169,7 +169,7 @@ func BenchmarkProtectAgain(b *testing.B) {
 }
 
 func benchmarkProtectAgain(b *testing.B, size uint64, change func(*Config)) {
-	x := newBenchHosts(b, false, colotest.GuestConfig{Memory: size, Pages: 4000, Touch: 8, Interval: time.Millisecond})
+	x := newBenchHosts(b, false, colotest.VMConfig{Memory: size, Pages: 4000, Touch: 8, Interval: time.Millisecond})
 	leads := x.boot(0, true, func(mem []byte) {
 		for at := size / 8; at < size; at += ram.PageSize {
 			mem[at] = byte(at>>12) | 1 // no page is zero
@@ -219,7 +219,7 @@ func BenchmarkSynchronisation(b *testing.B) {
 	const size = 512 << 20
 	for _, name := range []string{"plain", "TLS"} {
 		b.Run(name, func(b *testing.B) {
-			x := newBenchHosts(b, name == "TLS", colotest.GuestConfig{Memory: size, Pages: 256, Touch: 1, Interval: 10 * time.Millisecond})
+			x := newBenchHosts(b, name == "TLS", colotest.VMConfig{Memory: size, Pages: 256, Touch: 1, Interval: 10 * time.Millisecond})
 			leads := x.boot(0, true, func(mem []byte) { rand.Read(mem[size/16:]) }, nil)
 			defer leads.end()
 			var ours, bound, oursCPU, boundCPU []time.Duration

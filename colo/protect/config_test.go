@@ -21,7 +21,7 @@ type ofBlocks struct {
 func (g ofBlocks) Blocks() []ram.Block { return g.blocks }
 
 func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
-	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +106,7 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 }
 
 func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
-	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 	if err != nil {
 		t.Fatal(err)
 	}

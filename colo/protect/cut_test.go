@@ -81,20 +81,20 @@ func breakOnce(connection int64, back bool, n int64, stall bool) func(string, st
 
 // undescribed is a guest whose devices take a while to be named.
 type undescribed struct {
-	*colotest.Guest
+	*colotest.VM
 	known <-chan struct{}
 }
 
 func (g undescribed) Register(reg *vmstate.Registry) error {
 	<-g.known
-	return g.Guest.Register(reg)
+	return g.VM.Register(reg)
 }
 
 // A host that does not know yet what its guest has does not say that something lacks there.
 func TestAHostThatHasNotBegunIsNotTakenForOneThatDoesNotFit(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		known := make(chan struct{})
-		b := w.boot("b", false, func(c *Config) { c.Guest = undescribed{c.Guest.(*colotest.Guest), known} })
+		b := w.boot("b", false, func(c *Config) { c.Guest = undescribed{c.Guest.(*colotest.VM), known} })
 		a := w.boot("a", true, nil)
 		time.Sleep(5 * time.Second)
 		var r *RefusedError

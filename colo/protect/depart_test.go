@@ -19,7 +19,7 @@ func (clogged) Drain(ctx context.Context) error {
 
 // slowToPause is a guest that cannot be paused in time, so many times.
 type slowToPause struct {
-	*colotest.Guest
+	*colotest.VM
 	times int
 }
 
@@ -29,7 +29,7 @@ func (g *slowToPause) Pause(ctx context.Context) error {
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
-	return g.Guest.Pause(ctx)
+	return g.VM.Pause(ctx)
 }
 
 // A host that leaves gives the guest back, and leaves it standing, however long what comes before has
@@ -37,7 +37,7 @@ func (g *slowToPause) Pause(ctx context.Context) error {
 func TestAHostThatLeavesGivesTheGuestBackThoughItsOutputIsStuck(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"the output is stuck":      func(c *Config) { c.Network[0] = clogged{c.Network[0]} },
-		"the guest does not pause": func(c *Config) { c.Guest = &slowToPause{c.Guest.(*colotest.Guest), 1} },
+		"the guest does not pause": func(c *Config) { c.Guest = &slowToPause{c.Guest.(*colotest.VM), 1} },
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
 			w.guest.Interval = 20 * time.Millisecond

@@ -12,7 +12,7 @@ import (
 func TestASessionThatGoesOnWhereTheHostWasDeposedLeavesItWaiting(t *testing.T) {
 	for state, want := range map[State]State{Waiting: Waiting, Asking: Alone, SwitchingOver: Alone, TakingOver: Alone} {
 		j := jobIn(state)
-		g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 1})
+		g, err := colotest.NewVM(colotest.VMConfig{Pages: 1})
 		if err != nil {
 			t.Fatal(err)
 		}

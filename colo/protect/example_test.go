@@ -35,8 +35,8 @@ func Example() {
 
 	// A host brings its guest, which can be paused and resumed and names its
 	// devices and memory. These guests are written in Go.
-	host := func(name string, port, other *protect.Port) (*protect.Job, *colotest.Guest) {
-		guest, err := colotest.NewGuest(colotest.GuestConfig{Touch: 16})
+	host := func(name string, port, other *protect.Port) (*protect.Job, *colotest.VM) {
+		guest, err := colotest.NewVM(colotest.VMConfig{Touch: 16})
 		if err != nil {
 			log.Fatal(err)
 		}

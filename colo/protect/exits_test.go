@@ -46,7 +46,7 @@ func TestTheEndOfRunGivesAllDescriptorsBack(t *testing.T) {
 		}
 		var group sync.WaitGroup
 		for i, name := range []string{"a", "b"} {
-			guest, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4, Touch: 2, Seed: 1, Interval: time.Millisecond})
+			guest, err := colotest.NewVM(colotest.VMConfig{Pages: 4, Touch: 2, Seed: 1, Interval: time.Millisecond})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -26,7 +26,7 @@ func TestHostsThatAreFartherApartThanLostAreProtected(t *testing.T) {
 
 // tardyGuest takes longer than a host may be silent until its devices are registered for a session.
 type tardyGuest struct {
-	*colotest.Guest
+	*colotest.VM
 	takes time.Duration
 	on    *atomic.Bool
 }
@@ -35,7 +35,7 @@ func (g tardyGuest) Register(reg *vmstate.Registry) error {
 	if g.on.Load() {
 		time.Sleep(g.takes)
 	}
-	return g.Guest.Register(reg)
+	return g.VM.Register(reg)
 }
 
 // What a host makes ready for a session takes as long as it takes: the other host knows that it is
@@ -49,7 +49,7 @@ func TestAHostMayTakeLongerThanLostToBeReadyForASession(t *testing.T) {
 			slow := func(c *Config) {
 				c.Lost, c.PeerTimeout = DefaultLost, 10*DefaultLost
 				if c.Host == late {
-					c.Guest = tardyGuest{c.Guest.(*colotest.Guest), 3 * DefaultLost, on}
+					c.Guest = tardyGuest{c.Guest.(*colotest.VM), 3 * DefaultLost, on}
 				}
 			}
 			b := w.boot("b", false, slow)

@@ -40,11 +40,11 @@ func startMany(t testing.TB, n int) *many {
 		m.ports[i] = p
 		group.Go(func() { p.Serve(ctx) })
 	}
-	var guests []*colotest.Guest
+	var guests []*colotest.VM
 	for i := range n {
 		store := new(failovertest.Store)
 		for host, name := range []string{"b", "a"} { // the one that waits first
-			g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4, Interval: time.Hour})
+			g, err := colotest.NewVM(colotest.VMConfig{Pages: 4, Interval: time.Hour})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -133,7 +133,7 @@ func TestAPrimaryThatDoesNotSendAgainIsRefusedInWords(t *testing.T) {
 		w.leanly(t)
 		b := w.boot("b", false, nil)
 		b.is(Waiting)
-		g, err := colotest.NewGuest(w.guest)
+		g, err := colotest.NewVM(w.guest)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -23,7 +23,7 @@ import (
 
 // A meddler is a guest whose methods call the job that has called them.
 type meddler struct {
-	*colotest.Guest
+	*colotest.VM
 	job   *atomic.Pointer[Job]
 	calls atomic.Int64
 	fails atomic.Bool // Pause does, and the guest runs on
@@ -38,12 +38,12 @@ func (m *meddler) Pause(ctx context.Context) error {
 	if m.fails.Load() {
 		return errStuck
 	}
-	return m.Guest.Pause(ctx)
+	return m.VM.Pause(ctx)
 }
 
 func (m *meddler) Resume(ctx context.Context) error {
 	m.meddle()
-	return m.Guest.Resume(ctx)
+	return m.VM.Resume(ctx)
 }
 
 func (m *meddler) Throttle(int) error {
@@ -61,7 +61,7 @@ func (m *meddler) Register(reg *vmstate.Registry) error {
 	if err := m.hindrance(reg); err != nil {
 		return err
 	}
-	return m.Guest.Register(reg)
+	return m.VM.Register(reg)
 }
 
 // hindrance is what Register fails with.
@@ -120,7 +120,7 @@ func meddle(j *Job) {
 func (w *world) meddling(name string, start bool, change func(*Config)) (*host, *meddler) {
 	m := &meddler{job: new(atomic.Pointer[Job])}
 	h := w.boot(name, start, func(c *Config) {
-		m.Guest = c.Guest.(*colotest.Guest)
+		m.VM = c.Guest.(*colotest.VM)
 		c.Guest = m
 		c.Network = []Network{&meddlingNIC{Network: c.Network[0], m: m}}
 		c.Session.ThrottleShare = 0.1
@@ -199,7 +199,7 @@ func TestAHostWhoseDevicesCannotBeRegisteredWaits(t *testing.T) {
 						n := c.Network[0].(*meddlingNIC)
 						n.alone = of == "NIC"
 						if n.alone {
-							c.Guest = n.m.Guest
+							c.Guest = n.m.VM
 						}
 					}
 					b, ofB := w.meddling("b", false, nic)
@@ -293,7 +293,7 @@ func TestAHostWhoseDevicesCannotBeRegisteredAtFirstIsRefused(t *testing.T) {
 		m := &meddler{job: new(atomic.Pointer[Job])}
 		m.bare.Store(true)
 		a := w.boot("a", true, func(c *Config) {
-			m.Guest = c.Guest.(*colotest.Guest)
+			m.VM = c.Guest.(*colotest.VM)
 			c.Guest = m
 		})
 		<-a.done

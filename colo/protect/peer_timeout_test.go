@@ -9,7 +9,7 @@ import (
 )
 
 func TestAPeerThatBeatsMaySayNothingForThreeTimesLostByDefault(t *testing.T) {
-	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 	if err != nil {
 		t.Fatal(err)
 	}

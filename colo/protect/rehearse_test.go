@@ -44,12 +44,12 @@ func (u unfollowing) Follow(ctx context.Context) error {
 
 // A crowded guest is one for whose copy there is no memory: its blocks are none that a cache takes.
 type crowded struct {
-	*colotest.Guest
+	*colotest.VM
 	lack *lack
 }
 
 func (c crowded) Blocks() []ram.Block {
-	blocks := c.Guest.Blocks()
+	blocks := c.VM.Blocks()
 	if c.lack.err() != nil {
 		blocks[0].Used = uint64(len(blocks[0].Host)) + ram.PageSize
 	}
@@ -70,7 +70,7 @@ var lacking = map[string]func(*testing.T, *Config, *lack){
 	"network": func(_ *testing.T, c *Config, l *lack) {
 		c.Network = []Network{unfollowing{c.Network[0].(pacedProxy), l}}
 	},
-	"memory": func(_ *testing.T, c *Config, l *lack) { c.Guest = crowded{c.Guest.(*colotest.Guest), l} },
+	"memory": func(_ *testing.T, c *Config, l *lack) { c.Guest = crowded{c.Guest.(*colotest.VM), l} },
 	"disk": func(t *testing.T, c *Config, l *lack) {
 		meta, err := replication.OpenMetadata(&memory{b: make([]byte, metadataBytes+512)})
 		if err != nil {

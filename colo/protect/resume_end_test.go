@@ -28,7 +28,7 @@ func jobIn(s State) *Job {
 
 // newCopy returns what a secondary has of a guest after a synchronisation, without a copy
 // if lean.
-func newCopy(t *testing.T, g *colotest.Guest, lean bool) *ram.Cache {
+func newCopy(t *testing.T, g *colotest.VM, lean bool) *ram.Cache {
 	t.Helper()
 	c, err := ram.NewCache(g.Blocks(), g, ram.CacheConfig{StagedOnly: lean, Resumable: true})
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -77,7 +77,7 @@ func TestACopyIsKeptOnlyAfterAnEndOfTheLink(t *testing.T) {
 		{"the primary ends it on purpose", step(read(io.EOF)), false, true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+			g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,7 +116,7 @@ func TestAListThatDoesNotComeIsWaitedForAgain(t *testing.T) {
 		"longer than what it is for": {[][]byte{append(binary.BigEndian.AppendUint32(nil, 2), 0, 0)}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+			g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -152,7 +152,7 @@ func TestAListThatNobodyReadsHoldsNobodyUp(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+				g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -75,7 +75,7 @@ func TestABlipCostsWhatHasChanged(t *testing.T) {
 	})
 }
 
-func newOracle(t *testing.T, g colotest.GuestConfig) *colotest.Oracle {
+func newOracle(t *testing.T, g colotest.VMConfig) *colotest.Oracle {
 	t.Helper()
 	o, err := colotest.NewOracle(g)
 	if err != nil {
@@ -237,7 +237,7 @@ func TestAHostThatIsNotWhoItWasGetsAll(t *testing.T) {
 }
 
 func TestWhatASecondaryHoldsFitsOnlyItsPrimary(t *testing.T) {
-	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +274,7 @@ func TestWhatASecondaryHoldsFitsOnlyItsPrimary(t *testing.T) {
 }
 
 // newBase returns what a primary knows after a synchronisation.
-func newBase(t *testing.T, g *colotest.Guest) *base {
+func newBase(t *testing.T, g *colotest.VM) *base {
 	t.Helper()
 	b := &base{saver: ram.NewSaver(g.Blocks(), g, ram.SaverConfig{Resumable: true}), blocks: g.Blocks()}
 	w := qemufile.NewWriter(io.Discard)
@@ -287,7 +287,7 @@ func newBase(t *testing.T, g *colotest.Guest) *base {
 }
 
 func TestAListOfWrittenPagesIsNotTrusted(t *testing.T) {
-	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	g, err := colotest.NewVM(colotest.VMConfig{Pages: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -328,7 +328,7 @@ func TestACheckpointThatIsNotHeldIsNotResumed(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		b := w.boot("b", false, nil)
 		b.is(Waiting)
-		g, err := colotest.NewGuest(w.guest)
+		g, err := colotest.NewVM(w.guest)
 		if err != nil {
 			t.Fatal(err)
 		}

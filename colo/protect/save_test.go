@@ -72,7 +72,7 @@ func TestASavedGuestGoesOnWhereItStoodOnAnyHostAndOnce(t *testing.T) {
 			before := w.heard()
 			b = w.boot("b", false, func(c *Config) {
 				restored(t, file.Bytes())(c)
-				if n := c.Guest.(*colotest.Guest).Rounds()[0]; n != rounds {
+				if n := c.Guest.(*colotest.VM).Rounds()[0]; n != rounds {
 					t.Errorf("the guest was saved after %d rounds and goes on after %d", rounds, n)
 				}
 			})
@@ -364,7 +364,7 @@ func TestASavedGuestAndItsDiskAreOfOneMoment(t *testing.T) {
 }
 
 // newSaved returns a file and the guest that is in it.
-func newSaved(t testing.TB) ([]byte, *colotest.Guest) {
+func newSaved(t testing.TB) ([]byte, *colotest.VM) {
 	g := quiet(t)
 	step(t, g, 20)
 	var file bytes.Buffer
@@ -374,8 +374,8 @@ func newSaved(t testing.TB) ([]byte, *colotest.Guest) {
 	return file.Bytes(), g
 }
 
-func quiet(t testing.TB) *colotest.Guest {
-	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4, Touch: 2, Seed: 1})
+func quiet(t testing.TB) *colotest.VM {
+	g, err := colotest.NewVM(colotest.VMConfig{Pages: 4, Touch: 2, Seed: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -384,7 +384,7 @@ func quiet(t testing.TB) *colotest.Guest {
 }
 
 // step lets a guest that stands still make so many rounds.
-func step(t testing.TB, g *colotest.Guest, rounds int) {
+func step(t testing.TB, g *colotest.VM, rounds int) {
 	if err := errors.Join(g.Resume(t.Context()), g.Step(rounds), g.Pause(t.Context())); err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +418,7 @@ func TestAFileThatIsNotWholeRestoresNothing(t *testing.T) {
 
 func TestAFileWithoutADeviceRestoresNothing(t *testing.T) {
 	g := quiet(t)
-	two, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4, Touch: 2, Seed: 1, VCPUs: 2})
+	two, err := colotest.NewVM(colotest.VMConfig{Pages: 4, Touch: 2, Seed: 1, VCPUs: 2})
 	if err != nil {
 		t.Fatal(err)
 	}

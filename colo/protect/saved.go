@@ -23,7 +23,7 @@ var ErrNotMapped = errors.New("protect: the memory in the file is at no fixed pl
 // EnsureMemory on, Go code that is about to touch memory (a device's) calls ensure first, as
 // [ram.Lazy] explains, which returns when it is there; it is called while the guest is
 // paused. A Pause should not wait for a vCPU that waits for memory, but has it stand still
-// before it goes on. gokvmhost.Host and colotest.Guest are such guests.
+// before it goes on. gokvmhost.Host and colotest.VM are such guests.
 type EnsuredGuest interface {
 	Guest
 	EnsureMemory(ensure func(block string, offset, n uint64) error)

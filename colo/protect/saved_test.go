@@ -166,7 +166,7 @@ func TestAGuestOfAFileRunsBeforeItsMemoryAndIsProtectedBehindIt(t *testing.T) {
 		b.halt()
 
 		// Restore reads the same file.
-		g, err := colotest.NewGuest(w.guest)
+		g, err := colotest.NewVM(w.guest)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -248,7 +248,7 @@ func TestAGuestThatHasGoneOnDoesNotGoOnFromItsFileAgain(t *testing.T) {
 }
 
 // mapped returns the file of a guest that has run, as bytes.
-func mapped(t testing.TB) ([]byte, *colotest.Guest) {
+func mapped(t testing.TB) ([]byte, *colotest.VM) {
 	t.Helper()
 	g := quiet(t)
 	step(t, g, 20)

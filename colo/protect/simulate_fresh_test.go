@@ -29,7 +29,7 @@ type ailing struct {
 
 // An ailingGuest is a guest whose VMM fails when the host's is told to.
 type ailingGuest struct {
-	*colotest.Guest
+	*colotest.VM
 	h *host
 }
 
@@ -44,7 +44,7 @@ func (g ailingGuest) Pause(ctx context.Context) error {
 	if fails {
 		return errGuest
 	}
-	return g.Guest.Pause(ctx)
+	return g.VM.Pause(ctx)
 }
 
 func (g ailingGuest) Resume(ctx context.Context) error {
@@ -54,11 +54,11 @@ func (g ailingGuest) Resume(ctx context.Context) error {
 	if g.h.ails.resume.Load() > 0 && g.h.ails.resume.Add(-1) >= 0 {
 		return errGuest
 	}
-	return g.Guest.Resume(ctx)
+	return g.VM.Resume(ctx)
 }
 
 func (g ailingGuest) Register(reg *vmstate.Registry) error {
-	if err := g.Guest.Register(reg); err != nil {
+	if err := g.VM.Register(reg); err != nil {
 		return err
 	}
 	return reg.Register(vmstate.Entry{Name: "ailing", Version: 1, MinVersion: 1}, ailingDevice{g.h})

@@ -27,13 +27,13 @@ func (c committing) Commit(epoch uint64) error {
 
 // resumes counts how often a guest is resumed.
 type resumes struct {
-	*colotest.Guest
+	*colotest.VM
 	n *atomic.Int64
 }
 
 func (g resumes) Resume(ctx context.Context) error {
 	g.n.Add(1)
-	return g.Guest.Resume(ctx)
+	return g.VM.Resume(ctx)
 }
 
 // whileCommitting switches the guest over to a host that calls meanwhile while it makes the last
@@ -60,7 +60,7 @@ func committer(w *world, change func(*Config), meanwhile func(a, b *host) error)
 	var primary atomic.Pointer[host]
 	b = w.boot("b", false, func(c *Config) {
 		change(c)
-		g := c.Guest.(*colotest.Guest)
+		g := c.Guest.(*colotest.VM)
 		c.Guest = resumes{g, n}
 		c.Network = []Network{committing{c.Network[0].(paced), func(epoch uint64) error {
 			s, a := b.job.session(), primary.Load()

@@ -13,7 +13,7 @@ import (
 
 // pausing is a guest of which each pause is told before it is made.
 type pausing struct {
-	*colotest.Guest
+	*colotest.VM
 	f func() error
 }
 
@@ -21,7 +21,7 @@ func (g pausing) Pause(ctx context.Context) error {
 	if err := g.f(); err != nil {
 		return err
 	}
-	return g.Guest.Pause(ctx)
+	return g.VM.Pause(ctx)
 }
 
 // entrusting switches a guest over without an arbiter, to a host that has to pause it first, since
@@ -33,7 +33,7 @@ func entrusting(w *world, meanwhile func(a, b *host, before int64) error) (a, b 
 	late := &slowly{each: 1050 * time.Millisecond} // between two checkpoints
 	b = w.boot("b", false, func(c *Config) {
 		c.Arbiter = nil
-		c.Guest = pausing{c.Guest.(*colotest.Guest), func() error {
+		c.Guest = pausing{c.Guest.(*colotest.VM), func() error {
 			if s := b.job.session(); s == nil || s.primary != nil || !s.wasHanded() {
 				return nil
 			}

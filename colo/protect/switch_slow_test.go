@@ -24,13 +24,13 @@ func (s *slowly) wait() {
 
 // slowGuest is slow to be paused.
 type slowGuest struct {
-	*colotest.Guest
+	*colotest.VM
 	s *slowly
 }
 
 func (g slowGuest) Pause(ctx context.Context) error {
 	g.s.wait()
-	return g.Guest.Pause(ctx)
+	return g.VM.Pause(ctx)
 }
 
 // slowNIC is slow to say that all has left, and then the arbiter is slow.
@@ -60,7 +60,7 @@ func TestASwitchoverOfWhichEachStepIsSlowIsMade(t *testing.T) {
 		b := w.boot("b", false, nil)
 		a := w.boot("a", true, func(c *Config) {
 			c.PeerTimeout = slow.each + time.Second
-			g := c.Guest.(*colotest.Guest)
+			g := c.Guest.(*colotest.VM)
 			n := c.Network[0].(paced)
 			c.Guest, c.Network = slowGuest{g, slow}, []Network{slowNIC{n, slow}}
 		})

@@ -17,7 +17,7 @@ import (
 type host struct {
 	w     *world
 	name  string
-	guest *colotest.Guest
+	guest *colotest.VM
 	nic   *NIC
 	proxy *Proxy // instead of nic, if output is compared
 	job   *Job

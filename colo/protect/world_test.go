@@ -24,7 +24,7 @@ type world struct {
 	t      *testing.T
 	f      *fabric
 	store  *failovertest.Store
-	guest  colotest.GuestConfig
+	guest  colotest.VMConfig
 	term   time.Duration
 	ledger colotest.Ledger
 
@@ -77,7 +77,7 @@ func newWorld(t *testing.T) *world {
 	}
 	w := &world{
 		t: t, f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
-		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: ring, Interval: interval},
+		guest: colotest.VMConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: ring, Interval: interval},
 	}
 	o, err := colotest.NewOracle(w.guest)
 	if err != nil {
@@ -193,7 +193,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 			w.images[name] = h.image
 		}
 	}
-	if h.guest, err = colotest.NewGuest(g); err != nil {
+	if h.guest, err = colotest.NewVM(g); err != nil {
 		w.t.Fatal(err)
 	}
 	var guest Guest = h.guest

@@ -30,10 +30,10 @@ func Example() {
 	// The guests' NICs send by the sides' networks, which are made with the guests.
 	var primary *proxy.Primary
 	var secondary *proxy.Secondary
-	guest, err1 := colotest.NewGuest(colotest.GuestConfig{
+	guest, err1 := colotest.NewVM(colotest.VMConfig{
 		Interval: time.Millisecond, Output: func(p []byte) error { return primary.WritePacket(p) },
 	})
-	twin, err2 := colotest.NewGuest(colotest.GuestConfig{
+	twin, err2 := colotest.NewVM(colotest.VMConfig{
 		Interval: time.Millisecond, Output: func(p []byte) error { return secondary.WritePacket(p) },
 	})
 	if err := errors.Join(err1, err2); err != nil {

@@ -4,7 +4,7 @@
 // It is for operators of stock QEMUs; a VMM that knows its devices wants package
 // colo/protect.
 //
-// A [Guest] takes the place of a secondary's guest in a session of package colo.
+// A [Copy] takes the place of a secondary's guest in a session of package colo.
 // It holds one image of the primary's memory, learned from the stream's block
 // list, and the device sections as they came. There is no virtual machine, and
 // so nothing to pause, to roll back or to diverge; a standby costs the guest's
@@ -17,10 +17,10 @@
 //	err = s.Run(ctx)              // checkpoint after checkpoint
 //	err = guest.Put(w)            // a migration stream of the last one
 //
-// [Guest.Put] writes what a QEMU takes with -incoming: the guest goes on there,
-// exactly where its last whole checkpoint was. [Guest.NewLazyReplica] makes it the
+// [Copy.Put] writes what a QEMU takes with -incoming: the guest goes on there,
+// exactly where its last whole checkpoint was. [Copy.NewLazyReplica] makes it the
 // source of a postcopy migration: a QEMU runs it at once, and its memory follows.
-// [Guest.NewReplica] makes it the guest of a primary instead, to protect it with
+// [Copy.NewReplica] makes it the guest of a primary instead, to protect it with
 // another secondary.
 //
 // # All or nothing
@@ -29,7 +29,7 @@
 // applied to a staged copy. Device sections are cut, and so checked, before the
 // checkpoint is acknowledged. A commit only says that what is staged counts, so
 // it takes the same moment for one page and for a million; the pages move into
-// the image afterwards, while the primary's guest runs ([Guest.Settle]). What is
+// the image afterwards, while the primary's guest runs ([Copy.Settle]). What is
 // left of a checkpoint that broke off is dropped.
 //
 // # Who goes on

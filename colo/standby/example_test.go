@@ -10,7 +10,7 @@ import (
 
 // A stream that a QEMU has written is kept as it would be in a session, and can be
 // written again for a QEMU to load (-incoming).
-func ExampleGuest_Read() {
+func ExampleCopy_Read() {
 	f, err := os.Open("testdata/none-initial.bin")
 	if err != nil {
 		fmt.Println(err)

@@ -113,11 +113,11 @@ func TestAGuestThatIsUsedIsNotFreed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := x.Guest.Close(); err == nil {
+	if err := x.Copy.Close(); err == nil {
 		t.Fatal("it was")
 	}
-	put(t, x.Guest)
-	if err := errors.Join(p.Close(), x.Guest.Close()); err != nil {
+	put(t, x.Copy)
+	if err := errors.Join(p.Close(), x.Copy.Close()); err != nil {
 		t.Error(err)
 	}
 }

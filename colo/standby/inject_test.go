@@ -224,8 +224,8 @@ func TestOurPrimaryGoesOnAfterAWrongAnswer(t *testing.T) {
 		}
 		t.Run(f.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				guest, err1 := colotest.NewGuest(colotest.GuestConfig{Touch: 4})
-				twin, err2 := colotest.NewGuest(colotest.GuestConfig{Touch: 4})
+				guest, err1 := colotest.NewVM(colotest.VMConfig{Touch: 4})
+				twin, err2 := colotest.NewVM(colotest.VMConfig{Touch: 4})
 				var here, there vmstate.Registry
 				_, err3 := guest.RegisterPrimary(&here, ram.SaverConfig{})
 				cache, err4 := twin.RegisterSecondary(&there, ram.CacheConfig{})

@@ -22,7 +22,7 @@ import (
 
 // counted records a guest of QEMU that has counted, and returns the last number that it
 // printed.
-func counted(t testing.TB, machine string, megabytes int) (g *standby.Guest, last uint32) {
+func counted(t testing.TB, machine string, megabytes int) (g *standby.Copy, last uint32) {
 	t.Helper()
 	dir := qemutest.Dir(t)
 	v := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, megabytes)...)
@@ -75,7 +75,7 @@ func waiting(t testing.TB, machine string, megabytes int, capabilities ...string
 }
 
 // goBefore has a guest go on in a QEMU before its memory is there.
-func goBefore(ctx context.Context, g *standby.Guest, conn net.Conn) (migrate.SourceStats, error) {
+func goBefore(ctx context.Context, g *standby.Copy, conn net.Conn) (migrate.SourceStats, error) {
 	in, err := g.Info()
 	if err != nil {
 		return migrate.SourceStats{}, err

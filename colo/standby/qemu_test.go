@@ -26,7 +26,7 @@ import (
 // session is a standby of a QEMU, with its session running.
 type session struct {
 	t     testing.TB
-	guest *standby.Guest
+	guest *standby.Copy
 	s     *colo.Secondary
 	done  chan error
 	once  sync.Once
@@ -148,7 +148,7 @@ func (x *session) lastCount() uint32 {
 }
 
 // mainBlock returns the name of the largest block.
-func mainBlock(t testing.TB, g *standby.Guest) string {
+func mainBlock(t testing.TB, g *standby.Copy) string {
 	t.Helper()
 	in, err := g.Info()
 	if err != nil {

@@ -27,15 +27,15 @@ func (script) Close() error                { return nil }
 
 // replayed is a guest after a session with what a primary had sent.
 type replayed struct {
-	*standby.Guest
+	*standby.Copy
 	err  error
 	ends []int64 // where each checkpoint was whole, in the stream
 }
 
-func replay(t *testing.T, sent []byte, cfg standby.Config, step func(op string, epoch uint64, g *standby.Guest)) *replayed {
+func replay(t *testing.T, sent []byte, cfg standby.Config, step func(op string, epoch uint64, g *standby.Copy)) *replayed {
 	t.Helper()
-	x := &replayed{Guest: standby.New(cfg)}
-	t.Cleanup(func() { x.Guest.Close() })
+	x := &replayed{Copy: standby.New(cfg)}
+	t.Cleanup(func() { x.Copy.Close() })
 	var at int64
 	events := new(event.Bus)
 	event.Subscribe(events, func(c event.CheckpointCommit) {
@@ -46,11 +46,11 @@ func replay(t *testing.T, sent []byte, cfg standby.Config, step func(op string, 
 		x.ends = append(x.ends, at)
 	})
 	s, err := colo.NewSecondary(script{bytes.NewReader(sent)}, colo.SecondaryConfig{
-		VM: x.Guest, Loader: x.Guest, RAM: x.Guest, Events: events,
+		VM: x.Copy, Loader: x.Copy, RAM: x.Copy, Events: events,
 		Arbiter: colo.ArbiterFunc(func(context.Context, colo.Claim) error { return colo.ErrRefused }),
 		Step: func(op string, epoch uint64) {
 			if step != nil {
-				step(op, epoch, x.Guest)
+				step(op, epoch, x.Copy)
 			}
 		},
 	})
@@ -61,7 +61,7 @@ func replay(t *testing.T, sent []byte, cfg standby.Config, step func(op string, 
 	return x
 }
 
-func put(t *testing.T, g *standby.Guest) []byte {
+func put(t *testing.T, g *standby.Copy) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	if err := g.Put(qemufile.NewWriter(&b)); err != nil {
@@ -84,7 +84,7 @@ func breakOff(t *testing.T, sent []byte) {
 	var states [][]byte
 	for _, end := range ends {
 		x := replay(t, sent[:end], standby.Config{}, nil)
-		states = append(states, put(t, x.Guest))
+		states = append(states, put(t, x.Copy))
 	}
 	if bytes.Equal(states[1], states[2]) && len(sent) > 4096 {
 		t.Error("two checkpoints are the same: nothing is compared")
@@ -118,10 +118,10 @@ func breakOff(t *testing.T, sent []byte) {
 			if _, err := x.Info(); !errors.Is(err, standby.ErrNothing) {
 				t.Fatalf("cut at %d, in the initial migration: %v", cut, err)
 			}
-		} else if !bytes.Equal(put(t, x.Guest), states[n-1]) {
+		} else if !bytes.Equal(put(t, x.Copy), states[n-1]) {
 			t.Fatalf("cut at %d: the state is not that of checkpoint %d", cut, n-1)
 		}
-		x.Guest.Close()
+		x.Copy.Close()
 	}
 }
 
@@ -203,7 +203,7 @@ func TestABrokenCheckpointLeavesTheOneBefore(t *testing.T) { breakOff(t, noneGue
 
 func TestWhatIsWrittenCanBeReadAndWrittenAgain(t *testing.T) {
 	x := replay(t, noneGuest(t), standby.Config{}, nil)
-	b := put(t, x.Guest)
+	b := put(t, x.Copy)
 	d, err := vmstate.ReadDocument(qemufile.NewReader(bytes.NewReader(b)), memory{})
 	if err != nil {
 		t.Fatal(err)
@@ -226,7 +226,7 @@ func TestWhatIsWrittenCanBeReadAndWrittenAgain(t *testing.T) {
 	// A guest from the file is the same guest: a stream is also an initial
 	// migration.
 	y := replay(t, b, standby.Config{}, nil)
-	if !bytes.Equal(put(t, y.Guest), b) {
+	if !bytes.Equal(put(t, y.Copy), b) {
 		t.Errorf("received again it is another guest: %v", y.err)
 	}
 }
@@ -262,7 +262,7 @@ func TestADeviceOfAnotherShapeIsDescribedByItsLength(t *testing.T) {
 	if in, _ := x.Info(); in.Epoch != 1 {
 		t.Fatalf("not accepted: %v", x.err)
 	}
-	d, err := vmstate.ReadDocument(qemufile.NewReader(bytes.NewReader(put(t, x.Guest))), memory{})
+	d, err := vmstate.ReadDocument(qemufile.NewReader(bytes.NewReader(put(t, x.Copy))), memory{})
 	if err != nil || d.VMDesc == nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func TestADeviceOfAnotherShapeIsDescribedByItsLength(t *testing.T) {
 func TestAHostileCheckpointIsRefusedAndChangesNothing(t *testing.T) {
 	initial := vector(t, "none-initial.bin")
 	first := checkpoint(t, named(0x3000|0x08, "ram", filled(7)...))
-	before := put(t, replay(t, slices.Concat(initial, first), standby.Config{}, nil).Guest)
+	before := put(t, replay(t, slices.Concat(initial, first), standby.Config{}, nil).Copy)
 	good := checkpoint(t, page(0x3000|0x28, filled(9)...))
 	blob := bytes.Index(good, be(4, 0)) // vmstate-size and the high half of the length
 	for _, c := range []struct {
@@ -302,7 +302,7 @@ func TestAHostileCheckpointIsRefusedAndChangesNothing(t *testing.T) {
 		if x.err == nil || c.want != nil && !errors.Is(x.err, c.want) {
 			t.Errorf("%s: %v", c.name, x.err)
 		}
-		if len(x.ends) != 2 || !bytes.Equal(put(t, x.Guest), before) {
+		if len(x.ends) != 2 || !bytes.Equal(put(t, x.Copy), before) {
 			t.Errorf("%s: the guest is not that of checkpoint 1", c.name)
 		}
 	}
@@ -385,7 +385,7 @@ func FuzzGuest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		x := replay(t, sent, standby.Config{MaxRAM: 8 << 20, MaxState: 1 << 20}, nil)
 		if _, err := x.Info(); err == nil {
-			put(t, x.Guest) // whatever was accepted can be written
+			put(t, x.Copy) // whatever was accepted can be written
 		}
 	})
 }

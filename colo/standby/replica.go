@@ -9,22 +9,22 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Replica is a Guest in the role of a primary's guest: it protects the state that the
-// Guest keeps with a further secondary. It is the VM of a colo.PrimaryConfig, whose
+// Replica is a Copy in the role of a primary's guest: it protects the state that the
+// Copy keeps with a further secondary. It is the VM of a colo.PrimaryConfig, whose
 // registry and saver NewReplica fills, and the saver's dirty log; so it is called from
 // the goroutine of that session.
 //
-// Paused, it holds the Guest at one checkpoint: one that arrives meanwhile is
+// Paused, it holds the Copy at one checkpoint: one that arrives meanwhile is
 // acknowledged, and the one after it waits. The session of the Replica should therefore
-// resume early (LateResume off) and call Step; then the Guest waits only until the pages are
+// resume early (LateResume off) and call Step; then the Copy waits only until the pages are
 // copied, or the end of the initial state has been sent. A Replica keeps every device that a
 // checkpoint has ever had: when these are 1024 more than there were when it was made, Pause
 // fails with [ErrTooLarge], and the secondary needs a new Replica.
 //
 // The guest that a secondary runs from it belongs to that secondary alone: a Replica has
-// no output and no disks, and going on with it means [Guest.Put].
+// no output and no disks, and going on with it means [Copy.Put].
 type Replica struct {
-	g       *Guest
+	g       *Copy
 	reg     *vmstate.Registry
 	dirty   []ram.Bitmap // by block; guarded by g.mu
 	devices map[vmstate.Alias]*opaque
@@ -51,8 +51,8 @@ func (d *opaque) VMState(f *vmstate.Fields) { f.Bytes("data", d.body) }
 func (d *opaque) Needed() bool { return d.there }
 
 // NewReplica registers the guest's memory and devices in reg, which should be
-// empty. Close ends it, before the Guest's own.
-func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica, *ram.Saver, error) {
+// empty. Close ends it, before the Copy's own.
+func (g *Copy) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica, *ram.Saver, error) {
 	var saver *ram.Saver
 	p, err := g.replica(reg, func(blocks []ram.Block, log ram.DirtyLog) error {
 		saver = ram.NewSaver(blocks, log, cfg)
@@ -69,16 +69,16 @@ func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica
 // 0: the Replica is the VM, the others are Memory and Blocks; Machine is Info().Machine. A
 // QEMU of the same machine that waits for a migration, with the capability postcopy-ram,
 // takes the guest. It runs there as soon as the QEMU has the devices, however large the
-// memory is. The memory is sent from the Guest as the QEMU touches it, and all of it in the
+// memory is. The memory is sent from the Copy as the QEMU touches it, and all of it in the
 // end.
 //
-// While it is paused the Replica holds the Guest, and it stays paused when the guest has been
+// While it is paused the Replica holds the Copy, and it stays paused when the guest has been
 // handed over. From then on the guest lives in both: if this process or the QEMU ends before all
 // of the memory is there, it is gone.
 //
 // A guest of a machine so old that its streams have no configuration or no footers
 // is [errors.ErrUnsupported].
-func (g *Guest) NewLazyReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (p *Replica, memory *ram.LazySaver, blocks []ram.Block, err error) {
+func (g *Copy) NewLazyReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (p *Replica, memory *ram.LazySaver, blocks []ram.Block, err error) {
 	p, err = g.replica(reg, func(all []ram.Block, log ram.DirtyLog) error {
 		if g.bare != (bare{}) {
 			return fmt.Errorf("standby: postcopy of a stream without configuration or footers: %w", errors.ErrUnsupported)
@@ -93,7 +93,7 @@ func (g *Guest) NewLazyReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (p *R
 }
 
 // replica makes a Replica, whose memory register registers.
-func (g *Guest) replica(reg *vmstate.Registry, register func([]ram.Block, ram.DirtyLog) error) (*Replica, error) {
+func (g *Copy) replica(reg *vmstate.Registry, register func([]ram.Block, ram.DirtyLog) error) (*Replica, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
@@ -148,7 +148,7 @@ func (p *Replica) take() error {
 	return nil
 }
 
-// Pause holds the Guest at its last whole checkpoint.
+// Pause holds the Copy at its last whole checkpoint.
 func (p *Replica) Pause(context.Context) error {
 	if p.held {
 		return nil
@@ -168,7 +168,7 @@ func (p *Replica) Pause(context.Context) error {
 	return nil
 }
 
-// Step lets the Guest go on once all of the initial state has been sent, while the secondary
+// Step lets the Copy go on once all of the initial state has been sent, while the secondary
 // loads it. Give it to colo.PrimaryConfig as Step.
 func (p *Replica) Step(op string, epoch uint64) {
 	if op == "expect checkpoint-ready" {
@@ -176,11 +176,11 @@ func (p *Replica) Step(op string, epoch uint64) {
 	}
 }
 
-// Epoch returns the number of the Guest's checkpoint that Pause has held last. When the
-// secondary has loaded a checkpoint of this session, it has that checkpoint of the Guest.
+// Epoch returns the number of the Copy's checkpoint that Pause has held last. When the
+// secondary has loaded a checkpoint of this session, it has that checkpoint of the Copy.
 func (p *Replica) Epoch() uint64 { return p.epoch }
 
-// Resume lets the Guest go on.
+// Resume lets the Copy go on.
 func (p *Replica) Resume(context.Context) error {
 	p.release()
 	return nil
@@ -211,7 +211,7 @@ func (p *Replica) ReadDirty(name string, bitmap []uint64) error {
 	return nil
 }
 
-// Close frees the Guest from the replica. The session that used the replica must have ended.
+// Close frees the Copy from the replica. The session that used the replica must have ended.
 func (p *Replica) Close() error {
 	p.release()
 	p.g.mu.Lock()

@@ -60,7 +60,7 @@ func (d *downstream) rest(t *testing.T) event.CheckpointCommit {
 }
 
 // protect begins a session with a further secondary, at addr, that is sent the guest's state.
-func protect(t *testing.T, g *standby.Guest, addr string, save ram.SaverConfig, cfg colo.PrimaryConfig) *downstream {
+func protect(t *testing.T, g *standby.Copy, addr string, save ram.SaverConfig, cfg colo.PrimaryConfig) *downstream {
 	t.Helper()
 	network, address, _ := strings.Cut(addr, ":")
 	conn, err := net.Dial(network, address)
@@ -123,7 +123,7 @@ func secondary(t *testing.T, machine string, megabytes int) (v *qemutest.VM, uri
 
 // sameMemory compares a QEMU's memory with the guest's, but for what the guest
 // itself writes, and lets the counter be ahead.
-func sameMemory(t *testing.T, v *qemutest.VM, g *standby.Guest) {
+func sameMemory(t *testing.T, v *qemutest.VM, g *standby.Copy) {
 	t.Helper()
 	const dirty = 10 * ram.PageSize
 	for _, part := range [][2]int{{0, 0xa0000}, {1<<20 + dirty, 15<<20 - dirty}} {

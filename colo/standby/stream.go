@@ -15,10 +15,10 @@ import (
 // It flushes w and returns its error, or [ErrNothing].
 //
 // The guest does not change meanwhile: a checkpoint that comes waits. See
-// [Guest.NewView] for one that it need not wait for.
-func (g *Guest) Put(w *qemufile.Writer) error { return g.PutFresh(w, nil) }
+// [Copy.NewView] for one that it need not wait for.
+func (g *Copy) Put(w *qemufile.Writer) error { return g.PutFresh(w, nil) }
 
-// PutFresh does what [Guest.Put] does, for a QEMU that was just started, most of whose
+// PutFresh does what [Copy.Put] does, for a QEMU that was just started, most of whose
 // memory is still zeros. Of the pages that are zeros in the checkpoint it writes only those
 // that may be something else there: a QEMU looks at each page that it is sent, and 8 GB are
 // two million.
@@ -27,9 +27,9 @@ func (g *Guest) Put(w *qemufile.Writer) error { return g.PutFresh(w, nil) }
 // bitmap of that length, which PutFresh changes, or nil for all pages if it does not know. It
 // is called once for each block, after what comes before the pages has been flushed
 // and before any page is written. So it may wait until the QEMU has read that, and thus has put
-// into its memory whatever it does by itself. The Guest is locked meanwhile; used
+// into its memory whatever it does by itself. The Copy is locked meanwhile; used
 // must not call its methods.
-func (g *Guest) PutFresh(w *qemufile.Writer, used func(block string, pages int) ram.Bitmap) error {
+func (g *Copy) PutFresh(w *qemufile.Writer, used func(block string, pages int) ram.Bitmap) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
@@ -67,7 +67,7 @@ func (g *Guest) PutFresh(w *qemufile.Writer, used func(block string, pages int) 
 }
 
 // putHead writes a stream up to where the pages come. g.mu is held.
-func (g *Guest) putHead(w *qemufile.Writer, blocks []ram.BlockInfo, total uint64) {
+func (g *Copy) putHead(w *qemufile.Writer, blocks []ram.BlockInfo, total uint64) {
 	vmstate.PutFileHeader(w)
 	if !g.bare.configuration {
 		vmstate.PutConfiguration(w, g.conf)
@@ -82,7 +82,7 @@ func (g *Guest) putHead(w *qemufile.Writer, blocks []ram.BlockInfo, total uint64
 	h.Put(w)
 }
 
-func (g *Guest) putEOS(w *qemufile.Writer, id uint32) {
+func (g *Copy) putEOS(w *qemufile.Writer, id uint32) {
 	eos := ram.Record{Kind: ram.KindEOS}
 	eos.Put(w, ram.Format{})
 	if !g.bare.footers {

@@ -2,7 +2,7 @@ package standby
 
 import "fmt"
 
-// A Takeover says whether the host of a [Guest] may go on with it when the session
+// A Takeover says whether the host of a [Copy] may go on with it when the session
 // with the primary has ended. It is pure: the caller passes what is known, gets the next
 // step, carries that out and asks again. The zero Takeover never decides alone: it goes
 // on only when the guardian or an operator says so.

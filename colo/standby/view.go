@@ -8,11 +8,11 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// View shows a Guest in the state of one checkpoint. Later checkpoints do not wait for its
+// View shows a Copy in the state of one checkpoint. Later checkpoints do not wait for its
 // reader: a page that one of them replaces, and that was not read yet, is copied aside
 // first. It serves one Put, from any goroutine; Close ends it.
 type View struct {
-	g     *Guest
+	g     *Copy
 	epoch uint64
 	blob  []byte // the device state with its EOF
 	text  []byte // the JSON of the stream's description
@@ -34,8 +34,8 @@ type aside struct {
 
 // NewView returns a view of the last whole checkpoint, or [ErrNothing]. At most max
 // bytes of pages are copied aside for it; a checkpoint that would need more ends the
-// view, see [ErrStale], and counts all the same. Closing the Guest ends it, too.
-func (g *Guest) NewView(max uint64) (*View, error) {
+// view, see [ErrStale], and counts all the same. Closing the Copy ends it, too.
+func (g *Copy) NewView(max uint64) (*View, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
@@ -100,12 +100,12 @@ func (v *View) Close() error {
 	return nil
 }
 
-// viewPages is how many pages are read at a time, with the Guest locked.
+// viewPages is how many pages are read at a time, with the Copy locked.
 const viewPages = 64
 
-// Put writes the view as [Guest.Put] writes the guest, and flushes w. Its errors are
+// Put writes the view as [Copy.Put] writes the guest, and flushes w. Its errors are
 // w's, [ErrStale] if more has changed than the view may keep, it was closed or this is
-// not the first Put, and [ErrNothing] if the Guest was closed. What was written before such an
+// not the first Put, and [ErrNothing] if the Copy was closed. What was written before such an
 // error is no whole stream.
 func (v *View) Put(w *qemufile.Writer) error {
 	g := v.g

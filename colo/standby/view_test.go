@@ -14,7 +14,7 @@ import (
 
 // viewed is a guest of the vectors' machine, 256 pages, that takes checkpoints.
 type viewed struct {
-	*standby.Guest
+	*standby.Copy
 	t    *testing.T
 	blob []byte
 }

@@ -15,13 +15,13 @@ import (
 // guest in Go, whose frames an oracle understands.
 
 // simGuest returns the guest of both hosts.
-func simGuest() colotest.GuestConfig {
-	return colotest.GuestConfig{Touch: 8, Interval: time.Millisecond, Disk: simDisk, DiskEvery: 4, Seed: 3}
+func simGuest() colotest.VMConfig {
+	return colotest.VMConfig{Touch: 8, Interval: time.Millisecond, Disk: simDisk, DiskEvery: 4, Seed: 3}
 }
 
 // A simMachine is a machine without a hypervisor.
 type simMachine struct {
-	*colotest.Guest
+	*colotest.VM
 	ends    chan error // what ends the guest by itself
 	console *console
 	stuck   error // Resume fails with it
@@ -31,7 +31,7 @@ func (m *simMachine) Resume(ctx context.Context) error {
 	if m.stuck != nil {
 		return m.stuck
 	}
-	return m.Guest.Resume(ctx)
+	return m.VM.Resume(ctx)
 }
 
 func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
@@ -51,14 +51,14 @@ func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
 			return err
 		}
 	}
-	g, err := colotest.NewGuest(cfg)
+	g, err := colotest.NewVM(cfg)
 	c, _ := devices.Console.(*console)
-	return &simMachine{Guest: g, ends: make(chan error), console: c}, err
+	return &simMachine{VM: g, ends: make(chan error), console: c}, err
 }
 
 // Close fails if keys may still come.
 func (m *simMachine) Close() error {
-	err := m.Guest.Close()
+	err := m.VM.Close()
 	if m.console != nil {
 		if _, _, ours := m.console.mode(); ours {
 			err = errors.Join(err, errors.New("the machine is closed before its console"))
@@ -79,10 +79,10 @@ func (m *simMachine) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	})
-	return m.Guest.Run(ctx)
+	return m.VM.Run(ctx)
 }
 
-func (m *simMachine) DirtyLog() ram.DirtyLog { return m.Guest }
+func (m *simMachine) DirtyLog() ram.DirtyLog { return m.VM }
 
 func (m *simMachine) ReceivePacket([]byte) error { return nil }
 

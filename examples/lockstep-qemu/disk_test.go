@@ -44,7 +44,7 @@ func at(t *testing.T, file string) uint32 {
 }
 
 // guestIn returns the guest that was left in a file, until the end of the test.
-func guestIn(t *testing.T, file string) *standby.Guest {
+func guestIn(t *testing.T, file string) *standby.Copy {
 	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {

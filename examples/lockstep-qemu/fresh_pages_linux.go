@@ -22,7 +22,7 @@ import (
 const freshBlock = 64 << 20
 
 // fresh returns what tells of the pages that a new QEMU may have used: for
-// standby.Guest.PutFresh, which has flushed the head of the stream into w. It knows
+// standby.Copy.PutFresh, which has flushed the head of the stream into w. It knows
 // nothing, and then says so, unless the kernel does: see usedPages.
 func (q *process) fresh(w *os.File) func(block string, pages int) ram.Bitmap {
 	var maps []span

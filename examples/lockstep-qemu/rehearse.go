@@ -202,7 +202,7 @@ func says(arg, key string, values ...string) bool {
 }
 
 // try starts the QEMU, gives it the guest, and ends it.
-func (r *rehearsals) try(ctx context.Context, guest *standby.Guest) (epoch uint64, took time.Duration, err error) {
+func (r *rehearsals) try(ctx context.Context, guest *standby.Copy) (epoch uint64, took time.Duration, err error) {
 	dir, qemu := r.s.placed()
 	if err := unfit(qemu); err != nil {
 		return 0, 0, err

@@ -26,14 +26,14 @@ func (g *together) Prepare(ctx context.Context, epoch uint64) error {
 	if epoch == g.asked {
 		return nil // a Group's Checkpoint prepares it again
 	}
-	if err := g.Guest.Flush(); err != nil {
+	if err := g.Copy.Flush(); err != nil {
 		return err
 	}
-	if err := g.Guest.Commit(); err != nil {
+	if err := g.Copy.Commit(); err != nil {
 		return err
 	}
 	g.early, g.asked = true, epoch
-	in, err := g.Guest.Info()
+	in, err := g.Copy.Info()
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,7 @@ func (g *together) Flush() error {
 	if g.early {
 		return nil
 	}
-	return g.Guest.Flush()
+	return g.Copy.Flush()
 }
 
 func (g *together) Commit() error {
@@ -91,7 +91,7 @@ func (g *together) Commit() error {
 		g.early = false
 		return nil
 	}
-	return g.Guest.Commit()
+	return g.Copy.Commit()
 }
 
 // The rest of a replication.Replicator: there is no disk here.

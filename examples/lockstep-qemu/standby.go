@@ -79,7 +79,7 @@ func (s *standbyRun) main(ctx context.Context) int {
 type standbyRun struct {
 	standbyOptions
 	p      *printer
-	guest  *standby.Guest
+	guest  *standby.Copy
 	conn   *watched // of the session, or the last one; nil: none yet
 	heard  *heard
 	orders chan order // orders of an operator; each wait takes them
@@ -104,7 +104,7 @@ type standbyRun struct {
 
 	tally    tally
 	recorder metrics.Recorder              // figures from events, for /metrics
-	present  atomic.Pointer[standby.Guest] // guest, for goroutines that only read its Info
+	present  atomic.Pointer[standby.Copy] // guest, for goroutines that only read its Info
 
 	protected bool // the primary was told that its guest is here
 	epoch     atomic.Uint64
@@ -300,7 +300,7 @@ func (s *standbyRun) anew() error {
 	s.guest = standby.New(standby.Config{MaxRAM: s.maxRAM << 20})
 	s.present.Store(s.guest)
 	s.tally.committed.Store(0)
-	s.keeper.Guest = s.guest
+	s.keeper.Copy = s.guest
 	s.protected = false
 	if s.disks.begun() {
 		err = errors.Join(err, s.disks.rollBack(), s.disks.close())

@@ -204,19 +204,19 @@ func (s *standbyRun) fromKept(ctx context.Context, o *order) (int, error) {
 
 // keeper writes checkpoints to disk while the primary's guest runs.
 type keeper struct {
-	*standby.Guest
+	*standby.Copy
 	s *standbyRun
 }
 
 // Settle is called after each checkpoint.
 func (k *keeper) Settle() error {
-	if err := k.Guest.Settle(); err != nil {
+	if err := k.Copy.Settle(); err != nil {
 		return err
 	}
 	if k.s.committed == nil && k.s.keep == 0 {
 		return nil
 	}
-	in, err := k.Guest.Info()
+	in, err := k.Copy.Info()
 	if err != nil {
 		return err
 	}

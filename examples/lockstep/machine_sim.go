@@ -14,12 +14,12 @@ import (
 
 // simMachine is the guest in Go.
 type simMachine struct {
-	*colotest.Guest
+	*colotest.VM
 	out sender
 	nic simNIC
 }
 
-// simNIC adds to colotest.Guest what that lacks: packets to the guest. A vCPU takes them
+// simNIC adds to colotest.VM what that lacks: packets to the guest. A vCPU takes them
 // when it sends, which is on its goroutine and not in a pause. It is a vmstate.Device: an
 // answer that could not be passed on is part of the guest.
 type simNIC struct {
@@ -36,7 +36,7 @@ type answered struct {
 func newSimMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (machine, error) {
 	p := cfg.Guest
 	s := &simMachine{out: out, nic: simNIC{in: newInputs(p.VCPUs), answers: make([]answered, p.VCPUs)}}
-	gc := colotest.GuestConfig{
+	gc := colotest.VMConfig{
 		VCPUs: p.VCPUs, Pages: p.Pages, Touch: p.Touch, TSCPerMille: p.TSCPerMille, Seed: p.Seed,
 		Memory: cfg.Memory, Interval: cfg.Pace, Output: s.output, Disk: p.Disk, DiskEvery: p.DiskEvery,
 	}
@@ -44,12 +44,12 @@ func newSimMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (m
 		gc.Write = write
 	}
 	var err error
-	if s.Guest, err = colotest.NewGuest(gc); err != nil {
+	if s.VM, err = colotest.NewVM(gc); err != nil {
 		return nil, err
 	}
-	s.nic.dirty = make([]uint64, (len(s.Guest.Memory())/ram.PageSize+63)/64)
+	s.nic.dirty = make([]uint64, (len(s.VM.Memory())/ram.PageSize+63)/64)
 	if !boot {
-		clear(s.Guest.Memory())
+		clear(s.VM.Memory())
 	}
 	return s, nil
 }
@@ -57,7 +57,7 @@ func newSimMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (m
 // Register registers the devices.
 func (m *simMachine) Register(reg *vmstate.Registry) error {
 	return errors.Join(
-		m.Guest.Register(reg),
+		m.VM.Register(reg),
 		reg.Register(vmstate.Entry{Name: "lockstep-nic", Version: 1, MinVersion: 1}, &m.nic),
 		reg.Register(m.nic.in.entry(), m.nic.in),
 	)
@@ -90,9 +90,9 @@ func (m *simMachine) output(frame []byte) error {
 }
 
 // answer lets a vCPU take an input, and keeps what it answers. The pages are
-// marked after they were written, as colotest.Guest does it.
+// marked after they were written, as colotest.VM does it.
 func (m *simMachine) answer(vcpu int, input []byte) error {
-	mem := m.Guest.Memory()
+	mem := m.VM.Memory()
 	off, n, err := guest.PutInput(mem, vcpu, input)
 	if err != nil {
 		return err
@@ -121,7 +121,7 @@ func (m *simMachine) answer(vcpu int, input []byte) error {
 
 // ReadDirty adds what input has changed to the guest's log. (A ram.DirtyLog.)
 func (m *simMachine) ReadDirty(block string, bitmap []uint64) error {
-	if err := m.Guest.ReadDirty(block, bitmap); err != nil {
+	if err := m.VM.ReadDirty(block, bitmap); err != nil {
 		return err
 	}
 	for i := range m.nic.dirty {

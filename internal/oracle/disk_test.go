@@ -26,7 +26,7 @@ func live(t *testing.T, p guest.Params, rounds int) lived {
 	var l lived
 	l.disk = make([]byte, p.Disk)
 	clock := uint64(1000)
-	g, err := colotest.NewGuest(colotest.GuestConfig{
+	g, err := colotest.NewVM(colotest.VMConfig{
 		VCPUs: p.VCPUs, Pages: p.Pages, Touch: p.Touch, TSCPerMille: p.TSCPerMille, Seed: p.Seed, Disk: p.Disk, DiskEvery: p.DiskEvery,
 		Output: func(b []byte) error { l.frames = append(l.frames, bytes.Clone(b)); return nil },
 		Write: func(b []byte, off int64, _ bool) error {

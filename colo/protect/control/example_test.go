@@ -29,7 +29,7 @@ func Example() {
 	handles := control.Flags(flags)
 	flags.Parse([]string{"-qmp", address})
 
-	guest, err := colotest.NewGuest(colotest.GuestConfig{})
+	guest, err := colotest.NewVM(colotest.VMConfig{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 // The page of a job that has not begun. A host serves it at [watch.Listen]'s listener,
 // and calls its Run beside the job's.
 func Example() {
-	guest, err := colotest.NewGuest(colotest.GuestConfig{})
+	guest, err := colotest.NewVM(colotest.VMConfig{})
 	if err != nil {
 		log.Fatal(err)
 	}

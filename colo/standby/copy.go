@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Config bounds the memory that a primary can make a Guest take. The zero value is right
+// Config bounds the memory that a primary can make a Copy take. The zero value is right
 // for most.
 type Config struct {
 	// MaxRAM bounds the guest's memory, in bytes; zero: 1 TiB. Address space
@@ -28,14 +28,14 @@ type Config struct {
 	MaxState uint64
 }
 
-// Guest is a copy of a guest that never runs: the state of its last whole checkpoint,
+// Copy is the state of a guest that does not run here: that of its last whole checkpoint,
 // kept on a host that does not know the guest's devices. (The guest that runs and is
 // protected is a protect.Guest.) It is the VM, the Loader and the Stage (with Settler
 // and PageCounter) of a secondary of package colo, which calls those methods from one
 // goroutine; it serves one session or one Read. Put, Info, NewView and the methods of
 // its replicas may be called from any goroutine, during the session too: they see whole
 // checkpoints only.
-type Guest struct {
+type Copy struct {
 	cfg  Config
 	scan vmstate.Scanner
 	walk ram.Walker
@@ -79,9 +79,9 @@ type section struct {
 	desc *vmstate.DeviceDesc // nil if the initial description does not fit it
 }
 
-// New returns a Guest that has received nothing. Close frees its memory.
-func New(cfg Config) *Guest {
-	g := &Guest{cfg: cfg, replicas: make(map[*Replica]bool)}
+// New returns a Copy that has received nothing. Close frees its memory.
+func New(cfg Config) *Copy {
+	g := &Copy{cfg: cfg, replicas: make(map[*Replica]bool)}
 	if g.cfg.MaxRAM == 0 {
 		g.cfg.MaxRAM = 1 << 40
 	}
@@ -89,17 +89,17 @@ func New(cfg Config) *Guest {
 }
 
 // Pause does nothing: this guest does not run.
-func (g *Guest) Pause(context.Context) error { return nil }
+func (g *Copy) Pause(context.Context) error { return nil }
 
 // Resume does nothing: see Put.
-func (g *Guest) Resume(context.Context) error { return nil }
+func (g *Copy) Resume(context.Context) error { return nil }
 
 // LoadInitial reads an initial migration, from its header to the description.
 // Memory goes into the image at once, since there is no guest yet. The errors
 // are those of vmstate.Scanner and ram.Walker and those of this package.
-func (g *Guest) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) error) error {
+func (g *Copy) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) error) error {
 	if g.whole {
-		return errors.New("standby: a Guest serves one session")
+		return errors.New("standby: a Copy serves one session")
 	}
 	g.command = onCommand
 	described := false
@@ -152,7 +152,7 @@ func (g *Guest) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) 
 
 // Read reads a guest from a migration stream, such as Put or a QEMU's "migrate file:"
 // writes. It does what LoadInitial and Commit do, without a session.
-func (g *Guest) Read(r *qemufile.Reader) error {
+func (g *Copy) Read(r *qemufile.Reader) error {
 	refuse := func(c vmstate.Command) error {
 		if c.Type == vmstate.CommandEnableCOLO || c.Type == vmstate.CommandSwitchoverStart {
 			return nil
@@ -170,7 +170,7 @@ func (g *Guest) Read(r *qemufile.Reader) error {
 }
 
 // record takes what the scanner finds beside memory.
-func (g *Guest) record(rec *vmstate.Record) error {
+func (g *Copy) record(rec *vmstate.Record) error {
 	switch rec.Type {
 	case vmstate.SectionFull:
 		g.next.sections = append(g.next.sections, section{rec.Header, rec.Body, rec.Desc})
@@ -183,7 +183,7 @@ func (g *Guest) record(rec *vmstate.Record) error {
 }
 
 // Load reads the live sections of a checkpoint and stages their pages.
-func (g *Guest) Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) error {
+func (g *Copy) Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) error {
 	if !g.whole {
 		return ErrNothing
 	}
@@ -200,7 +200,7 @@ func (g *Guest) Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) 
 }
 
 // live reads a live section's body.
-func (g *Guest) live(h vmstate.Header, r *qemufile.Reader) error {
+func (g *Copy) live(h vmstate.Header, r *qemufile.Reader) error {
 	if h.Name != ram.SectionName || h.Instance != 0 {
 		return fmt.Errorf("%w: %s", ErrLive, h)
 	}
@@ -213,7 +213,7 @@ func (g *Guest) live(h vmstate.Header, r *qemufile.Reader) error {
 	return g.walk.Walk(r, g.page)
 }
 
-func (g *Guest) page(rec *ram.Record) (err error) {
+func (g *Copy) page(rec *ram.Record) (err error) {
 	switch {
 	case rec.Kind == ram.KindBlockList && g.img != nil:
 		err = g.img.same(rec.Blocks)
@@ -245,7 +245,7 @@ func (g *Guest) page(rec *ram.Record) (err error) {
 
 // LoadDevices cuts the device state into its sections, whose lengths the
 // initial description and the footers give, and keeps a copy.
-func (g *Guest) LoadDevices(blob []byte, onCommand func(vmstate.Command) error) error {
+func (g *Copy) LoadDevices(blob []byte, onCommand func(vmstate.Command) error) error {
 	g.command, g.scan.Record = onCommand, g.record
 	g.next.sections = g.next.sections[:0]
 	g.next.blob = append(g.next.blob[:0], blob...)
@@ -263,7 +263,7 @@ func (g *Guest) LoadDevices(blob []byte, onCommand func(vmstate.Command) error) 
 }
 
 // Flush says that what was loaded is about to be committed; it changes nothing.
-func (g *Guest) Flush() error {
+func (g *Copy) Flush() error {
 	if !g.loaded {
 		return ErrVoid
 	}
@@ -273,7 +273,7 @@ func (g *Guest) Flush() error {
 
 // Commit replaces the state of the guest by the one that was loaded, memory and devices in
 // one step.
-func (g *Guest) Commit() error {
+func (g *Copy) Commit() error {
 	if !g.loaded || !g.flushed {
 		return ErrVoid
 	}
@@ -292,14 +292,14 @@ func (g *Guest) Commit() error {
 
 // Settle moves the pages of the last checkpoint into the image. A session calls it when
 // there is time; if it has not, Load, Put and a replica do the same.
-func (g *Guest) Settle() error {
+func (g *Copy) Settle() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.settle()
 	return nil
 }
 
-func (g *Guest) settle() {
+func (g *Copy) settle() {
 	if g.img == nil {
 		return
 	}
@@ -319,11 +319,11 @@ func (g *Guest) settle() {
 }
 
 // Rollback drops the device state that was loaded and not committed.
-func (g *Guest) Rollback() { g.Discard() }
+func (g *Copy) Rollback() { g.Discard() }
 
 // Discard drops what was loaded and not committed: the guest stays in the state of the last
 // whole checkpoint.
-func (g *Guest) Discard() {
+func (g *Copy) Discard() {
 	g.loaded, g.flushed = false, false
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -333,11 +333,11 @@ func (g *Guest) Discard() {
 }
 
 // Pages returns how many page records the last checkpoint had.
-func (g *Guest) Pages() uint64 { return g.pages }
+func (g *Copy) Pages() uint64 { return g.pages }
 
 // Close frees the memory, and ends its views. No other method may be called
 // afterwards. It refuses while there are replicas: their sessions read the memory.
-func (g *Guest) Close() error {
+func (g *Copy) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if n := len(g.replicas); n > 0 {
@@ -352,7 +352,7 @@ func (g *Guest) Close() error {
 	return err
 }
 
-// Info has what a Guest keeps of the last whole checkpoint: how much memory, which devices,
+// Info has what a Copy keeps of the last whole checkpoint: how much memory, which devices,
 // and what it costs.
 type Info struct {
 	Machine  string // machine type, as the stream names it; empty before it was received
@@ -367,7 +367,7 @@ type Info struct {
 }
 
 // Info describes the last whole checkpoint, or returns [ErrNothing].
-func (g *Guest) Info() (Info, error) {
+func (g *Copy) Info() (Info, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
@@ -391,7 +391,7 @@ func (g *Guest) Info() (Info, error) {
 
 // ReadRAM copies memory of the last whole checkpoint, from an offset in a
 // block, into p.
-func (g *Guest) ReadRAM(name string, offset uint64, p []byte) error {
+func (g *Copy) ReadRAM(name string, offset uint64, p []byte) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
@@ -410,7 +410,7 @@ func (g *Guest) ReadRAM(name string, offset uint64, p []byte) error {
 	return nil
 }
 
-func (g *Guest) blockList() []ram.BlockInfo {
+func (g *Copy) blockList() []ram.BlockInfo {
 	list := make([]ram.BlockInfo, len(g.img.blocks))
 	for i := range g.img.blocks {
 		list[i] = ram.BlockInfo{Name: g.img.blocks[i].name, Length: uint64(len(g.img.blocks[i].mem))}

@@ -14,7 +14,7 @@ import (
 
 // vcpu is one vCPU, and its device state.
 type vcpu struct {
-	g       *Guest
+	g       *VM
 	regs    guest.Regs
 	frame   uint64              // address of the frame that waits to be taken; 0: none
 	pages   []uint32            // that the present round has written, to be marked after it

@@ -6,7 +6,7 @@ import (
 )
 
 // ReadDirty implements ram.DirtyLog.
-func (g *Guest) ReadDirty(block string, bitmap []uint64) error {
+func (g *VM) ReadDirty(block string, bitmap []uint64) error {
 	if g.kernel != nil {
 		return g.kernel.ReadDirty(block, bitmap)
 	}
@@ -25,7 +25,7 @@ func (g *Guest) ReadDirty(block string, bitmap []uint64) error {
 }
 
 // StartDirtyLog implements ram.LogSwitch. The log of a new guest is on.
-func (g *Guest) StartDirtyLog() error {
+func (g *VM) StartDirtyLog() error {
 	if g.kernel != nil {
 		return g.kernel.StartDirtyLog()
 	}
@@ -34,7 +34,7 @@ func (g *Guest) StartDirtyLog() error {
 }
 
 // StopDirtyLog implements ram.LogSwitch.
-func (g *Guest) StopDirtyLog() error {
+func (g *VM) StopDirtyLog() error {
 	if g.kernel != nil {
 		return g.kernel.StopDirtyLog()
 	}
@@ -44,14 +44,14 @@ func (g *Guest) StopDirtyLog() error {
 
 // ForgetDirty implements ram.Forgetter: a tracked guest's log forgets what was written
 // until now. The marks of vCPUs stay, since they mark nothing but what rounds wrote.
-func (g *Guest) ForgetDirty(block string) {
+func (g *VM) ForgetDirty(block string) {
 	if g.kernel != nil {
 		g.kernel.ForgetDirty(block)
 	}
 }
 
 // mark sets the dirty bit of a page that has been written.
-func (g *Guest) mark(page uint32) {
+func (g *VM) mark(page uint32) {
 	word, bit := &g.dirty[page/64], uint64(1)<<(page%64)
 	if atomic.LoadUint64(word)&bit == 0 {
 		atomic.OrUint64(word, bit)

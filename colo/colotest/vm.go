@@ -21,18 +21,18 @@ var (
 	ErrPaused = errors.New("colotest: guest is paused")
 )
 
-// GuestConfig says what a [Guest] does. The zero value is a small guest that
+// VMConfig says what a [VM] does. The zero value is a small guest that
 // dirties nothing but what a round needs.
-type GuestConfig struct {
+type VMConfig struct {
 	VCPUs       int    // number of vCPUs, 1 to 8; 0: 1
 	Pages       int    // working set of each vCPU, in pages of 4 KiB; 0: 256
 	Touch       int    // pages of it that a round writes; at most Pages
 	TSCPerMille int    // share of the rounds that take in TSC, 0 to 1000: in these two guests differ
 	Seed        uint64 // what the guest starts from; both sides' must agree
-	Memory      uint64 // size of memory in bytes, a multiple of 4 KiB; 0: the least, [GuestConfig.MinMemory]
+	Memory      uint64 // size of memory in bytes, a multiple of 4 KiB; 0: the least, [VMConfig.MinMemory]
 
 	// Ring is how many rounds of each vCPU memory remembers, for [Ledger.Verify] and
-	// [Guest.History]: a power of two, 256 to 65536, at 16 bytes a round. 0: 65536,
+	// [VM.History]: a power of two, 256 to 65536, at 16 bytes a round. 0: 65536,
 	// which with the rest takes 2 MiB at least. Both sides' must agree.
 	Ring int
 
@@ -59,7 +59,7 @@ type GuestConfig struct {
 	Write func(p []byte, off int64, flush bool) error
 
 	// Tracked makes the kernel keep the dirty log (a [ram.Tracker]), in place of marks that
-	// the vCPUs set: for the tests of hosts that rely on one. NewGuest fails if the kernel
+	// the vCPUs set: for the tests of hosts that rely on one. NewVM fails if the kernel
 	// cannot, with the error of [ram.NewTracker]. Writes of the test itself are then logged
 	// too.
 	Tracked bool
@@ -82,14 +82,14 @@ const (
 	maxBehind       = 10 * time.Millisecond  // what a vCPU catches up at most
 )
 
-func (c GuestConfig) pages() int {
+func (c VMConfig) pages() int {
 	if c.Pages == 0 {
 		return 256
 	}
 	return c.Pages
 }
 
-func (c GuestConfig) params() guest.Params {
+func (c VMConfig) params() guest.Params {
 	return guest.Params{
 		VCPUs: max(c.VCPUs, 1), Pages: c.pages(), Touch: c.Touch, TSCPerMille: c.TSCPerMille, Seed: c.Seed, Ring: c.Ring,
 		Disk: c.Disk, DiskEvery: c.DiskEvery,
@@ -97,18 +97,18 @@ func (c GuestConfig) params() guest.Params {
 }
 
 // MinMemory returns the least Memory that the guest can do with.
-func (c GuestConfig) MinMemory() uint64 { return c.params().MemSize() }
+func (c VMConfig) MinMemory() uint64 { return c.params().MemSize() }
 
-// Guest is a VM for tests, in pure Go and without KVM: memory, a dirty log, and vCPUs
+// VM is a guest for tests, in pure Go and without KVM: memory, a dirty log, and vCPUs
 // that run this project's test program, a round at a time. It is a colo.VM, a
 // ram.DirtyLog and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
 //
 // Pauses nest, as colo.VM demands. A new guest stands still though nothing has paused
 // it: the first Resume that leaves no pause starts it. Its rounds happen in
-// [Guest.Run], on goroutines that end with it, or in [Guest.Step]. Its methods
+// [VM.Run], on goroutines that end with it, or in [VM.Step]. Its methods
 // may be called from any goroutine, but for those that say otherwise.
-type Guest struct {
-	cfg    GuestConfig
+type VM struct {
+	cfg    VMConfig
 	params guest.Params
 	mem    []byte
 	dirty  []uint64     // bitmap; words are accessed atomically
@@ -128,8 +128,8 @@ type Guest struct {
 	gate    chan struct{} // closed by the last Resume; nil unless paused
 }
 
-// NewGuest makes a guest, in its first state. Close frees its memory.
-func NewGuest(cfg GuestConfig) (*Guest, error) {
+// NewVM makes a guest, in its first state. Close frees its memory.
+func NewVM(cfg VMConfig) (*VM, error) {
 	p := cfg.params()
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("colotest: %w", err)
@@ -142,7 +142,7 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guest{
+	g := &VM{
 		cfg: cfg, params: p, mem: mem, origin: time.Now(),
 		dirty: make([]uint64, (size/ram.PageSize+63)/64),
 		gate:  make(chan struct{}), fresh: true,
@@ -170,7 +170,7 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 
 // Reset puts the guest back into its first state, that of a new guest, with an
 // empty dirty log that is on. The guest must be paused.
-func (g *Guest) Reset() error {
+func (g *VM) Reset() error {
 	if !g.Paused() {
 		return ErrRunning
 	}
@@ -182,7 +182,7 @@ func (g *Guest) Reset() error {
 }
 
 // first puts all of the guest but its memory into the first state.
-func (g *Guest) first() error {
+func (g *VM) first() error {
 	clear(g.dirty)
 	g.ForgetDirty(Block)
 	if err := g.StartDirtyLog(); err != nil {
@@ -203,7 +203,7 @@ func (g *Guest) first() error {
 
 // Close frees the guest's memory. It must not be called while Run or Step runs,
 // and nothing of the guest may be used afterwards.
-func (g *Guest) Close() error {
+func (g *VM) Close() error {
 	mem := g.mem
 	g.mem = nil
 	var err error
@@ -215,21 +215,21 @@ func (g *Guest) Close() error {
 
 // Memory returns the guest's memory, from guest-physical address 0. It is not a copy, and
 // changes while the guest runs.
-func (g *Guest) Memory() []byte { return g.mem }
+func (g *VM) Memory() []byte { return g.mem }
 
 // Blocks returns the guest's memory as a saver or a cache wants it.
-func (g *Guest) Blocks() []ram.Block { return []ram.Block{{Name: Block, Host: g.mem}} }
+func (g *VM) Blocks() []ram.Block { return []ram.Block{{Name: Block, Host: g.mem}} }
 
 // EnsureMemory is for a guest that runs before its memory is there (a protect.EnsuredGuest): a
 // vCPU calls ensure for all of it before it goes on after a pause, and stands still
 // meanwhile. It is called while the guest is paused.
-func (g *Guest) EnsureMemory(ensure func(block string, offset, n uint64) error) {
+func (g *VM) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 	g.ensure.Store(&ensure)
 }
 
 // there calls ensure for all of the memory, and so waits until it is there. It
 // is called between rounds.
-func (g *Guest) there() error {
+func (g *VM) there() error {
 	if f := g.ensure.Load(); f != nil {
 		return (*f)(Block, 0, uint64(len(g.mem)))
 	}
@@ -237,7 +237,7 @@ func (g *Guest) there() error {
 }
 
 // Register registers the guest's devices: one "vcpu" for each vCPU.
-func (g *Guest) Register(reg *vmstate.Registry) error {
+func (g *VM) Register(reg *vmstate.Registry) error {
 	for i, v := range g.vcpus {
 		if err := reg.Register(vmstate.Entry{Name: "vcpu", Instance: uint32(i), Version: vcpuVersion, MinVersion: vcpuVersion}, v); err != nil {
 			return err
@@ -248,7 +248,7 @@ func (g *Guest) Register(reg *vmstate.Registry) error {
 
 // RegisterPrimary registers the guest's devices and its memory on a primary. The returned
 // saver sends the memory.
-func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ram.Saver, error) {
+func (g *VM) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ram.Saver, error) {
 	s := ram.NewSaver(g.Blocks(), g, cfg)
 	if err := s.Register(reg); err != nil {
 		return nil, err
@@ -258,7 +258,7 @@ func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ra
 
 // RegisterSecondary registers the guest's devices and its memory on a secondary. The
 // returned cache stages the memory; the caller closes it.
-func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*ram.Cache, error) {
+func (g *VM) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*ram.Cache, error) {
 	c, err := ram.NewCache(g.Blocks(), g, cfg)
 	if err != nil {
 		return nil, err
@@ -276,7 +276,7 @@ func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*
 // Pause counts a pause and returns when every vCPU stands still, between two
 // rounds. If ctx ends first, the pause does not count and the error is the
 // context's.
-func (g *Guest) Pause(ctx context.Context) error {
+func (g *VM) Pause(ctx context.Context) error {
 	g.mu.Lock()
 	if g.pauses++; g.pauses == 1 && !g.fresh {
 		g.gate = make(chan struct{})
@@ -307,7 +307,7 @@ func (g *Guest) Pause(ctx context.Context) error {
 
 // Resume takes a pause back; after the last the vCPUs run. Resuming a running
 // guest does nothing. It fails, and takes nothing back, if ctx has ended.
-func (g *Guest) Resume(ctx context.Context) error {
+func (g *VM) Resume(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("colotest: resume: %w", context.Cause(ctx))
 	}
@@ -315,7 +315,7 @@ func (g *Guest) Resume(ctx context.Context) error {
 	return nil
 }
 
-func (g *Guest) open() {
+func (g *VM) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.pauses == 0 && !g.fresh {
@@ -329,7 +329,7 @@ func (g *Guest) open() {
 }
 
 // Paused reports whether the guest is paused and stands still.
-func (g *Guest) Paused() bool {
+func (g *VM) Paused() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return (g.pauses > 0 || g.fresh) && g.awake == 0
@@ -338,7 +338,7 @@ func (g *Guest) Paused() bool {
 // Run runs the vCPUs until ctx ends, and returns the context's cause. They make
 // no step while the guest is paused. The goroutines that it starts, one for each
 // vCPU, have ended when it returns.
-func (g *Guest) Run(ctx context.Context) error {
+func (g *VM) Run(ctx context.Context) error {
 	if err := g.begin(); err != nil {
 		return err
 	}
@@ -362,7 +362,7 @@ func (g *Guest) Run(ctx context.Context) error {
 // ([ErrRunning]); a Pause from another goroutine waits for the end of it. A
 // frame that is refused ends it with Output's error; the next Step offers that
 // frame again.
-func (g *Guest) Step(n int) error {
+func (g *VM) Step(n int) error {
 	if err := g.begin(); err != nil {
 		return err
 	}
@@ -391,7 +391,7 @@ func (g *Guest) Step(n int) error {
 }
 
 // begin takes the guest for Run or Step.
-func (g *Guest) begin() error {
+func (g *VM) begin() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.running {
@@ -401,7 +401,7 @@ func (g *Guest) begin() error {
 	return nil
 }
 
-func (g *Guest) finish() {
+func (g *VM) finish() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running = false
@@ -409,7 +409,7 @@ func (g *Guest) finish() {
 
 // wake counts a vCPU as one that may be inside a round, unless the guest is
 // paused.
-func (g *Guest) wake() bool {
+func (g *VM) wake() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.pauses > 0 || g.fresh {
@@ -420,7 +420,7 @@ func (g *Guest) wake() bool {
 }
 
 // rest says that a vCPU stands between two rounds and stays there until wake.
-func (g *Guest) rest() {
+func (g *VM) rest() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.awake--
@@ -431,7 +431,7 @@ func (g *Guest) rest() {
 }
 
 // admit does what wake does, but waits for Resume.
-func (g *Guest) admit(ctx context.Context) error {
+func (g *VM) admit(ctx context.Context) error {
 	for !g.wake() {
 		g.mu.Lock()
 		gate := g.gate
@@ -446,7 +446,7 @@ func (g *Guest) admit(ctx context.Context) error {
 }
 
 // Rounds returns how many rounds each vCPU has done. The guest must stand still.
-func (g *Guest) Rounds() []uint64 {
+func (g *VM) Rounds() []uint64 {
 	n := make([]uint64, len(g.vcpus))
 	for i, v := range g.vcpus {
 		n[i] = v.regs.N
@@ -454,7 +454,7 @@ func (g *Guest) Rounds() []uint64 {
 	return n
 }
 
-func (g *Guest) tsc() uint64 {
+func (g *VM) tsc() uint64 {
 	if g.cfg.TSC != nil {
 		return g.cfg.TSC()
 	}
@@ -463,7 +463,7 @@ func (g *Guest) tsc() uint64 {
 
 // History returns the hashes of the rounds that the guest's memory knows of (the
 // last 65536 of each vCPU, or as many as Ring says), vCPU after vCPU. The guest must stand still.
-func (g *Guest) History() ([]uint64, error) {
+func (g *VM) History() ([]uint64, error) {
 	var hashes []uint64
 	for i := range g.vcpus {
 		ring, err := guest.ReadRing(g.mem, i)

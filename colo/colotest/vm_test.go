@@ -28,9 +28,9 @@ func TestMain(m *testing.M) {
 }
 
 // running returns a guest in Run, until the end of the test.
-func running(t *testing.T, cfg GuestConfig) *Guest {
+func running(t *testing.T, cfg VMConfig) *VM {
 	t.Helper()
-	g, err := NewGuest(cfg)
+	g, err := NewVM(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,13 +51,13 @@ func running(t *testing.T, cfg GuestConfig) *Guest {
 	return g
 }
 
-func hostOf(g *Guest) Host {
+func hostOf(g *VM) Host {
 	return Host{VM: g, Log: g, Blocks: g.Blocks(), Register: g.Register}
 }
 
 func TestGuestIsAHost(t *testing.T) {
 	t.Parallel()
-	for name, cfg := range map[string]GuestConfig{
+	for name, cfg := range map[string]VMConfig{
 		"one vCPU":          {Touch: 16, TSCPerMille: 500},
 		"four vCPUs":        {VCPUs: 4, Pages: 64, Touch: 8, Ring: 1024},
 		"as fast as it can": {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1},
@@ -93,24 +93,24 @@ func refuseSome() func([]byte) error {
 
 // The broken hosts below each break one promise.
 type (
-	neverPauses struct{ *Guest }
+	neverPauses struct{ *VM }
 	flatPauses  struct {
-		*Guest
+		*VM
 		paused *atomic.Bool
 	}
-	panics         struct{ *Guest }
-	blindToNames   struct{ *Guest }
+	panics         struct{ *VM }
+	blindToNames   struct{ *VM }
 	ignoresContext struct {
-		*Guest
+		*VM
 		never chan struct{}
 	}
 	hangs struct {
-		*Guest
+		*VM
 		never chan struct{}
 	}
-	forgetsPages struct{ *Guest }
-	keepsLog     struct{ *Guest }
-	overwrites   struct{ *Guest }
+	forgetsPages struct{ *VM }
+	keepsLog     struct{ *VM }
+	overwrites   struct{ *VM }
 	loadsAnytime struct{ *vcpu }
 	losesField   struct{ *vcpu }
 	appliesEarly struct{ *vcpu }
@@ -122,27 +122,27 @@ func (f flatPauses) Pause(ctx context.Context) error {
 	if f.paused.Swap(true) {
 		return nil
 	}
-	return f.Guest.Pause(ctx)
+	return f.VM.Pause(ctx)
 }
 
 func (f flatPauses) Resume(ctx context.Context) error {
 	if !f.paused.Swap(false) {
 		return nil
 	}
-	return f.Guest.Resume(ctx)
+	return f.VM.Resume(ctx)
 }
 
 func (panics) Pause(context.Context) error { panic("not written yet") }
 
 func (b blindToNames) ReadDirty(_ string, bitmap []uint64) error {
-	return b.Guest.ReadDirty(Block, bitmap[:len(b.Guest.dirty)])
+	return b.VM.ReadDirty(Block, bitmap[:len(b.VM.dirty)])
 }
 
 func (i ignoresContext) Pause(ctx context.Context) error {
 	if ctx.Err() != nil {
 		<-i.never
 	}
-	return i.Guest.Pause(ctx)
+	return i.VM.Pause(ctx)
 }
 
 func (h hangs) Pause(context.Context) error {
@@ -151,7 +151,7 @@ func (h hangs) Pause(context.Context) error {
 }
 
 func (f forgetsPages) ReadDirty(block string, bitmap []uint64) error {
-	err := f.Guest.ReadDirty(block, bitmap)
+	err := f.VM.ReadDirty(block, bitmap)
 	if err == nil {
 		bitmap[ringPageWord] &= 1<<63 - 1<<1
 	}
@@ -162,16 +162,16 @@ func (f forgetsPages) ReadDirty(block string, bitmap []uint64) error {
 const ringPageWord = (1 << 20) / ram.PageSize / 64
 
 func (k keepsLog) ReadDirty(block string, bitmap []uint64) error {
-	err := k.Guest.ReadDirty(block, bitmap)
+	err := k.VM.ReadDirty(block, bitmap)
 	for i, w := range bitmap {
-		k.Guest.dirty[i] |= w
+		k.VM.dirty[i] |= w
 	}
 	return err
 }
 
 func (o overwrites) ReadDirty(block string, bitmap []uint64) error {
 	clear(bitmap)
-	return o.Guest.ReadDirty(block, bitmap)
+	return o.VM.ReadDirty(block, bitmap)
 }
 
 func (l loadsAnytime) VMState(f *vmstate.Fields) {
@@ -212,49 +212,49 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 	defer close(never)
 	for _, c := range []struct {
 		name string
-		host func(Host, *Guest) Host
+		host func(Host, *VM) Host
 		fn   func(*subject) error
 		want string
 	}{
-		{"pause does nothing", func(h Host, g *Guest) Host { h.VM = neverPauses{g}; return h },
+		{"pause does nothing", func(h Host, g *VM) Host { h.VM = neverPauses{g}; return h },
 			(*subject).pauseStandsStill, "changed after Pause had returned"},
-		{"pauses do not nest", func(h Host, g *Guest) Host { h.VM = flatPauses{g, paused()}; return h },
+		{"pauses do not nest", func(h Host, g *VM) Host { h.VM = flatPauses{g, paused()}; return h },
 			(*subject).nests, "pauses must nest"},
-		{"another's pause is undone", func(h Host, g *Guest) Host { h.VM = flatPauses{g, paused()}; return h },
+		{"another's pause is undone", func(h Host, g *VM) Host { h.VM = flatPauses{g, paused()}; return h },
 			(*subject).others, "pauses must nest"},
-		{"it panics", func(h Host, g *Guest) Host { h.VM = panics{g}; return h },
+		{"it panics", func(h Host, g *VM) Host { h.VM = panics{g}; return h },
 			(*subject).contexts, "the host panicked while a rule was checked: Pause with a context that has ended: not written yet"},
-		{"a log for one block", func(h Host, g *Guest) Host { h.Log = blindToNames{g}; return h },
+		{"a log for one block", func(h Host, g *VM) Host { h.Log = blindToNames{g}; return h },
 			(*subject).dirtyLog, "a log must look at the block's name"},
-		{"no memory", func(h Host, g *Guest) Host { h.Blocks = nil; return h },
+		{"no memory", func(h Host, g *VM) Host { h.Blocks = nil; return h },
 			(*subject).dirtyLog, "Blocks is empty"},
-		{"a context is ignored", func(h Host, g *Guest) Host { h.VM = ignoresContext{g, never}; return h },
+		{"a context is ignored", func(h Host, g *VM) Host { h.VM = ignoresContext{g, never}; return h },
 			(*subject).contexts, "Pause does not return when its context has ended"},
-		{"a pause hangs", func(h Host, g *Guest) Host { h.VM = hangs{g, never}; return h },
+		{"a pause hangs", func(h Host, g *VM) Host { h.VM = hangs{g, never}; return h },
 			(*subject).pause, "Pause has not returned"},
-		{"a page is not logged", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
+		{"a page is not logged", func(h Host, g *VM) Host { h.Log = forgetsPages{g}; return h },
 			(*subject).dirtyLog, "changed and the dirty log does not say so"},
-		{"a page is not logged, while running", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
+		{"a page is not logged, while running", func(h Host, g *VM) Host { h.Log = forgetsPages{g}; return h },
 			(*subject).dirtyLogRunning, "changed and the dirty log does not say so"},
-		{"a page is not logged, over generations", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
+		{"a page is not logged, over generations", func(h Host, g *VM) Host { h.Log = forgetsPages{g}; return h },
 			(*subject).generations, "a copy that follows the dirty log differs"},
-		{"the log is not cleared", func(h Host, g *Guest) Host { h.Log = keepsLog{g}; return h },
+		{"the log is not cleared", func(h Host, g *VM) Host { h.Log = keepsLog{g}; return h },
 			(*subject).dirtyLog, "reading must clear the log"},
-		{"the bitmap is overwritten", func(h Host, g *Guest) Host { h.Log = overwrites{g}; return h },
+		{"the bitmap is overwritten", func(h Host, g *VM) Host { h.Log = overwrites{g}; return h },
 			(*subject).dirtyLog, "it must add to them"},
-		{"a page that stays writable is logged no more", func(h Host, g *Guest) Host { h.Log = newKeeping(g, neverAgain); return h },
+		{"a page that stays writable is logged no more", func(h Host, g *VM) Host { h.Log = newKeeping(g, neverAgain); return h },
 			(*subject).keeper, "while KeepDirty names pages: "},
-		{"pages that were not named stay writable", func(h Host, g *Guest) Host { h.Log = newKeeping(g, keepsAll); return h },
+		{"pages that were not named stay writable", func(h Host, g *VM) Host { h.Log = newKeeping(g, keepsAll); return h },
 			(*subject).keeper, "which KeepDirty has not named"},
-		{"pages stay writable for good", func(h Host, g *Guest) Host { h.Log = newKeeping(g, keepsOn); return h },
+		{"pages stay writable for good", func(h Host, g *VM) Host { h.Log = newKeeping(g, keepsOn); return h },
 			(*subject).keeper, "though KeepDirty names none any more"},
-		{"what stayed writable is forgotten", func(h Host, g *Guest) Host { h.Log = newKeeping(g, owesNothing); return h },
+		{"what stayed writable is forgotten", func(h Host, g *VM) Host { h.Log = newKeeping(g, owesNothing); return h },
 			(*subject).keeper, "after KeepDirty "},
-		{"a register is not loaded", func(h Host, g *Guest) Host { h.Register = registers(losesField{g.vcpus[0]}); return h },
+		{"a register is not loaded", func(h Host, g *VM) Host { h.Register = registers(losesField{g.vcpus[0]}); return h },
 			(*subject).rollBack, "byte "},
-		{"a running guest is loaded", func(h Host, g *Guest) Host { h.Register = registers(loadsAnytime{g.vcpus[0]}); return h },
+		{"a running guest is loaded", func(h Host, g *VM) Host { h.Register = registers(loadsAnytime{g.vcpus[0]}); return h },
 			(*subject).loadRunning, "it must be refused"},
-		{"staging touches the guest", func(h Host, g *Guest) Host { h.Register = registers(appliesEarly{g.vcpus[0]}); return h },
+		{"staging touches the guest", func(h Host, g *VM) Host { h.Register = registers(appliesEarly{g.vcpus[0]}); return h },
 			(*subject).loadRolledBack, "VMState must change nothing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 			// gives it, which a busy machine may not do each time.
 			var err error
 			for end := time.Now().Add(time.Minute); err == nil && time.Now().Before(end); {
-				g := running(t, GuestConfig{Touch: 4})
+				g := running(t, VMConfig{Touch: 4})
 				s := newSubject(c.host(hostOf(g), g))
 				if strings.Contains(c.want, "not return") {
 					s.patience /= 100
@@ -277,7 +277,7 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestRoundsAllocateNothing(t *testing.T) {
-	g, err := NewGuest(GuestConfig{
+	g, err := NewVM(VMConfig{
 		Touch: 8, TSCPerMille: 500, Output: func([]byte) error { return nil },
 		Disk: 1 << 20, DiskEvery: 2, Write: func([]byte, int64, bool) error { return nil },
 	})
@@ -302,7 +302,7 @@ func TestAFrameComesAfterTheBlockOfItsRound(t *testing.T) {
 	var order []string
 	broken := errors.New("broken")
 	flushed := 0
-	g, err := NewGuest(GuestConfig{
+	g, err := NewVM(VMConfig{
 		Touch: 2, Disk: 16 << 10, DiskEvery: 3,
 		Output: func([]byte) error { order = append(order, "frame"); return nil },
 		Write: func(p []byte, off int64, flush bool) error {
@@ -351,7 +351,7 @@ func TestAFrameComesAfterTheBlockOfItsRound(t *testing.T) {
 func TestAPauseWaitsForAWrite(t *testing.T) {
 	begun, end := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	g := running(t, GuestConfig{Disk: 16 << 10, DiskEvery: 1, Write: func([]byte, int64, bool) error {
+	g := running(t, VMConfig{Disk: 16 << 10, DiskEvery: 1, Write: func([]byte, int64, bool) error {
 		once.Do(func() {
 			close(begun)
 			<-end
