@@ -103,7 +103,7 @@ type standbyRun struct {
 	others replication.Group // others that must have a checkpoint before it counts
 
 	tally    tally
-	recorder metrics.Recorder              // figures from events, for /metrics
+	recorder metrics.Recorder             // figures from events, for /metrics
 	present  atomic.Pointer[standby.Copy] // guest, for goroutines that only read its Info
 
 	protected bool // the primary was told that its guest is here
