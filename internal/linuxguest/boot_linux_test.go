@@ -30,7 +30,7 @@ code=$?
 echo "machine: gokvm ended with $code"
 `, map[string]string{"echo": echo}))
 	m, err := StartMachine(MachineConfig{
-		Name: "boot", Dir: w.dir, Memory: 768, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
+		Name: "boot", Dir: w.dir, Memory: 768, Emulator: k.Emulator, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
 		Monitor: filepath.Join(w.sockets, "boot-monitor"),
 		Pulse:   filepath.Join(w.sockets, "boot-pulse"),
 	})

@@ -53,7 +53,7 @@ done >/dev/ttyS1 2>&1
 echo "machine: control ended"
 `, controlRuns, int(controlTime/time.Second)), files))
 	m, err := StartMachine(MachineConfig{
-		Name: "control", Dir: w.dir, Memory: 3072, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
+		Name: "control", Dir: w.dir, Memory: 3072, Emulator: k.Emulator, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
 		Monitor: filepath.Join(w.sockets, "control-monitor"),
 		Pulse:   filepath.Join(w.sockets, "control-pulse"),
 	})

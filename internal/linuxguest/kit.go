@@ -19,11 +19,14 @@ import (
 //	bin/kvm.test        the tests of kvm
 //	bin/qemu            examples/lockstep-qemu
 //
-// all of the programs linked statically.
+// all of the programs linked statically, and perhaps
+//
+//	bin/emulator        the QEMU that emulates machines, in place of the host's own
 type Kit struct {
-	dir     string
-	Kernel  string // of machines and guest alike
-	modules *Modules
+	dir      string
+	Kernel   string // of machines and guest alike
+	Emulator string // a MachineConfig's
+	modules  *Modules
 }
 
 // OpenKit looks at what is there.
@@ -37,6 +40,9 @@ func OpenKit(dir string) (*Kit, error) {
 		return nil, fmt.Errorf("%s: %d kernels, want one", filepath.Join(dir, "root/boot"), len(kernels))
 	}
 	k.Kernel = kernels[0]
+	if emulator := k.Binary("emulator"); isFile(emulator) {
+		k.Emulator = emulator
+	}
 	_, version, _ := strings.Cut(filepath.Base(k.Kernel), "-")
 	for _, lib := range []string{"root/lib/modules", "root/usr/lib/modules"} {
 		k.modules, err = FindModules(filepath.Join(dir, lib, version))
@@ -50,10 +56,15 @@ func OpenKit(dir string) (*Kit, error) {
 // Binary returns the path of one of the programs.
 func (k *Kit) Binary(name string) string { return filepath.Join(k.dir, "bin", name) }
 
+func isFile(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 func (k *Kit) busybox() (string, error) {
 	for _, name := range []string{"root/bin/busybox", "root/usr/bin/busybox"} {
 		path := filepath.Join(k.dir, name)
-		if _, err := os.Stat(path); err == nil {
+		if isFile(path) {
 			return path, nil
 		}
 	}

@@ -2,6 +2,7 @@ package linuxguest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,13 @@ import (
 
 // MachineConfig says what a machine has. All files are on this host.
 type MachineConfig struct {
-	Name   string
-	Dir    string // for its consoles, which stay
-	Memory int    // MiB
-	TSC    uint64 // what its kernel believes the rate of the time-stamp counter to be, in kHz; 0: what it finds out
-	Kernel string
-	Initrd []string // archives, one after the other
+	Name     string
+	Emulator string // the program that emulates it, a QEMU; "": the host's own, found in PATH
+	Dir      string // for its consoles, which stay
+	Memory   int    // MiB
+	TSC      uint64 // what its kernel believes the rate of the time-stamp counter to be, in kHz; 0: what it finds out
+	Kernel   string
+	Initrd   []string // archives, one after the other
 
 	Disk  string   // image of its virtio disk; "": none
 	Ports []string // Unix sockets of its network cards' cables
@@ -90,7 +92,7 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 	if cfg.Disk != "" {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+cfg.Disk)
 	}
-	m.cmd = exec.Command("qemu-system-x86_64", args...)
+	m.cmd = exec.Command(cmp.Or(cfg.Emulator, "qemu-system-x86_64"), args...)
 	m.cmd.Stderr = &m.stderr
 	dieWithUs(m.cmd)
 	started := make(chan error)

@@ -59,6 +59,44 @@ func TestAMachineSaysAndDies(t *testing.T) {
 	}
 }
 
+// The kit may have another emulator than the host.
+func TestAMachineIsEmulatedByTheKitsOwnEmulator(t *testing.T) {
+	require.Outside(t, require.Processes)
+	cfg := standIn(t, "exec sleep 600")
+	for _, d := range []string{"root/boot", "root/lib/modules/1", "bin"} {
+		if err := os.MkdirAll(filepath.Join(cfg.Dir, d), 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"root/boot/vmlinuz-1", "root/lib/modules/1/a.ko"} {
+		if err := os.WriteFile(filepath.Join(cfg.Dir, name), nil, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if k, err := OpenKit(cfg.Dir); err != nil || k.Emulator != "" {
+		t.Fatalf("a kit without an emulator: %+v, %v", k, err)
+	}
+	if err := os.Rename(filepath.Join(cfg.Dir, "qemu-system-x86_64"), filepath.Join(cfg.Dir, "bin/emulator")); err != nil {
+		t.Fatal(err)
+	}
+	k, err := OpenKit(cfg.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", "/usr/bin:/bin")
+	cfg.Emulator = k.Emulator
+	m, err := StartMachine(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Said(t.Context(), "tsc_early_khz=2000000"); err != nil {
+		t.Error(err)
+	}
+	if err := m.Kill(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAMachineThatEndsIsNotWaitedFor(t *testing.T) {
 	require.Outside(t, require.Processes)
 	m, err := StartMachine(standIn(t, "echo no such device >&2; exit 3"))

@@ -38,7 +38,7 @@ code=$?
 echo "machine: tests ended with $code"
 `, all))
 	m, err := StartMachine(MachineConfig{
-		Name: name, Dir: w.dir, Memory: 3072, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
+		Name: name, Dir: w.dir, Memory: 3072, Emulator: k.Emulator, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
 		Monitor: filepath.Join(w.sockets, name+"-monitor"),
 		Pulse:   filepath.Join(w.sockets, name+"-pulse"),
 	})

@@ -93,7 +93,7 @@ func TestAGuestOfAStockQEMUOutlivesIt(t *testing.T) {
 	w.must(errors.Join(k.GuestArchive(guest), k.QEMUHostArchive(host, guest, installedQEMU(t)), RoleArchive(role, sayAlive+tellShutdowns(t, k)+stockRole+toldShutdowns, nil)))
 	disk := w.image("disk", true)
 	m, err := StartMachine(MachineConfig{
-		Name: "stock", Dir: w.dir, Memory: 1024, Kernel: k.Kernel, Initrd: []string{host, role}, TSC: w.tsc, Disk: disk,
+		Name: "stock", Dir: w.dir, Memory: 1024, Emulator: k.Emulator, Kernel: k.Kernel, Initrd: []string{host, role}, TSC: w.tsc, Disk: disk,
 		Ports: []string{w.port(&w.guests, "stock-guests")}, MACs: []string{bridgeMACs + "3"},
 		Monitor: filepath.Join(w.sockets, "stock-monitor"),
 		Pulse:   filepath.Join(w.sockets, "stock-pulse"),

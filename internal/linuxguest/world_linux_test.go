@@ -313,7 +313,7 @@ func (w *world) machine(number int, name, role, disk string, base []string, file
 	archive := filepath.Join(w.dir, name+".role")
 	w.must(RoleArchive(archive, role, files))
 	m, err := StartMachine(MachineConfig{
-		Name: name, Dir: w.dir, Memory: 768, Kernel: w.kit.Kernel, Initrd: append(base[:len(base):len(base)], archive),
+		Name: name, Dir: w.dir, Memory: 768, Emulator: w.kit.Emulator, Kernel: w.kit.Kernel, Initrd: append(base[:len(base):len(base)], archive),
 		Disk: disk, TSC: w.tsc,
 		Ports:   []string{w.port(&w.cluster, name+"-cluster"), w.port(&w.guests, name+"-guests")},
 		MACs:    []string{fmt.Sprint(clusterMACs, number), fmt.Sprint(bridgeMACs, number)},
