@@ -52,6 +52,8 @@ type Client struct {
 	mu      sync.Mutex
 	id      int
 	waiting map[int]chan reply // capacity 1, by the command's id
+	owed    []unanswered       // in the order in which they were sent
+	paid    chan struct{}      // closed when there are less of owed
 	events  []pending
 	bytes   int           // of events
 	news    chan struct{} // closed when there is another event, or err
@@ -106,6 +108,7 @@ func newClient(ctx context.Context, conn net.Conn, oob bool) (*Client, error) {
 	c := &Client{
 		conn: conn, decoder: new(event.Decoder), buf: make([]byte, 4<<10), waiting: make(map[int]chan reply),
 		writing: make(chan struct{}, 1), reading: make(chan struct{}, 1), news: make(chan struct{}),
+		paid: make(chan struct{}),
 	}
 	if err := c.negotiate(ctx, oob); err != nil {
 		conn.Close()
@@ -161,22 +164,27 @@ func (c *Client) negotiate(ctx context.Context, oob bool) error {
 
 // Do executes a command and decodes its result into out, unless that is nil. args
 // is a value that encoding/json encodes as an object, or nil. If the monitor refuses the
-// command, Do returns an [*Error]. If ctx ends, it returns the error of ctx; the monitor
-// may execute the command all the same.
+// command, Do returns an [*Error]. If ctx ends, it returns an error that matches that of ctx, and
+// says for how long there was no answer; the monitor may execute the command all the same.
 func (c *Client) Do(ctx context.Context, command string, args, out any) error {
 	return c.do(ctx, "execute", command, args, out)
 }
 
 // DoOOB does what [Client.Do] does, out of band: the monitor executes the command before it
-// has answered earlier ones, of which up to 7 may wait behind the one that runs. The field
-// OOB must be true, and the command must allow it.
+// has answered earlier ones. The field OOB must be true, and the command must allow it. So that
+// a QEMU goes on reading them, a Client with OOB sends at most 7 of the other commands before
+// they are answered; one more waits in Do.
 func (c *Client) DoOOB(ctx context.Context, command string, args, out any) error {
 	return c.do(ctx, "exec-oob", command, args, out)
 }
 
 func (c *Client) do(ctx context.Context, verb, command string, args, out any) error {
+	began := time.Now()
 	answer, err := c.ask(ctx, verb, command, args)
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("%s: %s: %w", command, c.silence(began), err)
+		}
 		return fmt.Errorf("%s: %w", command, err)
 	}
 	if answer.Error != nil {
@@ -217,7 +225,7 @@ func (c *Client) ask(ctx context.Context, verb, command string, args any) (reply
 	if err != nil {
 		return reply{}, err
 	}
-	if err := c.write(ctx, append(text, '\n')); err != nil {
+	if err := c.write(ctx, unanswered{id: id, command: command, oob: verb == "exec-oob"}, append(text, '\n')); err != nil {
 		return reply{}, err
 	}
 	for {
@@ -250,11 +258,9 @@ func (c *Client) ask(ctx context.Context, verb, command string, args any) (reply
 
 // write sends a whole command. If it cannot, no later command is sent, but reading goes on: a
 // monitor that has ended may have said why.
-func (c *Client) write(ctx context.Context, text []byte) error {
-	select {
-	case c.writing <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+func (c *Client) write(ctx context.Context, u unanswered, text []byte) error {
+	if err := c.turn(ctx, u); err != nil {
+		return err
 	}
 	defer func() { <-c.writing }()
 	stop := bound(ctx, c.conn.SetWriteDeadline)
@@ -262,6 +268,9 @@ func (c *Client) write(ctx context.Context, text []byte) error {
 	stop()
 	if err == nil {
 		return nil
+	}
+	if n == 0 {
+		c.withdraw(u.id)
 	}
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -306,6 +315,7 @@ func (c *Client) read(ctx context.Context) error {
 	}
 	if a.ID != nil {
 		c.mu.Lock()
+		c.answered(*a.ID)
 		if to := c.waiting[*a.ID]; to != nil {
 			select {
 			case to <- a:

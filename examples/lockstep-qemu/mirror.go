@@ -28,6 +28,12 @@ func parseMirrored(s string) (d mirrored, err error) {
 // node and job return the names of the copy in QEMU.
 func (d mirrored) node() string { return "lockstep-" + d.name }
 
+// openTimeout is for how many seconds a QEMU tries to connect to a disk of a standby. It does nothing
+// else meanwhile, and its guest stands as soon as it waits for a device; without a bound that
+// is for good where a standby hangs, whose kernel accepts the connection: yank does not know of
+// it yet. A QEMU before 7.0 has no such bound.
+const openTimeout = 5
+
 // mirror begins to copy the disks, and returns when the copies are whole and
 // every write goes to both sides before the guest is told that it is done
 // (copy-mode write-blocking), for as long as no error stops a job: see whole.
@@ -41,6 +47,9 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 			return err
 		}
 		node := map[string]any{"driver": "nbd", "node-name": d.node(), "server": server, "export": d.name}
+		if m.Major >= 7 {
+			node["open-timeout"] = openTimeout
+		}
 		if o.tlsCreds != "" {
 			node["tls-creds"] = o.tlsCreds
 		}
@@ -48,7 +57,7 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 			node["tls-hostname"] = o.tlsHost
 		}
 		if err := m.Do(ctx, "blockdev-add", node, nil); err != nil {
-			return fmt.Errorf("disk %s: %w", d.device, err)
+			return fmt.Errorf("disk %s: %w", d.device, explained(err))
 		}
 		if err := o.sameSize(ctx, m, d); err != nil {
 			return err
@@ -181,9 +190,12 @@ func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, 
 	return said
 }
 
-// explained adds to QEMU's refusal to copy a disk what can be done about it.
+// explained adds to QEMU's refusal to copy a disk what it means, or what can be done about it.
 func explained(err error) error {
 	var refused *qmp.Error
+	if errors.As(err, &refused) && strings.Contains(refused.Desc, "cancelled by timeout") {
+		return fmt.Errorf("%w: nobody has answered at -nbd for %d s; does the standby hang?", err, openTimeout)
+	}
 	if errors.As(err, &refused) && strings.Contains(refused.Desc, "root block node") {
 		return fmt.Errorf("%w: -disk names a node that has another one above it; where it does not, this QEMU has kept a part of a job that ended "+
 			"while the guest was being stopped, and cannot copy the disk any more: migrate the guest to another QEMU, or start it anew", err)
