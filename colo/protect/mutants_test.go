@@ -48,7 +48,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "the gate of a host that waits for an operator's word stays open",
-		File:  "colo/protect/job.go",
+		File:  "colo/protect/states.go",
 		Old:   "if in == broke && j.manual != nil {",
 		New:   "if false {",
 		Tests: []string{"-run=WaitsForAnOperatorsWord", "."},
@@ -95,7 +95,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a host that leaves lets its guest wait for its disk",
-		File: "colo/protect/job.go",
+		File: "colo/protect/depart.go",
 		Old:  "\tj.fenceDisks()\n\tif j.vm",
 		New:  "\tif j.vm",
 	},
