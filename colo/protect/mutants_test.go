@@ -353,6 +353,20 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=^TestAHostThatIsStartedWaitsForWhatItMayHavePromisedBefore$", "."},
 	},
 	{
+		What:  "a host starts the guest of whomever the record names",
+		File:  "colo/protect/restart.go",
+		Old:   " && r.Holder == j.cfg.Host",
+		New:   "",
+		Tests: []string{"-run=^TestAHostStartsNoGuestFromDisksThatTheRecordDoesNotProveTheLast$", "."},
+	},
+	{
+		What:  "a host starts the guest from disks that are two generations old",
+		File:  "colo/protect/restart.go",
+		Old:   " && r.Generation == disks+1",
+		New:   "",
+		Tests: []string{"-run=^TestAHostStartsNoGuestFromDisksThatTheRecordDoesNotProveTheLast$", "."},
+	},
+	{
 		What:  "a host gives the guest back before its gate is shut",
 		File:  "failover/keeper.go",
 		Old:   "\tk.over(generation)\n\treturn k.cfg.Arbiter.Release(ctx, g, note)\n",
