@@ -56,6 +56,10 @@ func (j *Job) begin(ctx context.Context) error {
 		}
 	}
 	generation, err := j.acquire(ctx, after, true)
+	if own && j.manual == nil && errors.Is(err, failover.ErrRefused) && j.diedUnrecorded(ctx, after) {
+		j.hold(after + 1)
+		generation, err = j.acquire(ctx, after+1, true)
+	}
 	switch {
 	case errors.Is(err, failover.ErrRefused):
 		if after == 0 {
@@ -106,54 +110,6 @@ func (j *Job) start(ctx context.Context, generation uint64, why string) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// awaitOrRestart waits for a primary as await does, and meanwhile, if the disks here are the
-// guest's own, claims the guest: as the first to come back after both hosts were down, this one
-// starts it. It returns no peer and no error when it has started the guest.
-//
-// The claim comes after a host whose guest is alive has had its chance: one that
-// follows, and has lost this host, claims it without waiting, and is preferred.
-func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
-	after := j.restart
-	if after == 0 {
-		return j.await(ctx, 0)
-	}
-	j.restart = 0
-	defer j.claiming(false)
-	for wait := j.cfg.Term + j.cfg.Lost; ; wait = j.cfg.Term {
-		// The record is looked at first: a host that has come back to a guest that
-		// runs elsewhere claims nothing.
-		ask, cancel := context.WithTimeout(ctx, j.cfg.Term)
-		r, err := j.cfg.Arbiter.Record(ask)
-		cancel()
-		// Where it has granted the guest to this process, and the answer was lost, it
-		// is asked again, and says the same.
-		own := r.Generation == after+1 && r.Token == j.token
-		if err == nil && r.Generation > after && !own {
-			j.startsNothing(fmt.Errorf("protect: the disks here are of generation %d, the present one is %d", after, r.Generation))
-			return j.await(ctx, 0)
-		}
-		if p, err := j.await(ctx, wait); p != nil || err != nil {
-			return p, err
-		}
-		ask, cancel = context.WithTimeout(ctx, j.cfg.Term)
-		generation, err := j.acquire(ask, after, false)
-		cancel()
-		switch {
-		case err == nil:
-			j.refuseAll()
-			err := j.start(ctx, generation, fmt.Sprintf("started from disks of generation %d", after))
-			j.refuseAll() // those that have come meanwhile
-			return nil, err
-		case errors.Is(err, failover.ErrRefused):
-			j.startsNothing(err)
-			return j.await(ctx, 0)
-		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		}
-		j.note(fmt.Errorf("protect: claim the guest of generation %d: %w", after, err))
-	}
 }
 
 // startsNothing tells why a host that was to start the guest from its disks waits for a primary

@@ -166,6 +166,8 @@
 //     on them. Their host claims the generation after theirs, once Term and Lost have
 //     passed in which nobody else has, and starts the guest anew from them. It
 //     follows instead if the arbiter knows a later generation, or a primary comes.
+//     If that is the next one, and this host's by the record, the host died before it had
+//     recorded the grant, and starts the guest all the same.
 //   - Disks of a secondary's last checkpoint, kept by DiskConfig.Journal, are older
 //     than what the world may have seen. Their host waits for a primary. If that never
 //     comes back, a person can decide to use them, by Start.

@@ -18,6 +18,8 @@ import (
 type wear struct {
 	out  atomic.Bool // nothing becomes stable any more
 	meta memory      // survives the host
+
+	before func() // called before each write of the metadata; nil: nothing is
 }
 
 func (w *wear) err() error {
@@ -49,6 +51,9 @@ type wornMetadata struct {
 }
 
 func (d wornMetadata) WriteAt(p []byte, off int64) (int, error) {
+	if d.w.before != nil {
+		d.w.before()
+	}
 	if err := d.w.err(); err != nil {
 		return 0, err
 	}

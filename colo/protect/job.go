@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -84,13 +83,6 @@ type Job struct {
 	telling chan struct{}  // capacity one: held while the arbiter is told of an operator's word, which may wait
 
 	asking, watching, fencing, recording outside // calls of the arbiter, of its Watch, of the fencer, and of disks that are to record a generation for an operator's order
-}
-
-// An activity is work that goes on while the job is in some states; its context
-// ends when the job is in none of them. There may be several at a time.
-type activity struct {
-	in     []State
-	cancel context.CancelCauseFunc
 }
 
 // New makes a job, which has the networks and disks of its Config from then on: another job
@@ -317,51 +309,6 @@ func (j *Job) live(ctx context.Context) error {
 	return err
 }
 
-// depart leaves the guest paused, and gives it back, to whoever can have it. Each step has a time
-// of its own, so that a step which takes long does not keep the guest from being given back, nor
-// from standing still.
-func (j *Job) depart(ctx context.Context) error {
-	j.vm.face(false)
-	ctx = context.WithoutCancel(ctx)
-	limit := min(j.cfg.Term, j.cfg.PeerTimeout)
-	if j.keeper.Gate().Open() {
-		j.empty(ctx, limit)
-	}
-	e := bounded(ctx, limit, func(ctx context.Context) error { return j.keeper.Release(ctx, "left by "+j.cfg.Host) })
-	if e != nil && !errors.Is(e, failover.ErrRefused) {
-		j.note(fmt.Errorf("release: %w", e)) // its term runs out
-	}
-	// The gate stays shut: a write that is not answered yet never is, and a vCPU
-	// that waits for that cannot be paused.
-	j.fenceDisks()
-	if j.vm.isRunning() {
-		return bounded(ctx, j.cfg.PeerTimeout, j.vm.Pause)
-	}
-	return nil
-}
-
-// empty pauses the guest and lets out what may leave, for as long as a grant lasts, and no longer than limit.
-func (j *Job) empty(ctx context.Context, limit time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	if j.vm.isRunning() {
-		if err := j.vm.Pause(ctx); err != nil {
-			j.note(fmt.Errorf("pause: %w", err)) // tried again
-			return
-		}
-	}
-	j.letOut(ctx)
-}
-
-// letOut lets out what may leave, for as long as a grant lasts. The guest stands still.
-func (j *Job) letOut(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, j.cfg.Term)
-	defer cancel()
-	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
-		j.note(fmt.Errorf("drain: %w", err))
-	}
-}
-
 // rest waits while the job is paused or cancelled, and saves the guest if it is to. An error is that
 // of a guest that stands still since, and cannot be resumed.
 func (j *Job) rest(ctx context.Context) error {
@@ -381,85 +328,6 @@ func (j *Job) rest(ctx context.Context) error {
 	}
 }
 
-// while returns a context that ends when the job is in none of these states.
-func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	a := &activity{in, cancel}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.acts[a] = struct{}{}
-	if !slices.Contains(in, j.m.state) {
-		cancel(errMoved)
-	}
-	return ctx, func() {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		delete(j.acts, a)
-		cancel(nil)
-	}
-}
-
-// do gives the machine an input and tells of the new state, or leaves that to whoever is telling
-// already (see told).
-func (j *Job) do(in input, reason string) error {
-	_, err := j.enter(in, reason, nil)
-	return err
-}
-
-// enter does what do does, and returns the state that the input led to, which may have changed
-// since. If of is not nil, the input is about that session: if it is not the job's any more
-// nothing is done, and the error is errAnother.
-func (j *Job) enter(in input, reason string, of *session) (State, error) {
-	j.mu.Lock()
-	from := j.m.state
-	var err error
-	switch {
-	case of != nil && j.current != of:
-		err = errAnother
-	case in == doFenced && j.given:
-		err = &StateError{Verb: in.String(), State: from}
-	default:
-		err = j.m.do(in, reason)
-	}
-	if err != nil {
-		j.mu.Unlock()
-		return from, err
-	}
-	to := j.m.state
-	if in == broke && j.manual != nil {
-		// Without an arbiter the gate does not shut when a time runs out, and from now on an
-		// operator may tell the other host to go on. The guest stands still, and nothing else
-		// leaves either until this host is told so.
-		j.keeper.Gate().Shut()
-	}
-	if (in == handed || in == migrated) && j.current != nil {
-		j.current.handed = true
-	}
-	if !to.lasts() {
-		j.loss = nil
-	}
-	if to != from {
-		j.since = time.Now()
-		close(j.changed)
-		j.changed = make(chan struct{})
-	}
-	for a := range j.acts {
-		if !slices.Contains(a.in, to) {
-			a.cancel(errMoved)
-		}
-	}
-	e := event.JobStatusChange{ID: j.cfg.Name, Status: event.JobStatus(to.JobStatus()), State: to.String(), Reason: reason, Generation: j.generation}
-	if j.current != nil {
-		e.Peer = j.current.peer.host
-	}
-	if to != from {
-		j.told.queue = append(j.told.queue, change{to, e})
-	}
-	j.mu.Unlock()
-	j.tellAll()
-	return to, nil
-}
-
 func (c *Config) publish(e event.Event) { c.Events.Publish(e) }
 
 // note keeps an error for Query; nil is none.
@@ -470,13 +338,6 @@ func (j *Job) note(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.lastErr, j.lastErrAt = j.beside(err), time.Now()
-}
-
-// State returns the present state.
-func (j *Job) State() State {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.m.state
 }
 
 // request asks for a checkpoint, if there is a primary.
@@ -510,24 +371,6 @@ func (j *Job) session() *session {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.current
-}
-
-// Wait returns when the job is in one of the states, or concluded, and which it
-// is; or when ctx ends.
-func (j *Job) Wait(ctx context.Context, states ...State) (State, error) {
-	for {
-		j.mu.Lock()
-		s, changed := j.m.state, j.changed
-		j.mu.Unlock()
-		if s == Concluded || slices.Contains(states, s) {
-			return s, nil
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return s, context.Cause(ctx)
-		}
-	}
 }
 
 // tookOverHere reports whether a session's Run returned because the guest runs here.

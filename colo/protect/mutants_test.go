@@ -48,7 +48,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "the gate of a host that waits for an operator's word stays open",
-		File:  "colo/protect/job.go",
+		File:  "colo/protect/states.go",
 		Old:   "if in == broke && j.manual != nil {",
 		New:   "if false {",
 		Tests: []string{"-run=WaitsForAnOperatorsWord", "."},
@@ -95,7 +95,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a host that leaves lets its guest wait for its disk",
-		File: "colo/protect/job.go",
+		File: "colo/protect/depart.go",
 		Old:  "\tj.fenceDisks()\n\tif j.vm",
 		New:  "\tif j.vm",
 	},
@@ -351,6 +351,20 @@ var mutants = []mutant.Mutant{
 		Old:   "if after > 0 && j.manual == nil {",
 		New:   "if false {",
 		Tests: []string{"-run=^TestAHostThatIsStartedWaitsForWhatItMayHavePromisedBefore$", "."},
+	},
+	{
+		What:  "a host starts the guest of whomever the record names",
+		File:  "colo/protect/restart.go",
+		Old:   " && r.Holder == j.cfg.Host",
+		New:   "",
+		Tests: []string{"-run=^TestAHostStartsNoGuestFromDisksThatTheRecordDoesNotProveTheLast$", "."},
+	},
+	{
+		What:  "a host starts the guest from disks that are two generations old",
+		File:  "colo/protect/restart.go",
+		Old:   " && r.Generation == disks+1",
+		New:   "",
+		Tests: []string{"-run=^TestAHostStartsNoGuestFromDisksThatTheRecordDoesNotProveTheLast$", "."},
 	},
 	{
 		What:  "a host gives the guest back before its gate is shut",
