@@ -147,7 +147,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "the second of two words of an operator forgets the first",
-		File:  "colo/protect/word.go",
+		File:  "colo/protect/operator_word.go",
 		Old:   "\tcase heard == 0:\n",
 		New:   "\tdefault:\n",
 		Tests: []string{"-run=^TestTheArbiterIsToldOfEachWordOfARow$", "."},
@@ -227,7 +227,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a secondary that is to go on resumes its guest to pause it again",
-		File:  "colo/protect/heard.go",
+		File:  "colo/protect/control_notes.go",
 		Old:   "if j.m.state == Following {",
 		New:   "if false {",
 		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
@@ -248,7 +248,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a secondary that is told to go on before it has committed cannot",
-		File:  "colo/protect/heard.go",
+		File:  "colo/protect/control_notes.go",
 		Old:   "early := whole && epoch+1 == n.Seq",
 		New:   "early := false",
 		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
@@ -283,7 +283,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a primary without an arbiter gives its guest to one that was started anew",
-		File:  "colo/protect/overtook.go",
+		File:  "colo/protect/overtaken.go",
 		Old:   `p.token != "" && h.TookOver == p.token`,
 		New:   `p.token != ""`,
 		Tests: []string{"-run=^TestAPrimaryIsNotOvertakenByAnotherGuest$", "."},
