@@ -9,13 +9,13 @@ import (
 // primary's writes for good and, with a Journal, makes stable what the guest on
 // this side has written. The guest is paused. Stop with failover does the same
 // first.
-func (s *Secondary) PrepareFailover(context.Context) error {
+func (s *Secondary) PrepareFailover(ctx context.Context) error {
 	if s.State() == None {
 		return ErrNotRunning
 	}
 	s.life.gate()
 	defer s.tell()
-	return s.beginFailover()
+	return s.dog.call(ctx, s.beginFailover)
 }
 
 // beginFailover refuses the primary's writes for good and records that the overlays are to
@@ -49,8 +49,12 @@ func (s *Secondary) beginFailover() error {
 // A Group calls failOverAlone when it could not order a failover of all its disks. The
 // guest goes on all the same; if it may change this disk, stable storage says that first,
 // for the disks cannot be brought back together afterwards.
-func (s *Secondary) failOverAlone() error {
+func (s *Secondary) failOverAlone(ctx context.Context) error {
 	defer s.tell()
+	return s.dog.call(ctx, s.orderAlone)
+}
+
+func (s *Secondary) orderAlone() error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	if s.State() != Failover {
@@ -77,6 +81,10 @@ func (s *Secondary) leavesInUse() []uint32 {
 // returns its error and the state remains Failover. In state Done it does
 // nothing; in others the error is ErrNotRunning. Any goroutine may call it.
 func (s *Secondary) Commit(ctx context.Context) error {
+	return s.dog.call(ctx, func() error { return s.commitAll(ctx) })
+}
+
+func (s *Secondary) commitAll(ctx context.Context) error {
 	defer s.tell()
 	s.commit.Lock()
 	defer s.commit.Unlock()

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
@@ -13,6 +14,10 @@ type lostOnce struct{ flush, metadata atomic.Bool }
 // tell publishes what has not been published of disk and meta. The caller holds no lock.
 func (l *lostOnce) tell(disk *stableDisk, meta *Metadata, bus *event.Bus, mode event.Mode, name string) {
 	publish := func(told *atomic.Bool, op string, err error) {
+		var hung *HungError
+		if errors.As(err, &hung) && hung.Device != "metadata" {
+			op = hung.Op
+		}
 		if err != nil && !told.Swap(true) {
 			bus.Publish(event.DiskFailed{Mode: mode, Disk: name, Operation: op, Error: err.Error()})
 		}

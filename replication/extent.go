@@ -81,7 +81,7 @@ func (d *File) Extents(off, n int64, yield func(n int64, flags uint32) bool) err
 
 // Extents implements [ExtentReader] with the extents of the local disk.
 func (p *Primary) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	return Extents(p.local.Disk, off, n, yield)
+	return Extents(p.local, off, n, yield)
 }
 
 // DirtyExtents yields, as [Bitmap.Extents] does, the parts that the secondary does not
@@ -101,7 +101,7 @@ func (s *Secondary) Extents(off, n int64, yield func(n int64, flags uint32) bool
 	case None:
 		return ErrNotRunning
 	case Done:
-		return Extents(s.disk.Disk, off, n, yield)
+		return Extents(s.disk, off, n, yield)
 	}
 	return Extents(nil, off, n, yield)
 }
@@ -114,7 +114,7 @@ func (x incoming) Extents(off, n int64, yield func(n int64, flags uint32) bool) 
 	if st := x.s.State(); st != None && st != Running {
 		return ErrGated
 	}
-	return Extents(x.s.disk.Disk, off, n, yield)
+	return Extents(x.s.disk, off, n, yield)
 }
 
 func (r diskRemote) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {

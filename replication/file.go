@@ -18,6 +18,10 @@ type File struct {
 	made       bool  // CreateFile has made the file
 	unwritable error // why nothing can be written; see CheckWrites
 
+	abandoned atomic.Pointer[error] // see Abandon
+	closed    atomic.Bool
+	changing  atomic.Int64 // the operations under way that change the file
+
 	syncs sharedSync // one at a time, because the system reports an error once
 
 	metaMu   sync.Mutex
@@ -32,6 +36,7 @@ var (
 
 	_ SyncStarter  = (*File)(nil)
 	_ WriteChecker = (*File)(nil)
+	_ Abandoner    = (*File)(nil)
 )
 
 // NewFile uses f as a disk of the size that it has now. The caller keeps f,
@@ -153,12 +158,37 @@ func (d *File) Size() int64 { return d.size.Load() }
 // CheckWrites implements [WriteChecker]: the error is syscall.EROFS if the file is open for
 // reading only, or is a block device that is read-only, which root may open for writing all the
 // same. (On Linux.)
-func (d *File) CheckWrites() error { return d.unwritable }
+func (d *File) CheckWrites() error {
+	if err := d.abandoned.Load(); err != nil {
+		return *err
+	}
+	return d.unwritable
+}
+
+// Abandon implements [Abandoner]. What is under way may still change the file, so that Close
+// leaves it locked until that has returned; the image can be opened again then.
+func (d *File) Abandon(err error) { d.abandoned.CompareAndSwap(nil, &err) }
+
+// change runs do, which changes the file.
+func (d *File) change(do func() error) error {
+	d.changing.Add(1)
+	defer d.changing.Add(-1)
+	if d.closed.Load() { // and Close may have seen that nothing is under way
+		return os.ErrClosed
+	}
+	if err := d.abandoned.Load(); err != nil {
+		return *err
+	}
+	return do()
+}
 
 // ReadAt implements io.ReaderAt.
 func (d *File) ReadAt(p []byte, off int64) (int, error) {
 	if err := checkRange(off, int64(len(p)), d.size.Load()); err != nil {
 		return 0, err
+	}
+	if err := d.abandoned.Load(); err != nil {
+		return 0, *err
 	}
 	return d.f.ReadAt(p, off)
 }
@@ -167,6 +197,14 @@ func (d *File) ReadAt(p []byte, off int64) (int, error) {
 func (d *File) WriteAt(p []byte, off int64) (int, error) {
 	if err := checkRange(off, int64(len(p)), d.size.Load()); err != nil {
 		return 0, err
+	}
+	d.changing.Add(1) // as in change, which would allocate
+	defer d.changing.Add(-1)
+	if d.closed.Load() {
+		return 0, os.ErrClosed
+	}
+	if err := d.abandoned.Load(); err != nil {
+		return 0, *err
 	}
 	return d.f.WriteAt(p, off)
 }
@@ -177,7 +215,7 @@ func (d *File) Trim(off, n int64) error {
 	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
-	err := d.punch(off, n)
+	err := d.change(func() error { return d.punch(off, n) })
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
@@ -190,11 +228,13 @@ func (d *File) WriteZeroes(off, n int64) error {
 	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
-	err := d.punch(off, n)
-	if errors.Is(err, errors.ErrUnsupported) {
-		return d.writeZeroes(off, n)
-	}
-	return err
+	return d.change(func() error {
+		err := d.punch(off, n)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return d.writeZeroes(off, n)
+		}
+		return err
+	})
 }
 
 // punch zeroes the range by giving its storage back. The error is errors.ErrUnsupported, with
@@ -244,7 +284,12 @@ func (d *File) writeZeroes(off, n int64) error {
 
 // Sync implements [Disk]. Calls during a sync share the next one. If it fails, the error is a
 // *SyncError, and every later call returns the same error.
-func (d *File) Sync() error { return d.syncs.run(d.datasync) }
+func (d *File) Sync() error {
+	if err := d.abandoned.Load(); err != nil {
+		return *err
+	}
+	return d.syncs.run(d.datasync)
+}
 
 func (d *File) datasync() error {
 	if err := datasync(d.f); err != nil {
@@ -289,11 +334,15 @@ func (d *File) Grow(size int64) error {
 // in it that could be lost.
 func (d *File) Made() bool { return d.made }
 
-// Close closes the file and the file with its metadata.
+// Close closes the file and the file with its metadata. Where a change of the file is under way, that
+// goes on, and the lock ends with it.
 func (d *File) Close() error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
-	unlockFile(d.f)
+	d.closed.Store(true)
+	if d.changing.Load() == 0 {
+		unlockFile(d.f)
+	}
 	err := d.f.Close()
 	if d.meta != nil {
 		err = errors.Join(err, d.meta.shut())

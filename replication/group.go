@@ -37,6 +37,15 @@ func (e *MemberError) Error() string {
 
 func (e *MemberError) Unwrap() error { return e.Err }
 
+// A starter, as a Secondary is, can be told before its Start that it is started with others, and a
+// promoter that not all of them could be told of the failover.
+type (
+	starter interface {
+		prepareStart(context.Context, ID) error
+	}
+	promoter interface{ failOverAlone(context.Context) error }
+)
+
 func memberError(i int, op string, err error) error {
 	if err == nil {
 		return nil
@@ -51,7 +60,7 @@ func memberError(i int, op string, err error) error {
 func (g Group) Start(ctx context.Context) error {
 	if len(g) > 1 {
 		together := newID()
-		err := each(g, "start", func(p interface{ prepareStart(ID) error }) error { return p.prepareStart(together) })
+		err := each(g, "start", func(p starter) error { return p.prepareStart(ctx, together) })
 		if err != nil {
 			return err
 		}
@@ -97,8 +106,9 @@ func (g Group) Err() error {
 	return all(g, "run", Replicator.Err)
 }
 
-// Stop stops all members, also after one has failed, and joins the errors. If
-// there are several, a failover is ordered of all before the first carries it
+// Stop stops all members at the same time, also after one has failed, and joins the errors. A disk
+// that hangs holds up no other, and its error, which matches ErrHung, names it; see
+// PrimaryConfig.HungAfter and SecondaryConfig.HungAfter for how long it is waited for. If there are several members, a failover is ordered of all before the first carries it
 // out. If a journal cannot record it, the guest may go on all the same, but not beyond the
 // loss of this host: RecoverGroup then refuses disks of which some have gone on and others
 // have not.
@@ -106,10 +116,10 @@ func (g Group) Stop(ctx context.Context, failover bool) error {
 	if failover && len(g) > 1 {
 		err := each(g, "stop", func(p FailoverPreparer) error { return p.PrepareFailover(ctx) })
 		if err != nil { // it is Stop's again, as is one of these
-			each(g, "stop", func(p interface{ failOverAlone() error }) error { return p.failOverAlone() })
+			each(g, "stop", func(p promoter) error { return p.failOverAlone(ctx) })
 		}
 	}
-	return all(g, "stop", func(r Replicator) error { return r.Stop(ctx, failover) })
+	return each(g, "stop", func(r Replicator) error { return r.Stop(ctx, failover) })
 }
 
 // Mark marks epoch on those members that are Markers, all at the same time

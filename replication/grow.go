@@ -48,7 +48,11 @@ func sizesDiffer(ours, theirs int64) error {
 // made from now on sees the new size; the primary needs one for its own Grow. The error is
 // ErrSize, or errors.ErrUnsupported if the disk is no [Grower], or that of the disk; the
 // size is unchanged then. The host has to tell the guest of the new size.
-func (s *Secondary) Grow(_ context.Context, size int64) error {
+func (s *Secondary) Grow(ctx context.Context, size int64) error {
+	return s.dog.call(ctx, func() error { return s.grow(size) })
+}
+
+func (s *Secondary) grow(size int64) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	if err := mayGrow(s.size.Load(), size); err != nil {
@@ -63,7 +67,7 @@ func (s *Secondary) Grow(_ context.Context, size int64) error {
 			return err
 		}
 	}
-	if err := growDisk(s.disk.Disk, size); err != nil {
+	if err := growDisk(s.disk, size); err != nil {
 		return err
 	}
 	s.disk.wrote()
@@ -123,6 +127,10 @@ func (o *overlay) grow(size int64) {
 // *BrokenError. It owns remote only if it succeeds. It is called as Attach is, one
 // at a time with the others.
 func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
+	return p.dog.call(ctx, func() error { return p.grow(ctx, size, remote) })
+}
+
+func (p *Primary) grow(ctx context.Context, size int64, remote Remote) error {
 	p.steer.Lock()
 	defer p.steer.Unlock()
 	if err := mayGrow(p.size.Load(), size); err != nil {
@@ -178,7 +186,7 @@ func (p *Primary) growLocked(ctx context.Context, size int64, old *Forwarder, re
 	if err := p.meta.grow(size, p.peer.intent); err != nil {
 		return err
 	}
-	if err := growDisk(p.local.Disk, size); err != nil {
+	if err := growDisk(p.local, size); err != nil {
 		return err
 	}
 	p.local.wrote()
@@ -216,7 +224,7 @@ func (m *Metadata) grow(size int64, t *intent) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if need := metadataHead + intentBytes(size); m.dev.Size() < need {
-		if err := growDisk(m.dev.Disk, need); err != nil {
+		if err := growDisk(m.dev, need); err != nil {
 			return fmt.Errorf("replication: metadata: %w", err)
 		}
 	}

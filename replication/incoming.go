@@ -88,7 +88,7 @@ func (x incoming) change(off, n int64, write func() error) error {
 	}
 	s.tell()
 	if s.ahead.wrote(n) {
-		s.ahead.begin(s.disk.Disk)
+		s.ahead.begin(s.disk)
 	}
 	return err
 }
@@ -131,7 +131,7 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	}
 	b, pos := b0, b0*BlockSize
 	end := min(b1*BlockSize, s.size.Load())
-	extentsOrData(s.disk.Disk, pos, end-pos, func(n int64, flags uint32) bool {
+	extentsOrData(s.disk, pos, end-pos, func(n int64, flags uint32) bool {
 		pos += n
 		last := pos / BlockSize // whole blocks only; the rest is saved with the next
 		if pos == end {

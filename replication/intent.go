@@ -47,6 +47,7 @@ type intent struct {
 	disk    []uint32  // regions that are marked on stable storage: all of want after a write of the bitmap
 	err     error
 	lost    *atomic.Pointer[MetadataError] // is told of err
+	flight  *flight                        // of the metadata; nil: nobody gives up a write that hangs
 }
 
 // openIntent reads the bitmap for a disk of size bytes.
@@ -129,19 +130,24 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 		t.disk[i] &= next[i]
 	}
 	t.mu.Unlock()
-	var err error
+	op, err := t.flight.begin(opUpdate)
+	begun := err == nil
 	for _, s := range sectors {
+		if err != nil {
+			break
+		}
 		p := make([]byte, 0, SectorSize)
 		for _, w := range next[s*intentWords : (s+1)*intentWords] {
 			p = binary.LittleEndian.AppendUint32(p, w)
 		}
 		p = binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
-		if err = writeFull(t.dev, p, t.base+int64(s)*SectorSize); err != nil {
-			break
-		}
+		err = writeFull(t.dev, p, t.base+int64(s)*SectorSize)
 	}
 	if err == nil && len(sectors) > 0 {
 		err = t.dev.Sync()
+	}
+	if begun {
+		err = t.flight.end(op, err)
 	}
 	t.mu.Lock()
 	if err != nil {

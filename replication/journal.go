@@ -240,7 +240,7 @@ func (j *Journal) attach(s *Secondary) error {
 	if !s.meta.kept() {
 		j.user = s
 		if b := &j.super; b.id.Copy != (ID{}) && b.isSize(s.size.Load()) {
-			err := b.isOf(context.Background(), s.disk.Disk, nil)
+			err := b.isOf(context.Background(), s.disk, nil)
 			if err != nil && !errors.Is(err, ErrIdentity) {
 				j.mu.Unlock()
 				return err
@@ -304,10 +304,10 @@ func (j *Journal) sum(b *superblock) {
 	}
 	if j.super.state == Running && b.state == Running && b.epoch > 0 {
 		changed := func(block int64) bool { return j.user.hidden.lookup(block).held() != 0 }
-		b.print.refresh(j.user.disk.Disk, int64(b.size), changed)
+		b.print.refresh(j.user.disk, int64(b.size), changed)
 		return
 	}
-	b.print.take(j.user.disk.Disk, int64(b.size))
+	b.print.take(j.user.disk, int64(b.size))
 }
 
 // superAt returns where the superblock with that sequence number is.

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"sync"
@@ -39,6 +40,7 @@ type Metadata struct {
 	ahead  bool     // id and peer are newer than what stable storage has, see remember
 	intent *intent  // nil: none is kept
 	failed *MetadataError
+	flight flight   // its writes that are under way
 	tried  Identity // what a write that failed may have left on stable storage; zero: there was none
 
 	lost atomic.Pointer[MetadataError] // the first failure, also of intent; read without mu
@@ -299,6 +301,21 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 	if m.failed != nil {
 		return m.failed
 	}
+	op, err := m.flight.begin(opUpdate)
+	if err == nil {
+		err = m.flight.end(op, m.write(id, peer))
+	}
+	if err != nil && m.failed == nil && errors.Is(err, ErrHung) {
+		m.failed, m.tried = &MetadataError{"metadata", err}, id
+		m.lost.CompareAndSwap(nil, m.failed)
+		return m.failed
+	}
+	return err
+}
+
+// write does what store does. A write that was given up has changed what is kept in memory all the same;
+// nothing depends on that any more.
+func (m *Metadata) write(id Identity, peer peerBase) error {
 	if m.dev == nil && m.make != nil {
 		dev, err := m.make()
 		if err != nil {
@@ -324,7 +341,11 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 
 // shut closes the file with the metadata, if there is one.
 func (m *Metadata) shut() error {
-	m.mu.Lock()
+	if e := m.flight.hung.Load(); e != nil && !m.mu.TryLock() {
+		return e // it is in use until the system answers
+	} else if e == nil {
+		m.mu.Lock()
+	}
 	defer m.mu.Unlock()
 	if m.close == nil {
 		return nil
@@ -360,7 +381,17 @@ func (m *Metadata) openIntent(size int64) (*intent, error) {
 	}
 	var err error
 	if m.intent, err = openIntent(m.dev, size); err == nil {
-		m.intent.lost = &m.lost
+		m.intent.lost, m.intent.flight = &m.lost, &m.flight
 	}
 	return m.intent, err
+}
+
+func (m *Metadata) flights() *flight { return &m.flight }
+
+func (m *Metadata) label() string { return "metadata" }
+
+// abandon gives up what is being written. The metadata fails with it.
+func (m *Metadata) abandon(e *HungError) {
+	m.flight.hung.CompareAndSwap(nil, e)
+	m.lost.CompareAndSwap(nil, &MetadataError{"metadata", e})
 }

@@ -38,8 +38,8 @@ var mutants = []mutant.Mutant{
 	{
 		What: "a flush is answered by a sync that began before it",
 		File: "stable.go",
-		Old:  "\tbegan := s.done.Load()\n\terr := s.Disk.Sync()\n",
-		New:  "\terr := s.Disk.Sync()\n\tbegan := s.done.Load()\n",
+		Old:  "\tbegan := s.done.Load()\n\top, err := s.flight.begin(opFlush)\n\tif err == nil {\n\t\terr = s.flight.end(op, s.Disk.Sync())\n\t}\n",
+		New:  "\top, err := s.flight.begin(opFlush)\n\tif err == nil {\n\t\terr = s.flight.end(op, s.Disk.Sync())\n\t}\n\tbegan := s.done.Load()\n",
 	},
 	{
 		What: "of a large write the first block alone is saved",
@@ -135,7 +135,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a guest writes on that has gone on alone without a record",
-		File:  "primary.go",
+		File:  "primary_stop.go",
 		Old:   "p.resumed.Store(err != nil)",
 		New:   "p.resumed.Store(false)",
 		Tests: []string{"-run=GenerationCannotBeRecorded", "."},

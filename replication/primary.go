@@ -7,6 +7,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -51,6 +52,12 @@ type PrimaryConfig struct {
 	// fails, and changes nothing, where the write-intent bitmap has not marked the
 	// place that it writes.
 	Evacuate bool
+	// HungAfter is how long an operation of the local disk, or of what is kept beside it, may take before it
+	// counts as hung; a flush may take three times as long. A call of a method that takes a context
+	// waits for a hung one no longer than for the end of its context, and no longer than that
+	// if the context never ends; the copy has failed then, see HungError. Zero means 10 s. If it is
+	// negative, nothing counts as hung.
+	HungAfter time.Duration
 	// Gate is asked before each write, flush, trim or zeroing is answered to
 	// the guest: while it is shut, the answer waits. Nil: always open. See
 	// Fence for those that wait when the guest is given up.
@@ -91,6 +98,7 @@ type Primary struct {
 	link  atomic.Pointer[Forwarder] // nil: detached
 	align atomic.Int64              // what requests to the secondary are multiples of; changed with the whole disk locked
 	lost  lostOnce
+	dog   watchdog
 
 	synced bool // Synchronise has completed once
 
@@ -140,6 +148,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	attached := make(chan struct{})
 	p.attached.Store(&attached)
 	p.gate.init(cfg.Gate)
+	p.dog.init(event.ModePrimary, cfg.Name, cfg.HungAfter, p.devices, func(error) { p.tellFailed() })
 	if err := p.openMetadata(local); err != nil {
 		return nil, err
 	}
@@ -258,7 +267,7 @@ func (p *Primary) changed() {
 // guest writes, so that a Mark finds little left to do.
 func (p *Primary) Run(ctx context.Context) error {
 	var ahead sync.WaitGroup
-	ahead.Go(func() { p.syncAhead(ctx) })
+	ahead.Go(func() { p.dog.call(ctx, func() error { p.syncAhead(ctx); return nil }) })
 	defer ahead.Wait() // it ends with ctx
 	for {
 		// attached is read before link, so that a change of link after that closes it.
@@ -282,7 +291,7 @@ func (p *Primary) syncAhead(ctx context.Context) {
 	for {
 		select {
 		case <-p.due:
-			p.ahead.begin(p.local.Disk)
+			p.ahead.begin(p.local)
 		case <-ctx.Done():
 			return
 		}
@@ -295,7 +304,9 @@ func (p *Primary) State() State { return State(p.state.Load()) }
 // Start implements [Replicator]. The error is ErrNotSynchronised if there is no secondary,
 // or if it is not a copy. After Stop another Remote must be attached first, since without
 // one the disk is not protected.
-func (p *Primary) Start(context.Context) error {
+func (p *Primary) Start(ctx context.Context) error { return p.dog.call(ctx, p.start) }
+
+func (p *Primary) start() error {
 	defer p.tellFailed()
 	p.steer.Lock()
 	defer p.steer.Unlock()
@@ -323,20 +334,23 @@ func (p *Primary) Start(context.Context) error {
 
 // Checkpoint implements [Replicator]: it returns what Err returns.
 func (p *Primary) Checkpoint(context.Context, uint64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.State() == Done {
-		return nil
+	for {
+		st := p.State()
+		if st == Done {
+			return nil
+		}
+		if err := p.failed(); p.State() == st {
+			return err
+		}
 	}
-	return p.failed()
 }
 
 // Err implements [Replicator]: nil, ErrNotRunning before Start, or the
 // *BrokenError. After Stop it is nil.
 func (p *Primary) Err() error { return p.Checkpoint(context.Background(), 0) }
 
-// failed returns why the disk cannot be part of a checkpoint. The caller
-// holds mu.
+// failed returns why the disk cannot be part of a checkpoint. It takes no lock, since mu is held
+// while the metadata is written.
 func (p *Primary) failed() error {
 	f := p.link.Load()
 	if f == nil || p.State() != Running {
@@ -371,6 +385,10 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 // ErrEpoch, and those of ctx and the local disk. A secondary that does not
 // answer makes the disk broken after Forward.Timeout, which bounds Mark too.
 func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
+	return p.dog.call(ctx, func() error { return p.mark(ctx, epoch) })
+}
+
+func (p *Primary) mark(ctx context.Context, epoch uint64) error {
 	f, err := p.forwarder()
 	if err != nil {
 		return err
@@ -396,6 +414,10 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 
 // Loaded implements [Marker].
 func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
+	return p.dog.call(ctx, func() error { return p.loaded(ctx, epoch) })
+}
+
+func (p *Primary) loaded(ctx context.Context, epoch uint64) error {
 	defer p.tellFailed()
 	f := p.link.Load()
 	if f == nil {
@@ -406,61 +428,6 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 	}
 	p.peer.loaded()
 	return p.settle(epoch)
-}
-
-// Stop implements [Replicator]: the guest goes on with the local disk alone, with
-// failover or without, and the secondary is detached. With failover the copy begins a
-// new generation, so that it is known which side has gone on. Stop returns an error if
-// it could not record that; each write of the guest then tries to record it again, and
-// as long as that fails, returns the error and changes nothing. Without failover the
-// copy begins the generation at the first write, if no Remote is attached before.
-func (p *Primary) Stop(_ context.Context, failover bool) error {
-	defer p.tellFailed()
-	// An Attach may be under way unless it runs, and is not waited for.
-	if st := p.State(); st != Running {
-		return notStopped(st)
-	}
-	p.steer.Lock()
-	defer p.steer.Unlock()
-	if st := p.State(); st != Running {
-		return notStopped(st)
-	}
-	p.mu.Lock()
-	p.state.Store(uint32(Done))
-	p.mu.Unlock()
-	// Writers who wait for room hold their ranges; this sends them on.
-	p.link.Load().Stop(context.Background(), false)
-	h := p.lockAll()
-	defer p.locks.unlock(h)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.detach()
-	p.changed()
-	if failover {
-		err := p.goAlone()
-		p.resumed.Store(err != nil) // then no write may change what no record accounts for
-		return err
-	}
-	p.resumed.Store(p.used) // the first write tells which way it goes on
-	return nil
-}
-
-// notStopped returns what Stop returns in a state in which there is nothing to stop.
-func notStopped(st State) error {
-	if st == Done {
-		return nil
-	}
-	return ErrNotRunning
-}
-
-// Cut implements [Cutter]: it closes the Remote. Writers that wait for room in the
-// window, or for Loaded, go on with the local disk alone, and the account of what
-// the secondary lacks has what they write. Err returns a *BrokenError that matches
-// ErrCut; no event is published. Stop, or another Attach, follows.
-func (p *Primary) Cut() {
-	if f := p.link.Load(); f != nil {
-		f.Cut()
-	}
 }
 
 // Dirty returns how much the secondary lacks and Synchronise would copy, in bytes. Without

@@ -139,7 +139,7 @@ func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local fun
 	defer p.locks.unlock(h)
 	if p.room.on && !force && p.linked() {
 		var err error
-		if half, err = p.room.take(p.local.Disk, off, n); errors.Is(err, ErrFull) {
+		if half, err = p.room.take(p.local, off, n); errors.Is(err, ErrFull) {
 			return nil, 0, true, errNoRoom
 		}
 	}

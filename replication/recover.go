@@ -8,6 +8,8 @@ import (
 	"hash/crc32"
 	"math/bits"
 	"slices"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // Recover brings disk, the secondary disk of the journal's last user, into the state
@@ -20,7 +22,45 @@ import (
 // journal, or ErrCorrupt if the journal contradicts
 // itself, or has lost what was stable, and then the disk is left as it is; ctx's, or
 // what a device said, also as a [WriteChecker].
+//
+// Where the disk or the journal hangs it returns an error that matches ErrHung, as a Secondary's methods
+// do; see HungError. The journal is to be opened anew then.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
+	d := newStableDisk(disk, "disk")
+	r, err := recovering(ctx, []Recovery{{j, d}}, func() (r outcome, err error) {
+		r.epoch, r.failedOver, err = j.recoverAlone(ctx, d)
+		return r, err
+	})
+	return r.epoch, r.failedOver, err
+}
+
+// outcome is what a recovery returns.
+type outcome struct {
+	epoch      uint64
+	failedOver bool
+}
+
+// recovering returns what do returns, which recovers disks, each of them a *stableDisk, or an error that matches
+// ErrHung.
+func recovering(ctx context.Context, disks []Recovery, do func() (outcome, error)) (result outcome, err error) {
+	var devices []device
+	for _, d := range disks {
+		of := d.Disk.(*stableDisk)
+		devices = append(devices, of, d.Journal.hidden, d.Journal.active)
+		if meta, err := metadataOf(of.Disk); err == nil {
+			devices = append(devices, meta)
+		}
+	}
+	var w watchdog
+	w.init(event.ModeSecondary, "", 0, func() []device { return devices }, func(error) {})
+	var done outcome
+	if err = w.call(ctx, func() (err error) { done, err = do(); return err }); errors.Is(err, ErrHung) {
+		return result, err // done may still be written
+	}
+	return done, err
+}
+
+func (j *Journal) recoverAlone(ctx context.Context, disk *stableDisk) (epoch uint64, failedOver bool, err error) {
 	if j.Clean() {
 		_, epoch := j.State()
 		return epoch, false, nil
@@ -44,7 +84,7 @@ const (
 )
 
 // recover makes an unclean journal clean.
-func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
+func (j *Journal) recover(ctx context.Context, disk *stableDisk, how int) (epoch uint64, err error) {
 	if err := j.check(ctx, disk, how); err != nil {
 		return 0, err
 	}
@@ -53,16 +93,16 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 
 // check returns the error for which a journal that is not clean cannot be applied to disk,
 // as far as that can be told before anything is changed.
-func (j *Journal) check(ctx context.Context, disk Disk, how int) error {
+func (j *Journal) check(ctx context.Context, disk *stableDisk, how int) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err != nil {
 		return j.err
 	}
-	if err := checkWrites("the disk", disk); err != nil {
+	if err := checkWrites("the disk", disk.Disk); err != nil {
 		return err
 	}
-	meta, err := metadataOf(disk)
+	meta, err := metadataOf(disk.Disk)
 	if err == nil {
 		err = j.belongs(ctx, disk, meta)
 	}
@@ -97,19 +137,17 @@ func preImage(block, n int64, p []byte, size int64) (int64, error) {
 }
 
 // apply does what check has said can be done.
-func (j *Journal) apply(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
+func (j *Journal) apply(ctx context.Context, disk *stableDisk, how int) (epoch uint64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err != nil {
 		return 0, j.err
 	}
 	b := j.super
-	meta, err := metadataOf(disk)
+	meta, err := metadataOf(disk.Disk)
 	if err != nil {
 		return 0, err
 	}
-	d := newStableDisk(disk, "disk")
-	disk = d
 	switch how {
 	case rollForward:
 		b.epoch = b.prepared
@@ -133,7 +171,7 @@ func (j *Journal) apply(ctx context.Context, disk Disk, how int) (epoch uint64, 
 	if err == nil {
 		err = disk.Sync()
 	}
-	if lost := d.failed(); lost != nil {
+	if lost := disk.failed(); lost != nil {
 		j.err = lost // to repeat it would not find what was not written
 	}
 	if err == nil {
@@ -195,6 +233,18 @@ type Recovery struct {
 // is not the one of its journal, or ErrCorrupt, since a journal contradicts itself or
 // has lost something. Like Recover it may be interrupted and repeated, with all disks.
 func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
+	of := make([]Recovery, len(disks))
+	for i, d := range disks {
+		of[i] = Recovery{d.Journal, newStableDisk(d.Disk, "disk")}
+	}
+	r, err := recovering(ctx, of, func() (r outcome, err error) {
+		r.epoch, r.failedOver, err = recoverGroup(ctx, of)
+		return r, err
+	})
+	return r.epoch, r.failedOver, err
+}
+
+func recoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
 	supers := make([]superblock, len(disks))
 	for i, d := range disks {
 		d.Journal.mu.Lock()
@@ -212,12 +262,12 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 		if d.Journal.Clean() {
 			continue
 		}
-		if err := d.Journal.check(ctx, d.Disk, how[i]); err != nil {
+		if err := d.Journal.check(ctx, d.Disk.(*stableDisk), how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}
 	for _, i := range recoveryOrder(supers, how) {
-		if _, err := disks[i].Journal.apply(ctx, disks[i].Disk, how[i]); err != nil {
+		if _, err := disks[i].Journal.apply(ctx, disks[i].Disk.(*stableDisk), how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}

@@ -195,7 +195,7 @@ type BrokenError struct {
 	// Op is, on a primary, "write", "zeroes", "flush" or "connection", or "local
 	// flush" or "local metadata" if it is the primary's own disk that has failed, or
 	// what is known of it; on a secondary "pre-image", "write", "flush", "checkpoint",
-	// "commit" or "restore".
+	// "commit", "restore", or "hung" if a device of it hangs (ErrHung).
 	Op  string
 	Off int64 // where on the disk, if Len is not zero
 	Len int64

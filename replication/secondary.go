@@ -89,6 +89,12 @@ type SecondaryConfig struct {
 	// is inconsistent until the synchronisation is complete. If it is false,
 	// the primary's writes get ErrFull then.
 	GiveUpCheckpoint bool
+	// HungAfter is how long an operation of the disk, or of what is kept beside it, may take before it
+	// counts as hung; a flush may take three times as long. A call of a method that takes a context
+	// waits for a hung one no longer than for the end of its context, and no longer than that
+	// if the context never ends; the copy has failed then, see HungError. Zero means 10 s. If it is
+	// negative, nothing counts as hung.
+	HungAfter time.Duration
 	// Gate is asked before a write, flush, trim or zeroing of the guest is answered, once
 	// this side goes on alone: while it is shut, the answer waits. Before that nobody
 	// sees what the guest does. Nil: always open.
@@ -120,6 +126,7 @@ type Secondary struct {
 	ahead ahead
 	life  lifecycle
 	lost  lostOnce
+	dog   watchdog
 
 	commit sync.Mutex // one Commit at a time
 
@@ -197,6 +204,7 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	s.life.instance = newID()
 	s.size.Store(size)
 	s.gate.init(cfg.Gate)
+	s.dog.init(event.ModeSecondary, cfg.Name, cfg.HungAfter, s.devices, s.hung)
 	var err error
 	if s.meta, err = metadataOf(disk); err != nil {
 		return nil, err
@@ -287,7 +295,11 @@ func (s *Secondary) syncDisk() error {
 
 // prepareStart records that the disk is started together with others. After a crash in
 // between, either all of them are found started, or none is.
-func (s *Secondary) prepareStart(together ID) error {
+func (s *Secondary) prepareStart(ctx context.Context, together ID) error {
+	return s.dog.call(ctx, func() error { return s.startTogether(together) })
+}
+
+func (s *Secondary) startTogether(together ID) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	if st := s.State(); st != None && (st != Done || s.life.tookOver()) {
@@ -300,7 +312,9 @@ func (s *Secondary) prepareStart(together ID) error {
 // now on the old content is saved before the primary's writes replace it. After a
 // failover, where a promoted disk stays in its place while the host becomes a primary,
 // Start does nothing, as in QEMU; after a Stop without failover it begins anew.
-func (s *Secondary) Start(context.Context) error {
+func (s *Secondary) Start(ctx context.Context) error { return s.dog.call(ctx, s.start) }
+
+func (s *Secondary) start() error {
 	defer s.tell()
 	h := s.lockAll()
 	defer s.locks.unlock(h)
@@ -351,7 +365,11 @@ func (s *Secondary) unlockGate(h *rangeHold) {
 // crash the disks of a [Group] can be brought to one epoch. The primary's
 // writes are refused from now on, until the Checkpoint that must follow. An
 // error is final, as it is in Checkpoint, but for ErrEpoch.
-func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
+func (s *Secondary) Prepare(ctx context.Context, epoch uint64) error {
+	return s.dog.call(ctx, func() error { return s.prepare(epoch) })
+}
+
+func (s *Secondary) prepare(epoch uint64) error {
 	if s.State() != Running {
 		return nil // Checkpoint returns the error
 	}
@@ -389,7 +407,11 @@ func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
 //
 // Errors are ErrNotRunning, ErrEpoch, and a *BrokenError, which Err then
 // returns too. In states Failover and Done it does nothing.
-func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
+func (s *Secondary) Checkpoint(ctx context.Context, epoch uint64) error {
+	return s.dog.call(ctx, func() error { return s.checkpoint(epoch) })
+}
+
+func (s *Secondary) checkpoint(epoch uint64) error {
 	defer s.tell()
 	defer s.unlockGate(s.lockGate())
 	switch s.State() {
@@ -434,7 +456,7 @@ func (s *Secondary) Err() error {
 // be written (a *MetadataError), which is final; or nil. With a Journal it waits for what
 // that writes. Any goroutine may call it.
 func (s *Secondary) LocalErr() error {
-	if err := s.copyFailed(); err != nil {
+	if err := s.copyFailed(); err != nil { // also if the Journal hangs: then nobody waits for that
 		return err
 	}
 	var lost *SyncError
@@ -446,53 +468,3 @@ func (s *Secondary) LocalErr() error {
 
 // copyFailed does what LocalErr does, for the disk and its metadata, and does not wait.
 func (s *Secondary) copyFailed() error { return cmp.Or(s.disk.failed(), s.meta.failure()) }
-
-// Stop ends replication; the primary's writes are refused from now on. The
-// guest is paused.
-//
-// With failover, what the guest sees becomes the content of the secondary disk:
-// its own writes over the disk of the last checkpoint. That may be repeated
-// after an error or a context that ended, see Commit. Without failover, the
-// secondary disk is made that of the last checkpoint again, and the guest's own
-// writes are dropped; what it writes from then on is refused with ErrNotRunning, since a primary
-// that comes back takes the disk for that checkpoint. On an error nothing has changed for the guest, and Stop
-// may be called again. After a synchronisation that was not completed, too,
-// Stop without failover brings back the checkpoint of before, if a Journal has
-// kept it.
-//
-// A primary may come back after a Stop without failover: with Adopt, the state
-// is None again.
-func (s *Secondary) Stop(ctx context.Context, failover bool) error {
-	if s.State() == None && (failover || !s.kept.begun()) {
-		return ErrNotRunning
-	}
-	s.life.gate() // for good
-	defer s.tell()
-	if failover {
-		if err := s.beginFailover(); err != nil {
-			return err
-		}
-		if s.cfg.DeferCommit {
-			return nil
-		}
-		return s.Commit(ctx)
-	}
-	h := s.lockAll()
-	defer s.locks.unlock(h)
-	switch s.State() {
-	case Failover, Done:
-		return nil
-	case Running, None:
-	default:
-		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
-	}
-	if err := s.restore(ctx); err != nil {
-		if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
-			err = s.latch("restore", 0, 0, err)
-		}
-		return err
-	}
-	s.empty()
-	s.life.ended()
-	return nil
-}

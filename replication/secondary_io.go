@@ -182,7 +182,7 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 			err = s.awaitCheckpoint(freed, urgent, off, n, p != nil || !aligned(off, n), &until, err)
 		case Failover, FailoverFailed:
 			// No checkpoint will make room any more, but Commit will.
-			err = s.Commit(context.Background())
+			err = s.commitAll(context.Background())
 		default: // it has just ended: the disk is written, or nothing is
 			_, err = s.tryGuestWrite(p, off, n)
 			return err
@@ -325,7 +325,7 @@ func (s *Secondary) Sync() (err error) {
 	case Done:
 		err = s.syncDisk()
 	default:
-		err = s.Commit(context.Background())
+		err = s.commitAll(context.Background())
 	}
 	return s.gate.answer(err)
 }

@@ -23,6 +23,8 @@ type stableDisk struct {
 	Disk
 	name string // the disk's name in errors
 
+	flight flight // the operations that are under way
+
 	done atomic.Uint64 // how many writes have ended; the first stands for earlier ones by others
 
 	// through is shared by the writes of a FUAWriter and exclusive to a sync: a
@@ -63,19 +65,56 @@ func newStableDisk(d Disk, name string) *stableDisk {
 // the disk is unknown, so that has to become stable too.
 func (s *stableDisk) wrote() { s.done.Add(1) }
 
+// ReadAt implements io.ReaderAt.
+func (s *stableDisk) ReadAt(p []byte, off int64) (int, error) {
+	op, err := s.flight.begin("read")
+	if err != nil {
+		return 0, err
+	}
+	n, err := s.Disk.ReadAt(p, off)
+	return n, s.flight.end(op, err)
+}
+
 // WriteAt implements io.WriterAt.
 func (s *stableDisk) WriteAt(p []byte, off int64) (int, error) {
+	op, err := s.flight.begin("write")
+	if err != nil {
+		return 0, err
+	}
 	n, err := s.Disk.WriteAt(p, off)
 	s.wrote()
-	return n, err
+	return n, s.flight.end(op, err)
 }
 
 // WriteZeroes implements [ZeroWriter].
 func (s *stableDisk) WriteZeroes(off, n int64) error {
-	err := WriteZeroes(s.Disk, off, n)
-	s.wrote()
-	return err
+	if _, ok := s.Disk.(ZeroWriter); !ok {
+		for n > 0 { // each piece is an operation, since all of them may take long
+			c := min(n, int64(len(zeroes)))
+			if err := writeFull(s, zeroes[:c], off); err != nil {
+				return err
+			}
+			off, n = off+c, n-c
+		}
+		return nil
+	}
+	for { // as above
+		c := min(n, zeroAtOnce)
+		op, err := s.flight.begin("zero")
+		if err != nil {
+			return err
+		}
+		err = WriteZeroes(s.Disk, off, c)
+		s.wrote()
+		if err = s.flight.end(op, err); err != nil || c == n {
+			return err
+		}
+		off, n = off+c, n-c
+	}
 }
+
+// zeroAtOnce is how much is zeroed in one operation, since a disk may have to write the zeroes.
+const zeroAtOnce = 64 << 20
 
 // trim trims if the disk can; it reports whether that was so.
 func (s *stableDisk) trim(off, n int64) (bool, error) {
@@ -83,9 +122,13 @@ func (s *stableDisk) trim(off, n int64) (bool, error) {
 	if !ok {
 		return false, nil
 	}
-	err := t.Trim(off, n)
+	op, err := s.flight.begin("trim")
+	if err != nil {
+		return true, err
+	}
+	err = t.Trim(off, n)
 	s.wrote()
-	return true, err
+	return true, s.flight.end(op, err)
 }
 
 // WriteFUA implements [FUAWriter]. An error of a disk that writes through counts as that
@@ -100,8 +143,12 @@ func (s *stableDisk) WriteFUA(p []byte, off int64) error {
 	}
 	s.through.RLock()
 	defer s.through.RUnlock()
-	err := f.WriteFUA(p, off)
-	s.wrote()
+	op, err := s.flight.begin("write")
+	if err == nil {
+		err = f.WriteFUA(p, off)
+		s.wrote()
+		err = s.flight.end(op, err)
+	}
 	if err == nil {
 		return s.failed()
 	}
@@ -141,7 +188,10 @@ func (s *stableDisk) syncOnce() {
 		s.through.Lock()
 	}
 	began := s.done.Load()
-	err := s.Disk.Sync()
+	op, err := s.flight.begin(opFlush)
+	if err == nil {
+		err = s.flight.end(op, s.Disk.Sync())
+	}
 	s.mu.Lock()
 	if through {
 		s.through.Unlock()
@@ -173,4 +223,72 @@ func (s *stableDisk) failed() error {
 		return nil // not a nil *SyncError
 	}
 	return s.err
+}
+
+// Extents implements [ExtentReader] with the extents of the disk. What yield does is no
+// operation of the disk.
+func (s *stableDisk) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
+	op, err := s.flight.begin("extents")
+	if err != nil {
+		return err
+	}
+	under := true
+	err = Extents(s.Disk, off, n, func(n int64, flags uint32) bool {
+		failed := s.flight.end(op, nil)
+		under = false
+		if failed != nil || !yield(n, flags) {
+			return false
+		}
+		if op, failed = s.flight.begin("extents"); failed != nil {
+			return false
+		}
+		under = true
+		return true
+	})
+	if under {
+		return s.flight.end(op, err)
+	}
+	if e := s.flight.hung.Load(); e != nil {
+		return e
+	}
+	return err
+}
+
+// StartSync implements [SyncStarter] if the disk is one.
+func (s *stableDisk) StartSync() {
+	d, ok := s.Disk.(SyncStarter)
+	if !ok {
+		return
+	}
+	if op, err := s.flight.begin(opFlush); err == nil {
+		d.StartSync()
+		s.flight.end(op, nil)
+	}
+}
+
+// Grow implements [Grower] if the disk is one.
+func (s *stableDisk) Grow(size int64) error {
+	op, err := s.flight.begin("grow")
+	if err != nil {
+		return err
+	}
+	err = growDisk(s.Disk, size)
+	s.wrote()
+	return s.flight.end(op, err)
+}
+
+func (s *stableDisk) flights() *flight { return &s.flight }
+
+func (s *stableDisk) label() string { return s.name }
+
+// abandon gives up what is under way. Those who wait for a sync of somebody else go on.
+func (s *stableDisk) abandon(e *HungError) {
+	s.flight.hung.CompareAndSwap(nil, e)
+	if a, ok := s.Disk.(Abandoner); ok {
+		a.Abandon(e)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail(e)
+	s.ended.Broadcast()
 }

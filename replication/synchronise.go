@@ -43,6 +43,10 @@ type SyncConfig struct {
 // another, Synchronise goes on where it was. It also ends with ctx, with the
 // same effect.
 func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
+	return p.dog.call(ctx, func() error { return p.synchronise(ctx, cfg) })
+}
+
+func (p *Primary) synchronise(ctx context.Context, cfg SyncConfig) error {
 	f := p.link.Load()
 	if f == nil {
 		return fmt.Errorf("%w: no secondary is attached", ErrNotSynchronised)

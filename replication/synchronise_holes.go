@@ -18,7 +18,7 @@ func (p *Primary) nextStep(pos int64) (start, n int64, hole bool) {
 	if n == 0 {
 		return start, 0, false
 	}
-	zero := zeroPrefix(p.local.Disk, start, min(holeStep, p.size.Load()-start))
+	zero := zeroPrefix(p.local, start, min(holeStep, p.size.Load()-start))
 	switch {
 	case zero >= ChunkSize || zero == n && zero > 0:
 		if start+zero < p.size.Load() {
@@ -29,7 +29,7 @@ func (p *Primary) nextStep(pos int64) (start, n int64, hole bool) {
 	case n > ChunkSize:
 		// A hole behind it is for the next step.
 		data := int64(0)
-		extentsOrData(p.local.Disk, start, n, func(m int64, flags uint32) bool {
+		extentsOrData(p.local, start, n, func(m int64, flags uint32) bool {
 			if flags&ExtentZero != 0 && m >= ChunkSize {
 				return false
 			}
@@ -69,7 +69,7 @@ func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *
 	}
 	h := p.locks.lock(start, n, false)
 	defer p.locks.unlock(h)
-	if zeroPrefix(p.local.Disk, start, n) < n {
+	if zeroPrefix(p.local, start, n) < n {
 		return false, nil
 	}
 	p.peer.copying(start, n)

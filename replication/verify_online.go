@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -72,6 +73,15 @@ func (e *UndecidedError) Error() string {
 // read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
 // the *BrokenError; what was found until then is returned with it.
 func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
+	var found *Bitmap
+	err = p.dog.call(ctx, func() (err error) { found, err = p.verifyOnline(ctx, cfg); return err })
+	if errors.Is(err, ErrHung) { // found may still be written
+		return NewBitmap(p.size.Load()), err
+	}
+	return found, err
+}
+
+func (p *Primary) verifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
 	differ = NewBitmap(p.size.Load())
 	f := p.link.Load()
 	if f == nil {

@@ -1,0 +1,42 @@
+package replication
+
+import (
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	f, err := CreateFile(name, testSize)
+	must(t, err)
+	conn, err := f.f.SyscallConn()
+	must(t, err)
+	release, begun := make(chan struct{}), make(chan struct{})
+	var late sync.WaitGroup
+	late.Go(func() { // a system call, as far as the descriptor is concerned
+		f.change(func() error { return conn.Control(func(uintptr) { close(begun); <-release }) })
+	})
+	<-begun
+	p, err := NewPrimary(f, PrimaryConfig{})
+	must(t, err)
+	p.local.abandon(&HungError{Mode: event.ModePrimary, Device: "disk", Op: "write"})
+	_, err = f.WriteAt(make([]byte, SectorSize), 0)
+	wantErr(t, "a write to an image that was given up", err, ErrHung)
+	_, err = f.ReadAt(make([]byte, SectorSize), 0)
+	wantErr(t, "a read", err, ErrHung)
+	wantErr(t, "a flush", f.Sync(), ErrHung)
+	wantErr(t, "a trim", f.Trim(0, BlockSize), ErrHung)
+	_, err = NewSecondary(f, SecondaryConfig{})
+	wantErr(t, "another use of it", err, ErrHung)
+	must(t, f.Close())
+	_, err = OpenFile(name)
+	wantErr(t, "opening it anew while the write is under way", err, ErrLocked)
+	close(release)
+	late.Wait()
+	f, err = OpenFile(name)
+	must(t, err)
+	must(t, f.Close())
+}
