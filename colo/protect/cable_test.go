@@ -133,6 +133,16 @@ func (e *cableEnd) get(p []byte) (int, error) {
 
 // Write implements net.Conn. It waits for room alone.
 func (e *cableEnd) Write(p []byte) (n int, err error) {
+	if said := translated(p, e.host, e.other.host); said != nil {
+		if _, err := e.put(said); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
+	return e.put(p)
+}
+
+func (e *cableEnd) put(p []byte) (n int, err error) {
 	e.host.pace()
 	if !e.host.lives() {
 		return 0, errDead

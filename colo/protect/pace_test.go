@@ -97,6 +97,7 @@ func (h *host) mayEmit() bool {
 // A trace records what happened in a world, in order: as a digest, and as lines if somebody
 // wants to read them.
 type trace struct {
+	began time.Time
 	mu    sync.Mutex
 	sum   hash.Hash64
 	n     int
@@ -112,7 +113,7 @@ func (t *trace) add(who, what string, n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.n++
-	line := fmt.Sprintf("%d %s %s %d\n", time.Since(epochOfBubbles), who, what, n)
+	line := fmt.Sprintf("%d %s %s %d\n", time.Since(t.began), who, what, n)
 	t.sum.Write([]byte(line))
 	if t.lines != nil {
 		io.WriteString(t.lines, line)

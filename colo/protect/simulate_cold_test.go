@@ -51,7 +51,7 @@ func (h *host) diskConfig(name, image string) DiskConfig {
 
 // lasts chooses whether a seed has disks that outlive their hosts.
 func (s *simulation) lasts() {
-	if s.later == nil || !s.disks || len(s.names) > 2 || s.manual {
+	if s.later == nil || !s.disks || len(s.names) > 2 && !s.kinds.three || s.manual {
 		return
 	}
 	s.keepsImages(s.later.IntN(2) == 0)

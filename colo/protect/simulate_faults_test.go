@@ -31,6 +31,9 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
+	if s.befallsAKind(h) {
+		return
+	}
 	if s.later != nil && s.later.IntN(6) == 0 {
 		s.alsoBefalls(h)
 		return
@@ -212,6 +215,9 @@ func (s *simulation) heal(reset bool) {
 			left.Store(0)
 		}
 		h.ails.heal()
+		if s.certificates != nil {
+			s.certificates.rights(name)
+		}
 		if s.disks {
 			for _, d := range h.allDisks() {
 				d.image.breaks(nil)

@@ -60,6 +60,8 @@ const (
 	freshSeeds = 1 << 32
 	// laterSeeds is the same of what was added after that.
 	laterSeeds = 1 << 33
+	// kindSeeds is the same of worlds of further kinds.
+	kindSeeds = 1 << 34
 
 	// collectEvery is how many seeds share a collection.
 	collectEvery = 8
@@ -92,6 +94,7 @@ func TestSimulatedFaults(t *testing.T) {
 	var fenced int64
 	var cold int
 	var concluded [len(conclusions)]int
+	var of ofKinds
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -101,7 +104,7 @@ func TestSimulatedFaults(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSimulation(t, seed, record, done)
 			lost = s.run()
-			done.clock.Add(int64(time.Since(epochOfBubbles)))
+			done.clock.Add(int64(time.Since(s.began)))
 			if s.compared {
 				compared, agreed, diverged = compared+1, agreed+s.agreed, diverged+s.diverged
 			}
@@ -113,6 +116,7 @@ func TestSimulatedFaults(t *testing.T) {
 			for i, n := range s.concluded {
 				concluded[i] += n
 			}
+			of.add(s)
 			if s.begins {
 				begins++
 			}
@@ -152,7 +156,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if !isSet("seed") {
 		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i))
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i)) // of 32, each kind in turn
 		}
 	}
 	for i := range n {
@@ -188,6 +192,7 @@ func TestSimulatedFaults(t *testing.T) {
 		t.Error("no guest was ever migrated, or no host went on by an operator's word")
 	}
 	t.Logf("%d times all hosts died and came back; a guest was %v %v times", cold, conclusions, concluded)
+	of.check(t)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {

@@ -43,6 +43,7 @@ type simulation struct {
 	latest   *rand.Rand       // of what was added last; nil: of any seed that is kept
 	fresh    *rand.Rand       // of what befalls one host and nobody else; nil: of seeds below freshSeeds
 	later    *rand.Rand       // of what was added after that; nil: of seeds below laterSeeds
+	kinds    kinds            // of seeds from kindSeeds on
 	uneven   bool             // the hosts are configured differently
 	cuts     bool             // they have fencers
 	alone    bool             // there is no arbiter, unless there are three hosts
@@ -78,7 +79,7 @@ func (s *simulation) say(format string, args ...any) {
 	line := fmt.Sprintf(format, args...)
 	s.saying.Lock()
 	defer s.saying.Unlock()
-	s.log = append(s.log, fmt.Sprintf("%8s ", time.Since(epochOfBubbles).Round(time.Millisecond))+line)
+	s.log = append(s.log, fmt.Sprintf("%8s ", time.Since(s.began).Round(time.Millisecond))+line)
 	s.record.add("fault", line, len(s.log))
 }
 
@@ -90,10 +91,14 @@ var epochOfBubbles = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // newSimulation makes the world of a seed.
 func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *simulation {
+	kinds := kindsOf(seed) // before anybody looks at the clock
 	w := newWorld(t)
 	w.record, w.counts = record, counts
+	if record != nil {
+		record.began = w.began
+	}
 	w.lean = seed%4 == 1 && (&Config{NoMemoryCopy: true}).checkMemory() == nil
-	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}}
+	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}, kinds: kinds}
 	w.guest.Interval = time.Duration(10+2*s.rng.IntN(20)) * time.Millisecond
 	s.paces(seed)
 	s.sendsEarly(seed)
@@ -120,16 +125,18 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		s.addThird(s.more)
 		w.lean = s.more.IntN(4) == 0 && (&Config{NoMemoryCopy: true}).checkMemory() == nil
 	}
+	s.hasThree()
 	// Memory remembers every round of a seed.
 	for w.guest.Ring = 256; time.Duration(w.guest.Ring)*w.guest.Interval < longest; w.guest.Ring *= 2 {
 	}
-	if w.disks = s.rng.IntN(2) == 0; w.disks {
+	if w.disks = s.rng.IntN(2) == 0 || s.kinds.three; w.disks {
 		w.size = 64 << 10
 		w.guest.Disk, w.guest.DiskEvery = uint64(w.size), 2
 		w.makeImages()
 	}
 	w.manual = s.fresh != nil && s.alone && len(w.names) == 2
 	s.lasts()
+	s.hasItsKind()
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
 	s.begins = seed%8 == 7 && s.newer != nil

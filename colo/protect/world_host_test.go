@@ -53,7 +53,8 @@ type host struct {
 	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy
 
 	mu      sync.Mutex
-	still   chan struct{} // not nil: the process is stopped, until it is closed
+	terms   map[time.Duration]time.Duration // of records that it has read, as its clock measures them: those by the clock of rate 1
+	still   chan struct{}                   // not nil: the process is stopped, until it is closed
 	events  []event.Event
 	told    string                  // the state that the job has told of last
 	mixed   bool                    // its memory may be that of a synchronisation which has not been committed

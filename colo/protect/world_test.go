@@ -22,6 +22,7 @@ import (
 // A world is two hosts, or three, an arbiter, and a client who hears what leaves either.
 type world struct {
 	t      *testing.T
+	began  time.Time
 	f      *fabric
 	store  *failovertest.Store
 	guest  colotest.VMConfig
@@ -41,6 +42,11 @@ type world struct {
 	manual  bool // there is no arbiter
 	ailing  bool // the VMM of a host may fail
 	outside bool // of a bubble: between two looks at gates any time may pass
+
+	rates        map[string]float64 // of each host's clock; nil: all run at the same
+	apart        bool               // rates differ by more than hosts allow for: that two act at a time is counted
+	together     atomic.Int64       // how often
+	certificates *certificates      // nil: connections are plain
 
 	compared bool   // the guests' output is, instead of waiting for checkpoints
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
@@ -76,7 +82,7 @@ func newWorld(t *testing.T) *world {
 		ring /= 2
 	}
 	w := &world{
-		t: t, f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
+		t: t, began: time.Now(), f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
 		guest: colotest.VMConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: ring, Interval: interval},
 	}
 	o, err := colotest.NewOracle(w.guest)
@@ -111,11 +117,11 @@ func (w *world) hear(h *host, p []byte) error {
 	// Once is enough: each frame of a seed that goes wrong may do the same.
 	told := w.t.Failed() || w.outside
 	if !told && !h.mayEmit() {
-		w.t.Errorf("a frame left %s while its gate is shut", h.name)
+		w.actsToo("a frame left %s while its gate is shut", h.name)
 	}
 	for _, o := range w.hosts {
 		if !told && o != h && !o.killed.Load() && o.job.Gate().Open() {
-			w.t.Errorf("a frame left %s while the gate of %s is open", h.name, o.name)
+			w.actsToo("a frame left %s while the gate of %s is open", h.name, o.name)
 		}
 	}
 	if announces(p) {
@@ -128,6 +134,13 @@ func (w *world) hear(h *host, p []byte) error {
 	w.last = h.name
 	w.wire = append(w.wire, append([]byte(nil), p...))
 	return nil
+}
+
+// actsToo is called when a host acts for the guest that must not, or while another may.
+func (w *world) actsToo(format string, names ...any) {
+	if w.together.Add(1); !w.apart {
+		w.t.Errorf(format, names...)
+	}
 }
 
 // announces reports whether a host, and not its guest, has sent a frame: where the
@@ -158,7 +171,7 @@ func (w *world) other(name string) string {
 	if len(others) == 1 {
 		return others[0]
 	}
-	return others[int(time.Since(epochOfBubbles)/w.turn)%len(others)]
+	return others[int(time.Since(w.began)/w.turn)%len(others)]
 }
 
 // others returns the names of the hosts beside one.
@@ -212,7 +225,11 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		w.t.Fatal(err)
 	}
 	l := newListener(w.f, name)
-	port, err := NewPort(l, PortConfig{Insecure: true})
+	terms := PortConfig{Insecure: true}
+	if w.certificates != nil {
+		terms = PortConfig{TLS: w.certificates.config(name)}
+	}
+	port, err := NewPort(l, terms)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -221,7 +238,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	cfg := Config{
 		Name: "guest", Host: name, Guest: guest, Network: []Network{network}, Start: start, Events: bus,
 		Peer: Peer{
-			Port: port, PortConfig: PortConfig{Insecure: true},
+			Port: port, PortConfig: terms,
 			Dialer: func(ctx context.Context) (net.Conn, error) {
 				if h.killed.Load() {
 					return nil, errDead
@@ -240,6 +257,9 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if w.twofold {
 		h.addSecond(&cfg)
 	}
+	if w.certificates != nil {
+		cfg.Peer.Name = pairName
+	}
 	if w.manual {
 		cfg.Arbiter = nil
 	}
@@ -251,6 +271,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if change != nil {
 		change(&cfg)
 	}
+	h.byItsClock(&cfg)
 	h.lean = cfg.NoMemoryCopy
 	if h.job, err = New(cfg); err != nil {
 		w.t.Fatal(err)

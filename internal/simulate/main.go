@@ -7,13 +7,15 @@
 //	go run ./internal/simulate -seeds 1 -seed 3727 -exact -trace /tmp/trace
 //
 // With -exact a seed is the same to the last bit whenever it runs, as the comment of
-// writeOverlay says; the first use builds the Go runtime anew. Without it the order of what
+// replay.WriteOverlay says, and a digest of all histories is printed, by which two machines can be
+// compared; the first use builds the Go runtime anew. Without it the order of what
 // happens at one instant differs from run to run, so that many runs of the same seeds
 // see more. What is found without -exact may need some runs to be found again.
 package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"flag"
 	"fmt"
 	"io"
@@ -21,9 +23,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/replay"
 )
 
 func main() {
@@ -49,12 +54,12 @@ func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) erro
 	defer os.RemoveAll(dir)
 	program := filepath.Join(dir, "protect.test")
 	build := []string{"test", "-c", "-o", program}
-	if exact {
-		overlay, err := writeOverlay(dir)
-		if err != nil {
-			return err
-		}
-		build = append(build, "-overlay", overlay)
+	// Without -exact any toolchain will do: the clock of the day is the bubble's then.
+	switch overlay, err := replay.WriteOverlay(dir, exact); {
+	case err == nil:
+		build = append(build, "-overlay", overlay, "-tags", replay.Tag)
+	case exact:
+		return err
 	}
 	if out, err := exec.Command("go", append(build, "github.com/gocolo/lockstep/colo/protect")...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
@@ -69,7 +74,8 @@ func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) erro
 	begin := time.Now()
 	var mu sync.Mutex
 	var failed error
-	var used time.Duration // of CPU
+	var used time.Duration     // of CPU
+	var histories bytes.Buffer // a line for each seed
 	var group sync.WaitGroup
 	for i := range cores {
 		from, to := i*seeds/cores, (i+1)*seeds/cores
@@ -106,8 +112,8 @@ func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) erro
 				}
 				if err != nil && failed == nil {
 					failed = fmt.Errorf("%w\n%s", err, out)
-				} else if err == nil && exact && seeds <= 100 {
-					printLines(os.Stdout, out, "seed ", " events")
+				} else if err == nil && exact {
+					printLines(&histories, out, "seed ", " events")
 				}
 				mu.Unlock()
 				from += n
@@ -118,9 +124,22 @@ func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) erro
 	if failed != nil {
 		return failed
 	}
+	if exact {
+		if seeds <= 100 {
+			io.Copy(os.Stdout, bytes.NewReader(histories.Bytes()))
+		}
+		fmt.Println(digest(histories.String()))
+	}
 	per := float64(seeds) / time.Since(begin).Seconds()
 	fmt.Printf("%d seeds, %.0f a second on %d cores, %.0f on each; %.0f a second of CPU\n", seeds, per, cores, per/float64(cores), float64(seeds)/max(used.Seconds(), 0.001))
 	return nil
+}
+
+// digest returns one hash of the histories of all seeds, which is the same in whatever order and on
+// whatever machine they ran.
+func digest(histories string) string {
+	lines := slices.Sorted(strings.Lines(histories))
+	return fmt.Sprintf("digest %x of %d histories", sha256.Sum256([]byte(strings.Join(lines, ""))), len(lines))
 }
 
 // printLines prints the lines of a test's output that have all of the words, each from

@@ -1,9 +1,10 @@
-package main
+package replay
 
 import (
 	"encoding/json"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +17,18 @@ func TestOverlayKnowsThisToolchain(t *testing.T) {
 	if !strings.HasPrefix(runtime.Version(), "go1.26") {
 		t.Skipf("the changes are for Go 1.26, this is %s", runtime.Version())
 	}
-	path, err := writeOverlay(t.TempDir())
+	for _, exact := range []bool{false, true} {
+		checkOverlay(t, exact)
+	}
+}
+
+func checkOverlay(t *testing.T, exact bool) {
+	t.Helper()
+	changes := days
+	if exact {
+		changes = slices.Concat(days, exactly)
+	}
+	path, err := WriteOverlay(t.TempDir(), exact)
 	if err != nil {
 		t.Fatal(err)
 	}
