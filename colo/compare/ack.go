@@ -16,7 +16,7 @@ import (
 func (e *Engine) primaryAck(c *conn, p *pkt) {
 	t := &c.tcp
 	if c.owed == nil && t.covers(p) && (!p.signed || !t.exceeds(p)) {
-		if d := e.edit(t, p); d.changesNothing(p) {
+		if d := e.edit(t, p); d.whole(p) {
 			e.leave(c, p, &e.stats.Matched)
 			return
 		}
@@ -32,7 +32,7 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 func (e *Engine) owe(c *conn, p *pkt) {
 	since := e.now
 	if c.owed != nil {
-		if after(c.owed.ack, p.ack) {
+		if c.tcp.told.outdoes(c.owed, p) {
 			e.pool.put(p) // it has only waited behind others, which have left
 			return
 		}
@@ -41,6 +41,20 @@ func (e *Engine) owe(c *conn, p *pkt) {
 	}
 	c.owed = p
 	p.at = since
+}
+
+// outdoes reports whether p, which is owed, acknowledges more than q or, if that is the same,
+// offers more room. The guest has given it later then.
+func (t *told) outdoes(p, q *pkt) bool {
+	switch {
+	case after(p.ack, q.ack):
+		return true
+	case p.ack != q.ack, q.dack > 0 && (p.dack == 0 || after(q.dataAck(), p.dataAck())):
+		return false
+	}
+	edge, known := t.edgeOf(p)
+	than, _ := t.edgeOf(q)
+	return known && after(edge, than)
 }
 
 // settle drops the owed acknowledgment, because another packet has told the peer the same,
@@ -66,7 +80,7 @@ func (e *Engine) payOwed(c *conn, again bool) {
 	}
 	d := e.edit(t, p)
 	news := !l.acks || after(d.ack, l.ack) || p.nsck > 0 && d.sack.and(&l.sack) != d.sack || t.dataAcks.news(p, d.less)
-	switch whole := d.changesNothing(p); {
+	switch whole := d.whole(p); {
 	case whole && (news || d.edges && after(d.edge, l.edge) || p.id > l.last):
 		c.owed = nil
 		e.leave(c, p, &e.stats.Matched)
@@ -76,9 +90,8 @@ func (e *Engine) payOwed(c *conn, again bool) {
 		if news {
 			p.at = e.now
 		}
-		q := e.hold(c, p)
-		q.id = e.ids // it is a new packet, whatever it was cut from
-		e.leave(c, q, &e.stats.Lowered)
+		e.leave(c, e.hold(c, p), &e.stats.Lowered)
+		l.last = e.ids // it is a new packet, whatever it was cut from
 	}
 }
 
@@ -138,7 +151,6 @@ func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 		seq++
 	}
 	q := e.cut(c, p, p.dat, p.dat, seq, packet.ACK)
-	e.ids++
-	q.id = e.ids
+	q.id = p.id // it is no repetition: the peer gets the segment itself
 	return q
 }

@@ -64,7 +64,10 @@
 // [Engine.Inbound] puts the timestamp that the guest itself sent back into the echo. With
 // LowerAcks a segment that acknowledges more than the secondary's guest has leaves with the
 // lower number, a window as far as both guests have room, and the SACK blocks that both hold;
-// the rest follows as the secondary's guest catches up. Where the secondary's guest has given
+// the rest follows as the secondary's guest catches up. An acknowledgment without data begins no
+// later than what has left, unless the secondary's guest has said as much: a guest that went on from
+// there would offer a window that the peer does not take, since it has one from a later segment
+// (RFC 9293 section 3.10.7.4). Where the secondary's guest has given
 // SACK blocks itself, the acknowledgment that it sent leaves, with the headers of the
 // primary's. A guest that has dropped input is behind until the peer sends it again, and the
 // peer does so only because nobody has told it that it need not.

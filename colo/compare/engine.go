@@ -297,7 +297,7 @@ func (e *Engine) pass(p *pkt) {
 	if p.opens() && !p.deep() {
 		e.key.kind = kindSegment
 		if c := e.conn(p, &e.key, e.now); c != nil {
-			var t told
+			t := toldOf(&c.tcp.told)
 			t.note(p)
 			c.tcp = stream{told: toldOf(&t)}
 		}

@@ -21,6 +21,7 @@ type raised struct {
 
 // An edit says with which values a segment is to leave.
 type edit struct {
+	seq  uint32
 	ack  uint32
 	win  uint16
 	ts   uint32
@@ -34,7 +35,13 @@ type edit struct {
 
 // changesNothing reports whether p leaves as it is, but perhaps for its timestamp.
 func (d *edit) changesNothing(p *pkt) bool {
-	return d.ack == p.ack && d.win == p.win && d.less == 0 && !d.cut
+	return d.seq == p.seq && d.win == p.win && d.whole(p)
+}
+
+// whole reports whether p acknowledges all that its guest has acknowledged with it, and offers
+// as much room.
+func (d *edit) whole(p *pkt) bool {
+	return d.ack == p.ack && d.win >= p.win && d.less == 0 && !d.cut
 }
 
 // leave lets a segment of the primary's guest leave, with the values that the peer may
@@ -51,7 +58,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		if p.owner != nil && t.left.pasts { // the connection after it may have said something by now
 			serialMax(&newest, &known, t.left.past)
 		}
-		d := edit{ack: p.ack, win: p.win, ts: p.stamp(newest, known)}
+		d := edit{seq: p.seq, ack: p.ack, win: p.win, ts: p.stamp(newest, known)}
 		if p.owner != nil && p.ts > 0 {
 			serialMax(&t.left.past, &t.left.pasts, d.ts) // a repetition may have made it newer than those behind it
 		}
@@ -65,7 +72,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		edge, ok := t.told.edgeOf(p)
 		if after(p.ack, d.ack) || ok && after(edge, d.edge) || d.less > 0 {
 			e.owe(c, e.ackOf(c, p))
-		} else if c.owed != nil && !after(c.owed.ack, d.ack) && (c.owed.dack == 0 || p.dack > 0 && !after(c.owed.dataAck(), p.dataAck())) {
+		} else if c.owed != nil && !t.told.outdoes(c.owed, p) && !after(c.owed.ack, d.ack) && (c.owed.dack == 0 || p.dack > 0 && !after(c.owed.dataAck(), p.dataAck())) {
 			e.settle(c)
 		}
 	}
@@ -97,7 +104,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 // edit returns the values with which p is to leave now.
 func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 	l := &t.left
-	d = edit{ack: p.ack, win: p.win, ts: p.stamp(l.ts, l.tss)}
+	d = edit{seq: p.seq, ack: p.ack, win: p.win, ts: p.stamp(l.ts, l.tss)}
 	if p.flags&packet.ACK == 0 {
 		return d
 	}
@@ -110,22 +117,32 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		d.ack = v.ack
 	}
 	d.less = t.dataAcks.excess(p)
-	if !p.bare() && l.acks && after(l.ack, d.ack) {
+	if p.flags&packet.RST != 0 {
+		// Its window is nobody's. And it may refuse the SYN of another connection, whose client
+		// takes no other number (RFC 9293 section 3.10.7.3).
+		d.edges = false
+		return d
+	}
+	switch {
+	case p.bare() && l.ends && after(p.seq, l.end) && !t.said.reaches(p.seq):
+		// The peer takes no window from a segment that begins before the one that it has its
+		// window from (RFC 9293 section 3.10.7.4). A guest that goes on from what has left
+		// would not be believed.
+		d.seq = l.end
+	case !p.bare() && l.acks && after(l.ack, d.ack):
 		d.ack = l.ack // it has waited, and others have left
 	}
-	if d.edges && (d.ack != p.ack || v.edges && after(d.edge, v.edge)) {
+	if d.edges && (d.ack != p.ack || v.edges && after(d.edge, v.edge) || p.id < l.last && l.edges && after(l.edge, d.edge)) {
 		t.window(&d)
 	}
 	if p.nsck > 0 {
 		all := p.blocks()
 		for _, b := range all.at[:all.n] {
-			one := ranges{n: 1}
-			if one.at[0] = b; after(b[1], d.ack) { // or a duplicate (RFC 2883), which nobody waits for
-				one = one.and(&v.sack)
-			}
-			for _, b := range one.at[:one.n] {
+			if !after(b[1], d.ack) { // a duplicate (RFC 2883), which nobody waits for
 				d.sack.add(b[0], b[1])
+				continue
 			}
+			v.holds(b, &d.sack)
 		}
 		d.cut = d.sack != all
 	}
@@ -195,8 +212,12 @@ func (e *Engine) apply(p *pkt, d *edit) *pkt {
 	head := f[p.L4:p.dat]
 	h := packet.TCP(head)
 	was := packet.Sum(packet.Sum(0, head[4:16]), head[18:])
+	h.SetSeq(d.seq)
 	h.SetAck(d.ack)
 	binary.BigEndian.PutUint16(head[14:], d.win)
+	if p.seq != d.seq {
+		p.seq, p.end, p.ok = d.seq, d.seq, d.seq // it has no data
+	}
 	p.ack, p.win = d.ack, d.win
 	if stamped {
 		binary.BigEndian.PutUint32(f[p.ts:], d.ts)
@@ -242,11 +263,18 @@ func (l *left) note(p *pkt, d *edit, scale uint8) {
 	if p.ts > 0 {
 		serialMax(&l.ts, &l.tss, d.ts)
 	}
-	if p.flags&packet.ACK == 0 {
+	if !p.bare() && p.flags&packet.RST == 0 {
+		end := p.end
+		if p.flags&(packet.SYN|packet.FIN) != 0 {
+			end++
+		}
+		serialMax(&l.end, &l.ends, end)
+	}
+	if p.flags&packet.ACK == 0 || p.flags&packet.RST != 0 {
 		return
 	}
 	win := d.win
-	l.last = p.id
+	l.last = max(l.last, p.id)
 	if p.flags&packet.SYN != 0 {
 		if l.acks {
 			return // it says nothing new of the window, which it cannot scale

@@ -166,7 +166,7 @@ func (e *Engine) leavesAsItIs(t *stream, s *plain) bool {
 		return false
 	case !e.cfg.LowerAcks:
 		return true
-	case !acknowledged(s.ack, v.ack), !s.bare() && l.acks && after(l.ack, s.ack):
+	case !acknowledged(s.ack, v.ack), !s.bare() && l.acks && after(l.ack, s.ack), s.bare() && l.ends && after(s.seq, l.end) && !t.said.reaches(s.seq):
 		return false
 	}
 	return !(t.told.scaled && v.edges && after(s.ack+uint32(s.win)<<t.told.scale, v.edge))
@@ -255,6 +255,9 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	if s.ts > 0 {
 		t.left.ts, t.left.tss = s.stamp, true // leavesAsItIs: it is no older
 	}
+	if !s.bare() {
+		serialMax(&t.left.end, &t.left.ends, s.last)
+	}
 	t.left.last = e.ids
 	t.left.notePlain(&t.told, s.ack, s.win)
 	if w := t.flight; w != nil && !s.bare() {
@@ -323,7 +326,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	serialMax(&ack, &known, s.ack)
 	l := &t.left
 	edge := p.ack + uint32(p.win)<<t.told.scale
-	if !acknowledged(p.ack, ack) || e.cfg.LowerAcks && (l.acks && after(l.ack, p.ack) || t.told.scaled && after(edge, room)) {
+	if !acknowledged(p.ack, ack) || e.cfg.LowerAcks && (l.acks && after(l.ack, p.ack) || t.told.scaled && (after(edge, room) || p.id < l.last && l.edges && after(l.edge, edge))) {
 		return false
 	}
 	stamp := uint32(0)
@@ -343,7 +346,8 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	if p.ts > 0 {
 		l.ts, l.tss = stamp, true
 	}
-	l.last = p.id
+	l.last = max(l.last, p.id)
+	serialMax(&l.end, &l.ends, s.last)
 	l.notePlain(&t.told, p.ack, p.win)
 	if w := t.flight; w != nil {
 		w.leave(s.last, e.now)

@@ -207,7 +207,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	q := e.cut(c, s, s.dat+int(from-s.seq), s.dat+int(to-s.seq), from, s.flags&(packet.ACK|packet.PSH))
 	q.putHead(w.head)
 	q.id, q.at = e.ids, e.now
-	d := edit{ack: l.ack, win: l.win, cut: q.nsck > 0}
+	d := edit{seq: q.seq, ack: l.ack, win: l.win, cut: q.nsck > 0}
 	if t.dataAcks.news(q, 0) {
 		d.less = q.dataAck() - t.dataAcks.left.n
 	}

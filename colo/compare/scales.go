@@ -83,7 +83,7 @@ func (s *Scales) FromGuest(frame []byte, vnetHdr int) {
 	if s.conns == nil {
 		s.conns = make(map[packet.Key]told)
 	}
-	var t told
+	t := s.conns[k]
 	t.note(p)
 	s.conns[k] = toldOf(&t)
 }

@@ -105,6 +105,7 @@ type said struct {
 	rsts bool   // rst waits
 	fins bool   // fin waits
 	syns bool   // syn waits
+	acks bool   // the ack of rst is known
 }
 
 // left has what the peer has been told. It changes only when a packet leaves.
@@ -112,10 +113,12 @@ type left struct {
 	last  uint64 // the last packet with an acknowledgment, by its place in the order of arrival
 	ack   uint32 // the greatest acknowledgment number
 	edge  uint32 // the greatest right edge of the window
+	end   uint32 // the greatest end of data, SYN and FIN
 	ts    uint32 // the newest timestamp (RFC 7323)
 	win   uint16 // the window that was sent with ack, in units of its scale
 	acks  bool   // ack is known
 	edges bool   // edge is known
+	ends  bool   // end is known
 	tss   bool   // ts is known
 
 	pasts  bool       // past is known
@@ -127,16 +130,23 @@ type left struct {
 
 // A streamEvent is an event of the secondary's stream that waits for the primary's.
 type streamEvent struct {
-	seq  uint32
-	when instant
+	seq, ack uint32
+	when     instant
 }
 
 // synEvent is the opening of a stream, by what the secondary's guest has said.
 type synEvent struct {
 	streamEvent
-	ack     uint32
 	flags   uint8
 	options synOptions
+}
+
+// reaches reports whether the secondary's guest has said all before seq.
+func (s *said) reaches(seq uint32) bool { return s.ends && !after(seq, s.end) }
+
+// resets notes a RST of the secondary's guest.
+func (s *said) resets(p *pkt) {
+	s.rsts, s.rst, s.acks = true, streamEvent{p.seq, p.ack, p.at}, p.flags&packet.ACK != 0
 }
 
 // narrow is called at a mark. From then on the guest that goes on may be the primary's as
@@ -188,6 +198,25 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	t.dataAcks.receive()
 	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
 	t.mark = snapshot{}
+}
+
+// holds adds to r what the guest holds of b, which is not all acknowledged to the peer.
+func (v *cover) holds(b [2]uint32, r *ranges) {
+	from := b[0]
+	if v.acks && after(v.ack, from) { // it has what the primary's guest lacks
+		from = earlier(v.ack, b[1])
+	}
+	rest := ranges{at: [4][2]uint32{{from, b[1]}}, n: 1}
+	rest = rest.and(&v.sack)
+	if rest.n > 0 && rest.at[0][0] == from {
+		from = rest.at[0][1]
+		copy(rest.at[:], rest.at[1:rest.n])
+		rest.n--
+	}
+	r.add(b[0], from)
+	for _, x := range rest.at[:rest.n] {
+		r.add(x[0], x[1])
+	}
 }
 
 // tells reports whether s says only what the primary's guest had said before the last

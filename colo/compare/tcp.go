@@ -53,9 +53,12 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 func (t *told) note(p *pkt) {
 	if p.flags&packet.SYN != 0 {
 		o := p.synOptions()
+		// The peer's SYN says whether the peer scales too. It has come before a SYN|ACK, and
+		// perhaps before a SYN that is repeated.
+		if again := t.open && t.isn == p.seq && t.options == o; !again || !t.scaled {
+			t.scale, t.scaled = o.scale, p.flags&packet.ACK != 0
+		}
 		t.isn, t.open, t.options = p.seq, true, o
-		// The peer's SYN says whether the peer scales too. It has come before a SYN|ACK.
-		t.scale, t.scaled = o.scale, p.flags&packet.ACK != 0
 	}
 	if p.flags&packet.ACK != 0 {
 		serialMax(&t.ack, &t.acks, p.ack)
@@ -130,7 +133,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
 			e.diverge(c, ReasonFlags)
 		}
-		t.said = said{isn: p.seq, open: true, syns: true, syn: synEvent{streamEvent{p.seq, p.at}, p.ack, p.flags, p.synOptions()}}
+		t.said = said{isn: p.seq, open: true, syns: true, syn: synEvent{streamEvent{p.seq, p.ack, p.at}, p.flags, p.synOptions()}}
 		t.cover = cover{}
 		t.urgent = nil
 		t.dataAcks.reset()
@@ -145,7 +148,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		// one.
 		const refusal = packet.RST | packet.ACK
 		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
-			t.said.rsts, t.said.rst = true, streamEvent{p.seq, p.at}
+			t.said.resets(p)
 			e.advance(c, true)
 		}
 		return
@@ -171,10 +174,10 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		again = again && t.cover.edge == room
 	}
 	if p.flags&packet.RST != 0 && !t.said.rsts && !c.apart {
-		t.said.rsts, t.said.rst = true, streamEvent{p.seq, p.at}
+		t.said.resets(p)
 	}
 	if p.flags&packet.FIN != 0 && p.flags&events == 0 && !t.said.fins && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
-		t.said.fins, t.said.fin = true, streamEvent{p.end, p.at}
+		t.said.fins, t.said.fin = true, streamEvent{p.end, p.ack, p.at}
 	}
 	if c.owed != nil && !e.paySelective(c, p) {
 		e.payOwed(c, again)
@@ -296,7 +299,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 			return false, ReasonFlags // what a RST says of its reason is no part of the stream
 		case !t.said.rsts:
 			return false, ReasonNone
-		case !e.ackOK(t, p):
+		case !(p.flags&packet.ACK != 0 && t.said.acks && t.said.rst.ack == p.ack) && !e.ackOK(t, p):
 			return false, e.impatient()
 		}
 		t.said.rsts = false

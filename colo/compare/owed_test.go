@@ -1,0 +1,160 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+func bareAt(seq, ack uint32, win uint16) ackSeg {
+	return ackSeg{seq: seq, ack: ack, win: win, flags: packet.ACK}
+}
+
+// The peer takes no window from a segment that begins before the one that it has its window from.
+func TestAnAcknowledgmentBeginsWhereASurvivorGoesOn(t *testing.T) {
+	x, p, s := opened(t, nil)
+	x.told("", s(bareAt(100, 1512, 46)), "")
+	x.told("", p(ackSeg{seq: 100, ack: 1512, win: 46, flags: packet.ACK, data: "abcd"}), "")
+	x.told("nothing but the SYN has left", p(bareAt(104, 1512, 46)), "@100 ack 1512 to 7400")
+	x.told("", s(ackSeg{seq: 100, ack: 1512, win: 46, flags: packet.ACK, data: "abcdef"}), "abcd@100 ack 1512 to 7400")
+	x.told("the other guest has said as much", p(bareAt(106, 1640, 45)), "")
+	x.told("", s(bareAt(106, 1640, 45)), "@106 ack 1640 to 7400")
+}
+
+func TestAWindowThatOpensIsNotForgottenForAnOlderSegment(t *testing.T) {
+	for what, win := range map[string]uint16{"it offers as much as the other guest": 50, "it offers more, and is owed": 60} {
+		x, p, s := opened(t, nil)
+		x.told(what, p(ackSeg{seq: 100, ack: 1000, win: win, flags: packet.ACK, data: "abcd"}), "")
+		x.told(what, p(bareAt(104, 1000, 100)), "")
+		x.told(what, s(ackSeg{seq: 100, ack: 1000, win: 50, flags: packet.ACK, data: "abcd"}), "abcd@100 ack 1000 to 7400")
+		x.told(what, s(bareAt(104, 1000, 100)), "@104 ack 1000 to 13800")
+	}
+}
+
+func TestAnOlderAndNarrowerWindowTakesNothingBack(t *testing.T) {
+	x, p, s := opened(t, nil)
+	x.told("", s(bareAt(100, 1000, 100)), "")
+	x.told("", p(ackSeg{seq: 100, ack: 1000, win: 50, flags: packet.ACK, data: "abcd"}), "")
+	x.told("", p(bareAt(104, 1000, 100)), "@100 ack 1000 to 13800")
+	x.told("it begins where that did", s(ackSeg{seq: 100, ack: 1000, win: 100, flags: packet.ACK, data: "abcd"}), "abcd@100 ack 1000 to 13800")
+	s(bareAt(104, 1000, 40))
+	x.told("a guest may take back what it has offered itself", p(bareAt(104, 1000, 40)), "@104 ack 1000 to 6120")
+}
+
+// Three duplicates have the peer send again what nobody lacks.
+func TestNoDuplicateLeavesThatTheGuestHasNotGiven(t *testing.T) {
+	x, p, s := opened(t, nil)
+	x.told("", p(ackSeg{seq: 100, ack: 2024, win: 50, flags: packet.ACK, data: "x"}), "")
+	x.told("", s(ackSeg{seq: 100, ack: 1512, win: 50, flags: packet.ACK, data: "x"}), "x@100 ack 1512 to 7912")
+	x.told("the other guest alone repeats itself", s(bareAt(101, 1512, 50)), "")
+	x.told("", s(bareAt(101, 1512, 50)), "")
+
+	x, p, s = opened(t, nil)
+	x.told("", p(ackSeg{seq: 100, ack: 1512, win: 50, flags: packet.ACK, data: "x"}), "")
+	x.told("", p(bareAt(101, 2024, 50)), "")
+	x.told("", s(bareAt(100, 1512, 50)), "@100 ack 1512 to 7912")
+	x.told("", s(ackSeg{seq: 100, ack: 1512, win: 50, flags: packet.ACK, data: "x"}), "x@100 ack 1512 to 7912")
+	x.told("what has left was sent before it", s(bareAt(101, 1512, 50)), "")
+}
+
+// A client that opens a connection takes a refusal only if it acknowledges its SYN.
+func TestARefusalHasTheNumberOfTheSYNThatItRefuses(t *testing.T) {
+	for _, ack := range []uint32{901, 5000, 1000 + 1<<30, 1000 + 3<<29, 1000 + 5<<29} {
+		x, p, s := opened(t, nil)
+		over := ackSeg{seq: 100, ack: 1000, win: 50, flags: packet.RST | packet.ACK}
+		p(over)
+		if r := s(over); len(r.Release) != 1 {
+			t.Fatal("the connection is not over")
+		}
+		refusal := ackSeg{ack: ack, flags: packet.RST | packet.ACK}
+		if r := p(refusal); len(r.Release) > 0 {
+			t.Errorf("%d: a refusal leaves before the other guest has said it", ack)
+		}
+		r := s(refusal)
+		if len(r.Release) != 1 {
+			t.Errorf("%d: %d segments leave", ack, len(r.Release))
+			continue
+		}
+		if got := binary.BigEndian.Uint32(r.Release[0].Data[34+8:]); got != ack {
+			t.Errorf("a refusal of %d leaves with %d", ack, got)
+		}
+		if st := x.Stats(); st.Held > 0 {
+			t.Errorf("%d: %+v", ack, st)
+		}
+	}
+}
+
+// answeredSYN is the client's answer to the SYN 99.
+func answeredSYN() []byte {
+	f := answer(100, wireMSS+wireWindow7)
+	binary.BigEndian.PutUint32(f[34+4:], 999)
+	f[34+13] |= packet.SYN
+	return sealed(f)
+}
+
+func TestASYNThatIsRepeatedLateTakesNoScaleAway(t *testing.T) {
+	x := newRig(t, lowering())
+	x.checkpoint(0)
+	syn := ackSeg{seq: 99, win: 6400, flags: packet.SYN, opts: wireMSS + wireWindow7}.frame()
+	x.Primary(syn, x.now)
+	x.Secondary(syn, x.now)
+	x.Inbound(compare.Frame{Data: answeredSYN()})
+	x.Primary(syn, x.now)
+	x.told("", x.Primary(bareAt(100, 1512, 46).frame(), x.now), "")
+	x.told("it is lowered", x.Secondary(bareAt(100, 1256, 48).frame(), x.now), "@100 ack 1256 to 7400")
+
+	var kept compare.Scales
+	kept.FromGuest(syn.Data, 0)
+	kept.ToGuest(answeredSYN(), 0)
+	kept.FromGuest(syn.Data, 0)
+	if n := len(kept.Append(nil)); n != compare.ScaleRecord {
+		t.Errorf("%d bytes are kept of one connection", n)
+	}
+}
+
+// What only the primary's guest lacks the client has to hear of all the same.
+func TestWhatTheOtherGuestHasAcknowledgedMayBeAcknowledgedSelectively(t *testing.T) {
+	sack := func(n ...uint32) string {
+		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
+		for _, v := range n {
+			b = binary.BigEndian.AppendUint32(b, v)
+		}
+		return string(b)
+	}
+	for _, c := range []struct {
+		what      string
+		ack       uint32 // of the other guest
+		held      string // by it beyond that
+		says, may []uint32
+	}{
+		{what: "all", ack: 3000, says: []uint32{2000, 2500}, may: []uint32{2000, 2500}},
+		{what: "up to its number", ack: 2200, says: []uint32{2000, 2500}, may: []uint32{2000, 2200}},
+		{what: "and what it holds from there", ack: 2200, held: sack(2200, 2300), says: []uint32{2000, 2500}, may: []uint32{2000, 2300}},
+		{what: "and there is room for one block", ack: 2200, held: sack(2300, 2400), says: []uint32{2000, 2500}, may: []uint32{2000, 2200}},
+		{what: "and there is room for two", ack: 2200, held: sack(2300, 2400), says: []uint32{2000, 2500, 2600, 2700}, may: []uint32{2000, 2200, 2300, 2400}},
+	} {
+		_, p, s := opened(t, nil)
+		a := bareAt(100, c.ack, 50)
+		a.opts = c.held
+		s(a)
+		a = bareAt(100, 1512, 46)
+		a.opts = sack(c.says...)
+		r := p(a)
+		if len(r.Release) != 1 {
+			t.Fatalf("%s: %d leave", c.what, len(r.Release))
+		}
+		var v packet.Packet
+		v.Parse(r.Release[0].Data)
+		got := ""
+		for kind, data, rest, ok := packet.NextOption(v.TCP().Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+			if kind == packet.OptSACK {
+				got = string(data)
+			}
+		}
+		if want := sack(c.may...)[4:]; got != want {
+			t.Errorf("%s: %x, want %x", c.what, got, want)
+		}
+	}
+}
