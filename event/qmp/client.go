@@ -140,10 +140,11 @@ func (c *Client) negotiate(ctx context.Context, oob bool) error {
 			Capabilities []string `json:"capabilities"`
 		}
 	}
+	began := time.Now()
 	for skipped := 0; ; skipped++ {
 		line, err := c.line(ctx)
 		if err != nil {
-			return fmt.Errorf("no greeting (is another client connected?): %w", err)
+			return fmt.Errorf("no greeting after %v (is another client connected, or does the emulator hang?): %w", since(began), err)
 		}
 		if err := json.Unmarshal(line, &hello); err == nil && hello.QMP != nil {
 			break
@@ -182,7 +183,7 @@ func (c *Client) do(ctx context.Context, verb, command string, args, out any) er
 	began := time.Now()
 	answer, err := c.ask(ctx, verb, command, args)
 	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
+		if ctx.Err() != nil && (errors.Is(err, context.DeadlineExceeded) || time.Since(began) >= time.Second) {
 			return fmt.Errorf("%s: %s: %w", command, c.silence(began), err)
 		}
 		return fmt.Errorf("%s: %w", command, err)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -49,16 +48,9 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	network, address := qmp.Split(*addr)
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, address)
+	m, conn, err := dialMonitor(ctx, *addr, *timeout, false)
 	if err != nil {
-		p.warn("%v", noMonitor(*addr, err))
-		return exitFailed
-	}
-	m, err := qmp.NewClient(ctx, conn)
-	if err != nil {
-		p.warn("qmp %s: %v", *addr, err)
+		p.warn("%v", interrupted(ctx, err))
 		return exitFailed
 	}
 	defer m.Close()
@@ -67,7 +59,7 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 		err = r.offer(ctx, m, conn, *addr, *pid)
 	}
 	if err != nil {
-		p.warn("%v", err)
+		p.warn("%v", interrupted(ctx, mute(*addr, err)))
 		return exitFailed
 	}
 	p.object(map[string]any{"check": r})

@@ -47,7 +47,7 @@ func TestACopyThatHasBrokenOnceIsNotProtectedWith(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "the copy ended") {
 		t.Fatalf("%v", err)
 	}
-	if err := o.undo(v.Client, "running", nil); err != nil {
+	if err := o.undo(t.Context(), v.Client, "running", nil); err != nil {
 		t.Fatal(err)
 	}
 	qemutest.AwaitSerial(t, pri, len(qemutest.Serial(pri))+3)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -83,12 +82,13 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 		}
 	}
 	if err := g.connect(ctx); err != nil {
-		return exitFailed, noMonitor(o.qmp, err)
+		return exitFailed, err
 	}
 	defer func() { g.monitor().Close() }()
+	defer p.tellSilence("the QEMU at "+o.qmp, g.monitor, o.slowness())()
 	state, err := g.found(ctx)
 	if err != nil {
-		return exitFailed, err
+		return exitFailed, mute(o.qmp, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer g.all.Wait()
@@ -122,17 +122,9 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 
 // connect dials the monitor.
 func (g *guardian) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	network, address := qmp.Split(g.qmp)
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, address)
+	m, _, err := dialMonitor(ctx, g.qmp, 2*g.slowness(), true)
 	if err != nil {
 		return err
-	}
-	m, err := qmp.NewClientOOB(ctx, conn)
-	if err != nil {
-		return fmt.Errorf("qmp %s: %w", g.qmp, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

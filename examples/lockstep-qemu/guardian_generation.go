@@ -14,7 +14,9 @@ import (
 // guardian. It acquires the guest for this host at the arbiter.
 func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 	var now progress
-	if err := g.monitor().Do(ctx, "query-migrate", nil, &now); err != nil {
+	answers, enough := context.WithTimeout(ctx, 2*g.slowness())
+	defer enough()
+	if err := g.monitor().Do(answers, "query-migrate", nil, &now); err != nil {
 		return 0, err
 	}
 	state := standby.Unprotected
@@ -23,7 +25,7 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 		g.say("found       the guest is in COLO already", map[string]any{"found": "colo"})
 	}
 	// Whoever ran before may have ended between the guest's state and its network's.
-	if _, err := holdOutput(ctx, g.monitor(), state == standby.Protected); err != nil {
+	if _, err := holdOutput(answers, g.monitor(), state == standby.Protected); err != nil {
 		return 0, err
 	}
 	why := "there was no standby yet" // for who asks before anything happens
@@ -45,7 +47,7 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 	}
 	if r.Held() && r.Token != g.token {
 		if state == standby.Protected {
-			err = g.monitor().Do(ctx, "stop", nil, nil)
+			err = g.order(ctx, "stop", nil)
 		}
 		return 0, errors.Join(err, fmt.Errorf("the arbiter says that %s has the guest, generation %d", r.Holder, r.Generation))
 	}
@@ -172,7 +174,7 @@ func (g *guardian) takesOrders(ctx context.Context) bool {
 		case !said && errors.Is(err, context.DeadlineExceeded): // and not dead, which the watch tells
 			said = true
 			g.set(func() { g.hangs = true })
-			g.p.warn("the QEMU takes no orders, not even out of band: nothing is decided until it does. If it hangs, kill it, and the guest goes on at the standby")
+			g.p.warn("the QEMU at %s takes no orders, not even out of band: nothing is decided until it does. If it hangs, kill it, and the guest goes on at the standby", g.qmp)
 		}
 		select {
 		case <-time.After(tick):

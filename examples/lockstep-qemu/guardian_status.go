@@ -18,6 +18,7 @@ type guardianStatus struct {
 	Checkpoint uint64 `json:"checkpoint"` // the standby's last
 	Paused     bool   `json:"paused"`     // by an operator, and held so
 	Rescued    int    `json:"rescued"`    // how often the guest was told to run on
+	QEMU       string `json:"qemu"`       // what it owes an answer to, in words; "": nothing that took long
 }
 
 // says notes the state for "lockstep-qemu status", and for a standby that comes back.
@@ -43,6 +44,7 @@ func (g *guardian) standing() guardianStatus {
 	defer g.mu.Unlock()
 	st := g.status
 	st.Generation, st.Paused = g.generation, g.still && g.settling == 0
+	_, st.QEMU, _ = unanswering(g.m, g.slowness())
 	return st
 }
 

@@ -36,7 +36,7 @@ func (g *guardian) watch(ctx context.Context) {
 		if ctx.Err() != nil || w.planned != "" {
 			return
 		}
-		for lost, gone := true, false; lost; {
+		for lost, gone, told := true, false, false; lost; {
 			err := g.connect(ctx)
 			switch {
 			case err == nil:
@@ -46,6 +46,13 @@ func (g *guardian) watch(ctx context.Context) {
 			case errors.Is(err, syscall.ECONNREFUSED): // the end of the process has closed its socket
 				g.tell(standby.Died, "nobody listens at its monitor any more, and it has told of no shutdown; what QEMU has printed says why")
 				return
+			case ctx.Err() != nil:
+			case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.EAGAIN): // somebody listens
+				g.tell(standby.Stands, "its monitor does not answer")
+				if !told {
+					told = true
+					g.p.warn("the monitor's connection was lost, and another is not answered: %v", err)
+				}
 			case errors.Is(err, fs.ErrNotExist) && !gone:
 				// A QEMU that ends in good order removes its socket, but so may whoever
 				// cleans up after one that has crashed: which it was cannot be known.

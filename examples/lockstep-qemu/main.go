@@ -13,7 +13,8 @@
 // the guest, guardian_protect.go protects it again, guardian_rescue.go has it run on alone,
 // guardian_still.go keeps it stopped, guardian_generation.go asks whose it is, guardian_control.go
 // talks to the standby, guardian_end.go tells of its end. output.go holds what it sends. page.go
-// tells how it stands, log.go logs, died.go how a QEMU has ended. interrupted.go says that a signal
+// tells how it stands, log.go logs, died.go how a QEMU has ended, silent.go
+// that one does not answer. interrupted.go says that a signal
 // has ended it. drill.go shows all of it.
 package main
 

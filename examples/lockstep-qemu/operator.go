@@ -152,6 +152,9 @@ func noMonitor(addr string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("no QEMU has a monitor at %s (start it with -qmp unix:PATH,server=on,wait=off, and give PATH here): %w", addr, err)
 	}
+	if errors.Is(err, syscall.EAGAIN) { // what was not accepted yet fills the socket's queue
+		return fmt.Errorf("the QEMU at %s takes no connection: it hangs, or another client is connected to its monitor: %w", addr, err)
+	}
 	return err
 }
 

@@ -83,6 +83,7 @@ type protectOptions struct {
 	state      string
 	http       string
 
+	slow time.Duration // 0: defaultSlow
 	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
 	// it takes the monitor's events.
 	exited func() bool
@@ -168,15 +169,14 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 }
 
 func (o *protectOptions) protect(ctx context.Context, p *printer) error {
-	dial, cancel := context.WithTimeout(ctx, o.timeout)
-	defer cancel()
-	m, err := qmp.Dial(dial, o.qmp)
+	m, _, err := dialMonitor(ctx, o.qmp, min(o.timeout, 2*o.slowness()), false)
 	if err != nil {
-		return noMonitor(o.qmp, err)
+		return err
 	}
 	defer m.Close()
+	defer p.tellSilence("the QEMU at "+o.qmp, func() *qmp.Client { return m }, o.slowness())()
 	if err := o.protectBy(ctx, m, p); err != nil {
-		return gone(o.qmp, err)
+		return mute(o.qmp, gone(o.qmp, err))
 	}
 	p.say("            nobody stays with it (-stay): if the standby is lost, QEMU may keep the guest standing until x-colo-lost-heartbeat,")
 	p.say("            and a planned end of this QEMU looks like its death to the standby")
@@ -228,15 +228,15 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 	}
 	began := time.Now()
 	if err := o.mirror(ctx, m, p); err != nil {
-		return o.undo(m, r.Status, err)
+		return o.undo(ctx, m, r.Status, err)
 	}
 	if o.pause && r.Status == "running" {
 		if err := m.Do(ctx, "stop", nil, nil); err != nil {
-			return o.undo(m, r.Status, err)
+			return o.undo(ctx, m, r.Status, err)
 		}
 	}
 	if err := o.whole(ctx, m, new(time.Time)); err != nil {
-		return o.undo(m, r.Status, err)
+		return o.undo(ctx, m, r.Status, err)
 	}
 	network, address := placeOf(o.to)
 	err = m.Do(ctx, "migrate", map[string]string{"uri": network + ":" + address}, nil)
@@ -248,7 +248,7 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 		held, err = holdOutput(ctx, m, true)
 	}
 	if err != nil {
-		return o.undo(m, r.Status, err)
+		return o.undo(ctx, m, r.Status, err)
 	}
 	took := time.Since(began)
 	p.say("protected   after %.1f s, a checkpoint every %v", took.Seconds(), o.delay)
@@ -356,14 +356,15 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 	}
 }
 
-// undo lets the guest run on alone, and returns why.
-func (o *protectOptions) undo(m *qmp.Client, was string, cause error) error {
+// undo lets the guest run on alone, and returns why. It does so although ctx may have ended, and for
+// as long as patience then.
+func (o *protectOptions) undo(ctx context.Context, m *qmp.Client, was string, cause error) error {
 	if o.giveUp != nil {
 		if err := o.giveUp(cause); err != nil {
 			return errors.Join(cause, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := graced(ctx, 10*time.Second, o.slowness())
 	defer cancel()
 	return errors.Join(cause, o.runOn(ctx, m, was))
 }

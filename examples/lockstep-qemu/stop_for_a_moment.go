@@ -41,7 +41,7 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 	}
 	// Whatever becomes of ctx, the guest runs again.
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		ctx, cancel := graced(ctx, 10*time.Second, o.slowness())
 		defer cancel()
 		err = errors.Join(err, o.resume(ctx, m))
 	}()
