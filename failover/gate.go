@@ -28,6 +28,8 @@ type Gate struct {
 
 	mu     sync.Mutex
 	opened chan struct{} // the channel of Opened, if somebody waits; nil: nobody does
+	barred bool          // it stays shut (Keeper.Bar)
+	meant  int64         // while it is barred, what until will be then
 }
 
 // NewGate returns a Gate, which is shut.
@@ -54,7 +56,8 @@ func (g *Gate) Opened() <-chan struct{} {
 }
 
 // Until sets the time from which on the gate is shut; one that has passed shuts
-// it now.
+// it now. A gate that is barred (Keeper.Bar) stays shut, and takes the time when
+// that ends.
 func (g *Gate) Until(t time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -62,16 +65,45 @@ func (g *Gate) Until(t time.Time) {
 	if Endless(t) {
 		until = math.MaxInt64
 	}
-	g.until.Store(max(0, until))
-	if g.opened != nil && g.Open() {
-		close(g.opened)
-		g.opened = nil
-	}
+	g.set(max(0, until))
 }
 
 // Shut shuts the gate until the next call of Until.
 func (g *Gate) Shut() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.until.Store(0)
+	g.set(0)
+}
+
+// bar shuts the gate, and keeps it shut, until unbar.
+func (g *Gate) bar() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.barred {
+		g.barred, g.meant = true, g.until.Load()
+		g.until.Store(0)
+	}
+}
+
+// unbar makes the gate what it would be without bar.
+func (g *Gate) unbar() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.barred {
+		g.barred = false
+		g.set(g.meant)
+	}
+}
+
+// set sets until, and tells who waits. The caller holds mu.
+func (g *Gate) set(until int64) {
+	if g.barred {
+		g.meant = until
+		return
+	}
+	g.until.Store(until)
+	if g.opened != nil && g.Open() {
+		close(g.opened)
+		g.opened = nil
+	}
 }

@@ -97,7 +97,7 @@ func (k *Keeper) SetNote(note string) error {
 }
 
 // Acquire claims the guest after a generation that this host has held or
-// followed, and returns the generation that it got; the gate is open then. While
+// followed, and returns the generation that it got; the gate is open then, if it is not barred. While
 // nobody can be asked it asks again, for as long as ctx lasts. A refusal matches
 // ErrRefused. A grant that breaks the rules of Arbiter gives another error, and does not
 // open the gate. While Acquire asks, a grant that this host has stays as it is.
@@ -150,6 +150,17 @@ func (k *Keeper) Fenced(after uint64) uint64 {
 	k.gate.Until(k.holder.Until())
 	return after + 1
 }
+
+// Bar shuts the gate, and keeps it shut whatever is granted, renewed, promised or said by
+// Fenced, until Unbar. It is for a host that may hold the guest and must not act for it yet:
+// one that is about to claim it, and whose fencer is to make sure first that the host before
+// it does nothing any more. The grant is held and renewed all the same. Barring it again does
+// nothing.
+func (k *Keeper) Bar() { k.gate.bar() }
+
+// Unbar ends Bar: the gate is open for as long as it would be if it had never been barred. A
+// gate that is not barred stays as it is.
+func (k *Keeper) Unbar() { k.gate.unbar() }
 
 // Drop shuts the gate and forgets the grant without telling the arbiter, whose
 // term runs out by itself.

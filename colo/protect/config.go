@@ -153,7 +153,8 @@ type Config struct {
 	// Arbiter decides who has the guest. Nil: an operator does, by Failover or
 	// Fenced on one of the hosts: a pair that has lost each other stands still
 	// until then. A question that does not return when its context ends, as of storage
-	// whose server is gone, keeps nobody waiting but the next question and the end of Run.
+	// whose server is gone, keeps nobody waiting but the next question and the end of Run. What it
+	// grants then is given back, if this host does not use it.
 	Arbiter failover.Arbiter
 	// ArbiterKind says in a few words what Arbiter is, or with what it decides. The other host is
 	// told, and says the same of its own: where they differ both hosts warn, in LastError and the

@@ -156,8 +156,11 @@ func TestFencerRunsBeforeTheGuestDoes(t *testing.T) {
 			w.mu.Lock()
 			last := w.last
 			w.mu.Unlock()
-			if b.job.State() != Asking || generation != 2 || last != "a" {
-				t.Errorf("%v, generation %d, the last frame is from %q", b.job.State(), generation, last)
+			if b.job.State() != Asking || generation != 2 || last != "a" || b.job.Gate().Open() {
+				t.Errorf("%v, generation %d, the last frame is from %q, the gate is open: %v", b.job.State(), generation, last, b.job.Gate().Open())
+			}
+			if f.calls > 0 {
+				time.Sleep(2 * w.term) // renewals come meanwhile, and do not open it
 			}
 		}
 		a.is(Protected)

@@ -67,7 +67,8 @@ type hangingFencer struct{ g *hang }
 
 func (f hangingFencer) Fence(ctx context.Context, _ uint64) error { return f.g.wait(ctx) }
 
-// pairThatHangs boots a pair in step. One host asks an arbiter, or a fencer, that will hang.
+// pairThatHangs boots a pair in step. One host asks an arbiter, or a fencer, that will hang, or an
+// arbiter of which only the swaps do.
 func pairThatHangs(w *world, who, what string, heeds bool) (a, b *host, g *hang) {
 	g = &hang{heeds: heeds, over: make(chan struct{})}
 	of := func(name string) func(*Config) {
@@ -76,6 +77,8 @@ func pairThatHangs(w *world, who, what string, heeds bool) (a, b *host, g *hang)
 			case name != who:
 			case what == "fencer":
 				c.Fencer = hangingFencer{g}
+			case what == "swaps":
+				c.Arbiter = failover.NewStoreArbiter(lateStore{w.store, g})
 			default:
 				c.Arbiter = failover.NewStoreArbiter(hangingStore{w.store, g})
 			}

@@ -113,7 +113,7 @@ func newJob(cfg Config) (*Job, error) {
 	}
 	j.told.ended.L = &j.mu
 	if cfg.Arbiter != nil {
-		j.cfg.Arbiter = outsideArbiter{cfg.Arbiter, &j.asking, &j.watching}
+		j.cfg.Arbiter = j.outsideOf(cfg.Arbiter)
 	}
 	keep := failover.KeeperConfig{Arbiter: &toldArbiter{Arbiter: j.cfg.Arbiter, j: j}, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {

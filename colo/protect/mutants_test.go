@@ -367,6 +367,20 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=^TestAHostStartsNoGuestFromDisksThatTheRecordDoesNotProveTheLast$", "."},
 	},
 	{
+		What:  "a grant that comes late, and is needed, is given back",
+		File:  "colo/protect/outside_arbiter.go",
+		Old:   "case j.asking.awaited(), j.keeper.Generation() > 0:",
+		New:   "case false:",
+		Tests: []string{"-run=^TestAGrantThatComesLateIsGivenBackWhereNobodyUsesIt$", "."},
+	},
+	{
+		What:  "a renewal opens the gate of a host whose fencer runs",
+		File:  "colo/protect/settle.go",
+		Old:   "\t\tj.keeper.Bar() //",
+		New:   "\t\t//",
+		Tests: []string{"-run=^TestFencerRunsBeforeTheGuestDoes$", "."},
+	},
+	{
 		What:  "a host gives the guest back before its gate is shut",
 		File:  "failover/keeper.go",
 		Old:   "\tk.over(generation)\n\treturn k.cfg.Arbiter.Release(ctx, g, note)\n",

@@ -3,10 +3,9 @@ package protect
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
-
-	"github.com/gocolo/lockstep/failover"
 )
 
 // A job calls its arbiter and its fencer, which reach outside the process. Such a call may never
@@ -19,14 +18,24 @@ import (
 const obedient = time.Second
 
 // outside makes calls that may not return. A call that has not returned when its context has
-// ended is left behind, and its later result is dropped: the caller has to treat it as a request
-// that may or may not have been carried out. While calls are left behind no new call is made, so
-// there are never more of them than were made at the same time. The zero value is ready.
+// ended is left behind: the caller has to treat it as a request that may or may not have been
+// carried out, and its later result goes to whoever takes what comes late, if anybody does. While
+// calls are left behind no new call is made, so there are never more of them than were made at
+// the same time. The zero value is ready.
 type outside struct {
 	all sync.WaitGroup // the calls that have not returned
 
-	mu   sync.Mutex
-	left []chan struct{} // each is closed when a call that was left behind has returned
+	mu      sync.Mutex
+	left    []*outsideCall // those that were left behind
+	waiters int            // callers that wait for what somebody takes if it comes late
+}
+
+// An outsideCall is one call. Its fields are guarded by the mutex of its outside.
+type outsideCall struct {
+	returned bool
+	left     bool          // its caller does not wait any more
+	counts   bool          // its caller is one of the waiters
+	done     chan struct{} // closed when it has returned, and what came late has been taken
 }
 
 // wait returns when every call has returned.
@@ -36,7 +45,7 @@ func (o *outside) wait() { o.all.Wait() }
 func (o *outside) free(ctx context.Context) error {
 	for {
 		o.mu.Lock()
-		var first chan struct{}
+		var first *outsideCall
 		if len(o.left) > 0 {
 			first = o.left[0]
 		}
@@ -45,97 +54,113 @@ func (o *outside) free(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-first:
+		case <-first.done:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 }
 
-// leave notes that a call is left behind until it is done, which it may be by now.
-func (o *outside) leave(done chan struct{}) {
+// leave leaves a call behind, unless it has returned. Its caller waits no longer then.
+func (o *outside) leave(c *outsideCall) (left bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	select {
-	case <-done:
-	default:
-		o.left = append(o.left, done)
+	if !c.returned {
+		c.left = true
+		o.left = append(o.left, c)
+		o.waits(c, -1)
+	}
+	return c.left
+}
+
+// waits adds to how many callers wait. The caller holds mu.
+func (o *outside) waits(c *outsideCall, n int) {
+	if c.counts {
+		o.waiters += n
 	}
 }
 
-// returned notes that a call is done.
-func (o *outside) returned(done chan struct{}) {
+// begins notes that the caller of c waits.
+func (o *outside) begins(c *outsideCall) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for i, d := range o.left {
-		if d == done {
-			o.left = append(o.left[:i], o.left[i+1:]...)
-			break
-		}
-	}
-	close(done)
+	o.waits(c, 1)
 }
 
-// askOutside makes a call, and returns what that returns, or why ctx has ended if it does not return then.
-func askOutside[T any](ctx context.Context, o *outside, call func(context.Context) (T, error)) (T, error) {
+// heard notes that the caller of c has an answer, or none because it has given up before the call.
+func (o *outside) heard(c *outsideCall) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waits(c, -1)
+}
+
+// awaited reports whether anybody waits for what somebody takes if it comes late.
+func (o *outside) awaited() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.waiters > 0
+}
+
+// returns notes that a call has returned, and reports whether it was left behind.
+func (o *outside) returns(c *outsideCall) (left bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c.returned = true
+	return c.left
+}
+
+// ends notes that nothing comes of a call any more.
+func (o *outside) ends(c *outsideCall) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.left = slices.DeleteFunc(o.left, func(l *outsideCall) bool { return l == c })
+	close(c.done)
+}
+
+// askOutside makes a call, and returns what that returns, or why ctx has ended if it does not return
+// then. late, if it is not nil, is called with what a call that was left behind has returned without
+// an error, before another call is made.
+func askOutside[T any](ctx context.Context, o *outside, call func(context.Context) (T, error), late func(T)) (T, error) {
 	var none T
+	c := &outsideCall{done: make(chan struct{}), counts: late != nil}
+	o.begins(c)
 	if err := o.free(ctx); err != nil {
+		o.heard(c)
 		return none, err
 	}
 	type result struct {
 		is  T
 		err error
 	}
-	said, done := make(chan result, 1), make(chan struct{})
+	said := make(chan result, 1)
 	o.all.Go(func() {
-		defer o.returned(done)
+		defer o.ends(c)
 		is, err := call(ctx)
-		said <- result{is, err}
+		if !o.returns(c) {
+			said <- result{is, err}
+		} else if err == nil && late != nil {
+			late(is)
+		}
 	})
+	var r result
 	select {
-	case r := <-said:
+	case r = <-said:
+		o.heard(c)
 		return r.is, r.err
 	case <-ctx.Done():
 	}
 	timer := time.NewTimer(obedient)
 	defer timer.Stop()
 	select {
-	case r := <-said:
-		return r.is, r.err
+	case r = <-said:
 	case <-timer.C:
-		o.leave(done)
-		return none, context.Cause(ctx)
+		if o.leave(c) {
+			return none, context.Cause(ctx)
+		}
+		r = <-said
 	}
-}
-
-// An outsideArbiter is a job's arbiter whose answers are not waited for when a context has ended.
-type outsideArbiter struct {
-	of      failover.Arbiter
-	calls   *outside
-	watches *outside // apart, since a Watch that heeds no context keeps nobody from asking
-}
-
-var _ failover.Arbiter = outsideArbiter{}
-
-func (a outsideArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
-	return askOutside(ctx, a.calls, func(ctx context.Context) (failover.Grant, error) { return a.of.Acquire(ctx, c) })
-}
-
-func (a outsideArbiter) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
-	return askOutside(ctx, a.calls, func(ctx context.Context) (failover.Grant, error) { return a.of.Renew(ctx, g, note) })
-}
-
-func (a outsideArbiter) Release(ctx context.Context, g failover.Grant, note string) error {
-	_, err := askOutside(ctx, a.calls, func(ctx context.Context) (struct{}, error) { return struct{}{}, a.of.Release(ctx, g, note) })
-	return err
-}
-
-func (a outsideArbiter) Record(ctx context.Context) (failover.Record, error) {
-	return askOutside(ctx, a.calls, a.of.Record)
-}
-
-func (a outsideArbiter) Watch(ctx context.Context, seen failover.Record) (failover.Record, error) {
-	return askOutside(ctx, a.watches, func(ctx context.Context) (failover.Record, error) { return a.of.Watch(ctx, seen) })
+	o.heard(c)
+	return r.is, r.err
 }
 
 // fenceOnce calls the Fencer once. One that takes its time is told of, since the guest stands still
@@ -146,7 +171,7 @@ func (j *Job) fenceOnce(ctx context.Context, generation uint64) error {
 		defer close(slow)
 		j.note(fmt.Errorf("fence: it has not returned for %v, and the guest stands still until it does", j.cfg.PeerTimeout))
 	})
-	_, err := askOutside(ctx, &j.fencing, func(ctx context.Context) (struct{}, error) { return struct{}{}, j.cfg.Fencer.Fence(ctx, generation) })
+	_, err := askOutside(ctx, &j.fencing, func(ctx context.Context) (struct{}, error) { return struct{}{}, j.cfg.Fencer.Fence(ctx, generation) }, nil)
 	if !timer.Stop() {
 		<-slow
 	}
@@ -158,7 +183,7 @@ func (j *Job) record(ctx context.Context, generation uint64) error {
 	_, err := askOutside(ctx, &j.recording, func(context.Context) (struct{}, error) {
 		j.hold(generation)
 		return struct{}{}, nil
-	})
+	}, nil)
 	return err
 }
 

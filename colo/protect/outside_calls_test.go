@@ -18,7 +18,7 @@ func TestNoCallIsMadeWhileOneThatWasLeftBehindHangs(t *testing.T) {
 		call := func() error {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			_, err := askOutside(ctx, &o, func(context.Context) (int, error) { made.Add(1); <-over; return 1, nil })
+			_, err := askOutside(ctx, &o, func(context.Context) (int, error) { made.Add(1); <-over; return 1, nil }, nil)
 			return err
 		}
 		for range 3 {
@@ -41,9 +41,11 @@ func TestNoCallIsMadeWhileOneThatWasLeftBehindHangs(t *testing.T) {
 // A call that returns in the moment in which it is left behind keeps nobody from the next one.
 func TestACallThatReturnsAsItIsLeftBehindKeepsNoOtherWaiting(t *testing.T) {
 	var o outside
-	done := make(chan struct{})
-	o.returned(done)
-	o.leave(done)
+	c := &outsideCall{done: make(chan struct{})}
+	if o.returns(c) || o.leave(c) {
+		t.Error("it counts as left behind, and nobody hears it")
+	}
+	o.ends(c)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if err := o.free(ctx); err != nil {

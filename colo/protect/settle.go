@@ -109,13 +109,18 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 			return err
 		}
 	}
+	fences := j.cfg.Fencer != nil && s.primary == nil
+	if fences {
+		j.keeper.Bar() // what is granted is not used before the other host is fenced off
+		defer j.keeper.Unbar()
+	}
 	generation, err := j.claim(ctx, s, c)
 	if err != nil {
 		return err
 	}
 	j.learn(generation)
 	j.hold(generation)
-	if s.primary == nil && s.getPurpose() != toTakeHand {
+	if fences && s.getPurpose() != toTakeHand {
 		if err := j.fence(ctx, generation); err != nil {
 			return err
 		}
@@ -123,6 +128,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 			return fmt.Errorf("%w: generation %d was over before the other host was fenced off", failover.ErrRefused, generation)
 		}
 	}
+	j.keeper.Unbar()
 	j.vm.face(true)
 	if err := j.do(granted, ends); err != nil {
 		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
@@ -224,9 +230,6 @@ func gaveBack(r failover.Record, generation uint64) bool {
 // fence calls the Fencer until it has made sure that the other host no longer
 // acts for the guest, for as long as that takes.
 func (j *Job) fence(ctx context.Context, generation uint64) error {
-	if j.cfg.Fencer == nil {
-		return nil
-	}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		err := j.fenceOnce(ctx, generation)
 		if err == nil {
