@@ -192,11 +192,13 @@ func openMetadataFile(name string, size int64) (*Metadata, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	reserve(f, d.Size()) // or the next change says that there is no room
 	m.close = f.Close
 	return m, nil
 }
 
-// createMetadataFile makes the file for m, in the place of what is there.
+// createMetadataFile makes the file for m, in the place of what is there. It gets all of its storage now: a
+// file system that is full later must not keep a failover from being recorded.
 func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -205,6 +207,9 @@ func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	d, err := createFile(name, metadataHead+intentBytes(size), unlocked)
 	if err != nil {
 		return nil, err
+	}
+	if err := reserve(d.f, d.Size()); err != nil {
+		return nil, errors.Join(err, d.f.Close())
 	}
 	m.close = d.f.Close
 	return d, nil
