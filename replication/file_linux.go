@@ -79,6 +79,22 @@ func punchHole(f *os.File, off, n int64) error {
 	return err
 }
 
+// reserve gives the first n bytes of a regular file their storage, so that writing them takes no more, where the
+// file system can do that and does not write to another place each time. What is there stays.
+func reserve(f *os.File, n int64) error {
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return err
+	}
+	err = retry(f, "fallocate", func(fd int) error {
+		return syscall.Fallocate(fd, fallocKeepSize, 0, n)
+	})
+	if noRoom(err) {
+		return fmt.Errorf("replication: %s: no room for %d bytes that a failover needs: %w", f.Name(), n, err)
+	}
+	return nil // it cannot
+}
+
 // datasync makes f's content stable. Unlike fsync it leaves out time stamps.
 func datasync(f *os.File) error {
 	return retry(f, "fdatasync", syscall.Fdatasync)

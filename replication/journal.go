@@ -181,6 +181,11 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if err := errors.Join(checkDisk("the hidden device", hidden), checkDisk("the active device", active)); err != nil {
 		return nil, err
 	}
+	return readJournal(hidden, active)
+}
+
+// readJournal does what OpenJournal does, also on devices that cannot be written.
+func readJournal(hidden, active Disk) (*Journal, error) {
 	if err := checkLengths(hidden.Size(), active.Size()); err != nil {
 		return nil, err
 	}

@@ -34,7 +34,9 @@ func (b *superblock) keeps(hidden, active int64) error {
 // base.active, of at most bytes each, made if they are not there. Close
 // closes them. Files of another length are made longer or shorter if the journal is clean;
 // otherwise they stay as long as they are until it is, and is opened again. In the place of a
-// file may be a block device, which is used as long as it is.
+// file may be a block device, which is used as long as it is. What a failover writes, a map of 16 bytes for
+// each 4 KiB of the journal, has its storage from the beginning, where the file system can promise that: the
+// error matches ENOSPC if there is no room for it.
 func OpenJournalFiles(base string, bytes int64) (*Journal, error) {
 	bytes -= bytes % BlockSize
 	if err := checkLengths(bytes, bytes); err != nil {
@@ -52,6 +54,9 @@ func OpenJournalFiles(base string, bytes int64) (*Journal, error) {
 	j, err := OpenJournal(hidden, active)
 	if err == nil && j.Clean() { // then nothing counts but the superblocks
 		err = errors.Join(hidden.setLength(bytes), active.setLength(bytes))
+		if err == nil { // what a failover writes needs no room then
+			err = errors.Join(reserve(hidden.f, logStart), reserve(active.f, activeData(slotsOf(active.Size()))))
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", base, err), hidden.Close(), active.Close())

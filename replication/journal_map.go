@@ -16,8 +16,11 @@ func (j *Journal) activeSlots() int64 {
 	if had := j.super.active; had != 0 && had < uint64(n) {
 		n = int64(had)
 	}
-	return max(n-BlockSize, 0) / (BlockSize + mapEntry)
+	return slotsOf(n)
 }
+
+// slotsOf returns how many slots there are on a device of n bytes.
+func slotsOf(n int64) int64 { return max(n-BlockSize, 0) / (BlockSize + mapEntry) }
 
 // activeData returns where the first of so many slots is.
 func activeData(slots int64) int64 {

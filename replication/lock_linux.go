@@ -1,9 +1,12 @@
 package replication
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +33,44 @@ func unlockFile(f *os.File) {
 	retry(f, "fcntl", func(fd int) error {
 		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
 	})
+}
+
+// LockedBy reports whether a process has the image of that name locked, as OpenFile does, and which: its number,
+// or 0 if that is not known, since it is another user's, or of another container. It does not lock.
+func LockedBy(name string) (locked bool, pid int, err error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return false, 0, err
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	err = retry(f, "fcntl", func(fd int) error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lock) })
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOLCK):
+		return false, 0, nil // a file system without locks
+	case err != nil || lock.Type == unix.F_UNLCK:
+		return false, 0, err
+	case lock.Pid > 0:
+		return true, int(lock.Pid), nil
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return true, 0, nil
+	}
+	// The lock is of an open file, which only the processes that have it open tell of.
+	fds, _ := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
+	for _, fd := range fds {
+		if of, err := os.Stat(fd); err != nil || !os.SameFile(of, st) {
+			continue
+		}
+		of := filepath.Dir(filepath.Dir(fd))
+		info, err := os.ReadFile(filepath.Join(of, "fdinfo", filepath.Base(fd)))
+		if err == nil && bytes.Contains(info, []byte("lock:")) {
+			pid, _ := strconv.Atoi(filepath.Base(of))
+			return true, pid, nil
+		}
+	}
+	return true, 0, nil
 }
 
 // birth tells a file from another of the same name: its inode number and the

@@ -55,3 +55,16 @@ func TestAnImageThatIsLockedIsLeftAsItIs(t *testing.T) {
 		t.Errorf("it has %d bytes, %v", st.Size(), err)
 	}
 }
+
+func TestItIsKnownWhoHasAnImageLocked(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	f, err := CreateFile(name, testSize)
+	must(t, err)
+	if locked, pid, err := LockedBy(name); !locked || pid != os.Getpid() || err != nil {
+		t.Errorf("locked %v by %d: %v, want by this process, %d", locked, pid, err, os.Getpid())
+	}
+	must(t, f.Close())
+	if locked, pid, err := LockedBy(name); locked || pid != 0 || err != nil {
+		t.Errorf("after it was closed: locked %v by %d: %v", locked, pid, err)
+	}
+}

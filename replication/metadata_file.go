@@ -128,52 +128,6 @@ func (d *File) Rebind() error {
 	return errors.Join(m.store(id, peerBase{}), m.close())
 }
 
-// ReadIdentity returns the identity of the image of that name, from the file beside it. It
-// uses neither, so that it works while another process does. An image without metadata has
-// the zero Identity. The error is errors.ErrUnsupported if nothing is beside a block device: its
-// identity is in the file that KeepMetadata named, in its Journal, or in memory.
-func ReadIdentity(name string) (Identity, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return Identity{}, err
-	}
-	defer f.Close()
-	g, err := os.Open(metadataBeside(name))
-	if errors.Is(err, os.ErrNotExist) {
-		if st, err := f.Stat(); err != nil || st.Mode().IsRegular() {
-			return Identity{}, err
-		}
-		return Identity{}, fmt.Errorf("replication: %s is no regular file, and nothing beside it says whose copy it is: the process that uses it knows, and its journal, if it has one: %w",
-			name, errors.ErrUnsupported)
-	}
-	if err != nil {
-		return Identity{}, err
-	}
-	defer g.Close()
-	if st, err := g.Stat(); err != nil || st.Size() == 0 {
-		return Identity{}, err
-	}
-	d, err := NewFile(g)
-	if err != nil {
-		return Identity{}, err
-	}
-	m, err := readMetadata(d)
-	if err != nil {
-		return Identity{}, fmt.Errorf("%s: %w", g.Name(), err)
-	}
-	if m.seq == 0 {
-		return Identity{}, nil // nothing has been recorded yet
-	}
-	bound, err := birth(f)
-	if err != nil {
-		return Identity{}, err
-	}
-	if m.bound != bound {
-		return Identity{}, fmt.Errorf("%w: %s is that of a file which was replaced", ErrIdentity, g.Name())
-	}
-	return m.id, nil
-}
-
 // openMetadataFile opens the file for the metadata of an image of size bytes. One that is
 // empty, since whoever made it did not get as far as its length, is os.ErrNotExist.
 func openMetadataFile(name string, size int64) (*Metadata, error) {
@@ -192,11 +146,13 @@ func openMetadataFile(name string, size int64) (*Metadata, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	reserve(f, d.Size()) // or the next change says that there is no room
 	m.close = f.Close
 	return m, nil
 }
 
-// createMetadataFile makes the file for m, in the place of what is there.
+// createMetadataFile makes the file for m, in the place of what is there. It gets all of its storage now: a
+// file system that is full later must not keep a failover from being recorded.
 func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -205,6 +161,9 @@ func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	d, err := createFile(name, metadataHead+intentBytes(size), unlocked)
 	if err != nil {
 		return nil, err
+	}
+	if err := reserve(d.f, d.Size()); err != nil {
+		return nil, errors.Join(err, d.f.Close())
 	}
 	m.close = d.f.Close
 	return d, nil

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
@@ -31,6 +32,10 @@ type DiskConfig struct {
 	// memory between checkpoints; see replication.SecondaryConfig. 0: 256 MiB.
 	// Unused with a Journal.
 	OverlayBytes int64
+	// HungAfter is how long an operation of the image, or of what is kept beside it, may take before a
+	// session gives it up; a flush may take three times as long. The image has failed then (an
+	// event.DiskFailed), see replication.HungError. Zero means 10 s; if it is negative, nothing is given up.
+	HungAfter time.Duration
 }
 
 // A Disk is one disk of a guest for its life, whichever side its host is: the

@@ -62,6 +62,13 @@ func (r *remembered) CheckWrites() error {
 	return nil
 }
 
+// Abandon implements replication.Abandoner.
+func (r *remembered) Abandon(err error) {
+	if a, ok := r.Disk.(replication.Abandoner); ok {
+		a.Abandon(err)
+	}
+}
+
 // memory is a small disk in memory, for the metadata of an image that has no
 // place for it.
 type memory struct {

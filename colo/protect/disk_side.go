@@ -1,11 +1,13 @@
 package protect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/wait"
@@ -79,6 +81,7 @@ func recoverDisks(disks []*Disk) error {
 func (d *Disk) lead(over replication.Disk) error {
 	p, err := replication.NewPrimary(over, replication.PrimaryConfig{
 		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Evacuate: true, Gate: d.gate,
+		HungAfter: d.cfg.HungAfter,
 	})
 	if err != nil {
 		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
@@ -257,6 +260,7 @@ func (d *Disk) step(ctx context.Context) error {
 	s, err := replication.NewSecondary(d.image, replication.SecondaryConfig{
 		Name: d.cfg.Name, Events: d.events, ActiveBytes: d.cfg.OverlayBytes, HiddenBytes: d.cfg.OverlayBytes,
 		Journal: d.cfg.Journal, Overwrite: true, GiveUpCheckpoint: true, Gate: gate,
+		HungAfter: d.cfg.HungAfter,
 	})
 	if err != nil {
 		return err
@@ -286,17 +290,27 @@ type followed struct {
 
 // Stop returns when no request of the primary is under way any more, whether the
 // primary is dead or only slow. When this host goes on, the guest has this host's
-// copy from then on.
+// copy from then on. If the image hangs, the error matches replication.ErrHung, and nothing of what is
+// under way is waited for.
 func (f *followed) Stop(ctx context.Context, failover bool) error {
-	var errs []error
-	for _, e := range f.d.exports {
-		errs = append(errs, e.Close(ctx))
+	// A request of the primary may be one that hangs, which only the Secondary can tell.
+	soon, cancel := context.WithCancel(ctx)
+	if f.d.cfg.HungAfter >= 0 {
+		soon, cancel = context.WithTimeout(ctx, cmp.Or(f.d.cfg.HungAfter, hungAfter))
 	}
+	defer cancel()
+	closed := f.closeExports(soon)
 	if !failover {
-		f.d.rest(f.Secondary)
+		f.d.rest(soon, f.Secondary)
 	}
 	stopped := f.Secondary.Stop(ctx, failover)
-	errs = append(errs, stopped)
+	if errors.Is(stopped, replication.ErrHung) {
+		return stopped
+	}
+	if soon.Err() != nil {
+		closed = f.closeExports(ctx)
+	}
+	errs := []error{closed, stopped}
 	if failover && !errors.Is(stopped, replication.ErrNotRunning) {
 		over := f.d.image
 		if stopped != nil {
@@ -305,6 +319,18 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 		f.d.mu.Lock()
 		errs = append(errs, f.d.lead(over))
 		f.d.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// hungAfter is the HungAfter of a Disk that has none.
+const hungAfter = 10 * time.Second
+
+// closeExports returns when no request of the primary is under way.
+func (f *followed) closeExports(ctx context.Context) error {
+	var errs []error
+	for _, e := range f.d.exports {
+		errs = append(errs, e.Close(ctx))
 	}
 	return errors.Join(errs...)
 }
@@ -321,16 +347,22 @@ func (f *followed) Start(ctx context.Context) error {
 // rest makes the disk take no more requests of the guest here, which does not go on. When a
 // secondary has stopped, a request would reach the disk of the last checkpoint itself: one that
 // was made before and comes late must not change that, nor wait at the gate, since this host
-// could not follow again before that opens.
-func (d *Disk) rest(s *replication.Secondary) {
+// could not follow again before that opens. A request that is still under way when ctx ends is not
+// waited for: it is one that hangs.
+func (d *Disk) rest(ctx context.Context, s *replication.Secondary) {
 	d.mu.RLock()
 	follows := d.secondary == s
 	d.mu.RUnlock()
 	if !follows {
 		return
 	}
-	s.Drain() // a write that is under way does not wait for room
-	d.mu.Lock()
+	s.Drain()             // a write that is under way does not wait for room
+	for !d.mu.TryLock() { // and not Lock, behind which others would wait for that request
+		if wait.For(ctx, time.Millisecond) != nil {
+			d.idle.Store(true)
+			return
+		}
+	}
 	d.idle.Store(true)
 	d.mu.Unlock()
 }

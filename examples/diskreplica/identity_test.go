@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -200,6 +201,9 @@ func TestStatusOfImages(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(status(path("a.img"), path("b.img"))), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], "the guest's copy, clean, generation 1-") || !strings.Contains(lines[1], "a copy, inconsistent, generation 1-") {
 		t.Errorf("while they are in use: %q", lines)
+	}
+	if use := fmt.Sprintf("in use by process %d", os.Getpid()); !strings.Contains(lines[0], use) || !strings.Contains(lines[0], "may lack") || !strings.Contains(lines[1], use) {
+		t.Errorf("they are in use by this process: %q", lines)
 	}
 	p.say("checkpoint")
 	p.expect("checkpoint 1")

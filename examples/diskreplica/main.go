@@ -66,8 +66,8 @@ and twice as long as the image; they grow with it when they are clean.
 An image grows while no process uses it, on both sides: truncate -s makes a file longer.
 
 FILE.lockstep, beside each image, says whose copy it is, how far in its history,
-and on a primary what its secondary may lack; "status" prints it, also while the
-image is in use. It has the epoch of a copy that stands at a checkpoint. A primary's
+and on a primary what its secondary may lack; "status" prints it, and which process uses
+the image, also while it is in use. With -journal it prints what the journal says. It has the epoch of a copy that stands at a checkpoint. A primary's
 copy is ahead of every checkpoint, and a copy that is being written is inconsistent
 and has no epoch here: the command "status" of its own process tells that, or after a
 crash the next start with the journal. A block device has no file beside it: its identity
@@ -143,7 +143,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	})
 	fs.StringVar(&o.listen, "listen", "", "`address` to serve NBD on")
 	fs.StringVar(&o.secondary, "secondary", "", "`address` of the secondary (primary only)")
-	fs.StringVar(&o.journal, "journal", "", "keep overlays in the files `base`.hidden and .active (secondary only)")
+	fs.StringVar(&o.journal, "journal", "", "keep overlays in the files `base`.hidden and .active (secondary, and status)")
 	fs.BoolVar(&o.overwrite, "overwrite", false, "the secondary's copy may be overwritten whatever it is, and a primary may use one that is inconsistent or outdated")
 	fs.BoolVar(&o.json, "json", false, "print events, and what commands return, as QMP does: a JSON object a line")
 	fs.Uint64Var(&o.generation, "generation", 0, "the `number` of the generation in the arbiter's record (hold only)")
@@ -206,7 +206,7 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer, 
 	case "primary":
 		return runPrimary(ctx, o, commands, p)
 	case "status":
-		return printIdentities(o.files, p)
+		return printCopies(o.files, o.journal, p)
 	case "bind":
 		return bind(o.files[0])
 	case "hold":

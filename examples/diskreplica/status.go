@@ -15,11 +15,11 @@ const diskName = "disk"
 // a primary; it is served like the disk.
 const identityName = "identity"
 
-// printIdentities prints what is durably known of images, which may be in use.
-func printIdentities(files []string, p *printer) error {
+// printCopies prints what is durably known of images, and of the journal, if one is named. All of them may be in use.
+func printCopies(files []string, journal string, p *printer) error {
 	var errs []error
 	for _, name := range files {
-		i, err := replication.ReadIdentity(name)
+		r, err := replication.ReadCopy(name)
 		if errors.Is(err, errors.ErrUnsupported) {
 			err = fmt.Errorf("%w (say \"status\" to it)", err)
 		}
@@ -27,16 +27,58 @@ func printIdentities(files []string, p *printer) error {
 			errs = append(errs, err)
 			continue
 		}
+		i := r.Identity
 		said := map[string]any{
 			"image": name, "disk": i.Disk.String(), "copy": i.Copy.String(), "generation": i.Generation.String(),
 			"state": i.State.String(), "writes": i.Writes,
 		}
+		line := fmt.Sprintf("%s: %v", name, i)
 		if i.State != replication.CopyInconsistent && !i.Writes {
 			said["epoch"] = i.Epoch // of the checkpoint at which the copy stands
 		}
-		p.returned(said, "%s: %v", name, i)
+		if r.Held > 0 {
+			said["held"] = r.Held
+			line += fmt.Sprintf(", holds generation %d of the arbiter", r.Held)
+		}
+		if r.Journal != (replication.ID{}) {
+			said["journal"] = r.Journal.String()
+			line += fmt.Sprintf(", changed with journal %v", r.Journal)
+		}
+		if r.Secondary != (replication.ID{}) {
+			said["secondary"], said["marked"] = r.Secondary.String(), r.Marked
+			line += fmt.Sprintf("; its secondary %v may lack %d KiB", r.Secondary, r.Marked>>10)
+		}
+		locked, text := lock(name)
+		said["locked"] = locked
+		p.returned(said, "%s", line+text)
 	}
+	if journal == "" {
+		return errors.Join(errs...)
+	}
+	r, err := replication.ReadJournal(journal)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	locked, text := lock(journal + ".hidden")
+	said := map[string]any{
+		"journal": journal, "name": r.Name.String(), "state": r.State.String(), "epoch": r.Epoch, "prepared": r.Prepared,
+		"copy": r.Identity.Copy.String(), "own": r.Own, "alone": r.Alone, "locked": locked,
+	}
+	p.returned(said, "%s: journal %v of copy %v, %v at epoch %d, prepared for %d, %d blocks of the guest's own%s",
+		journal, r.Name, r.Identity.Copy, r.State, r.Epoch, r.Prepared, r.Own, text)
 	return errors.Join(errs...)
+}
+
+// lock returns who has a file locked: false, true, or the number of the process; and a text for people.
+func lock(name string) (who any, said string) {
+	locked, pid, err := replication.LockedBy(name)
+	switch {
+	case err != nil || !locked:
+		return false, ""
+	case pid == 0:
+		return true, ", in use"
+	}
+	return pid, fmt.Sprintf(", in use by process %d", pid)
 }
 
 // bind says that an image and its metadata belong together.
