@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/mutant"
+	"github.com/gocolo/lockstep/internal/replay"
 )
 
 // mutants are faults that the simulator finds, or the tests that are named. Their files
@@ -14,6 +15,20 @@ var mutants = []mutant.Mutant{
 		File: "failover/holder.go",
 		Old:  "sent.Add(term - Margin(term))",
 		New:  "sent.Add(2 * term)",
+	},
+	{
+		What:  "a grant ends no earlier for its holder than for others",
+		File:  "failover/holder.go",
+		Old:   "sent.Add(term - Margin(term))",
+		New:   "sent.Add(term)",
+		Tests: []string{"-timeout=9m", "-run=^TestSimulatedFaults$", "-seed=17179869185", "-seed.step=32", "-seeds=400", "."}, // their clocks run at other rates
+	},
+	{
+		What:  "a grant is judged by the clock of the day",
+		File:  "failover/gate.go",
+		Old:   "return &Gate{base: time.Now()}",
+		New:   "return &Gate{base: time.Now().Round(0)}",
+		Tests: []string{"-tags=" + replay.Tag, "-timeout=9m", "-run=^TestSimulatedFaults$", "-seed=17179869193", "-seed.step=32", "-seeds=400", "."}, // that is set
 	},
 	{
 		What: "a renewal counts from its answer",

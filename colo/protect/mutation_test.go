@@ -4,20 +4,13 @@ package protect
 
 import (
 	"flag"
-	"regexp"
 	"slices"
-	"strings"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/replay"
 )
 
 var mutantSeeds = flag.String("mutant.seeds", "600", "how many seeds TestMutants gives the simulator for each fault")
-
-// What a run says when it finds something: the simulator, and other tests. A bubble in
-// which nothing can go on ends in a panic.
-var (
-	seedFound = regexp.MustCompile(`seed \d+(: deadlock: .*)?$`)
-	testFound = regexp.MustCompile(`--- FAIL: .*$`)
-)
 
 // TestMutants plants faults in the source, one at a time, and wants the simulator, or the
 // tests that the fault names, to find each. It takes minutes: go test -tags mutation -run
@@ -25,19 +18,19 @@ var (
 func TestMutants(t *testing.T) {
 	for _, m := range mutants {
 		t.Run(m.What, func(t *testing.T) {
+			if slices.Contains(m.Tests, "-tags="+replay.Tag) {
+				var err error
+				if m.Overlay, err = replay.WriteOverlay(t.TempDir(), false); err != nil {
+					t.Fatal(err)
+				}
+			}
 			out, err := m.Test("../..", "-timeout=9m", "-run=^TestSimulatedFaults$", "-seeds="+*mutantSeeds, ".")
 			if err == nil {
 				t.Fatalf("nobody finds it:\n%s", out)
 			}
-			found := seedFound
-			if len(m.Tests) > 0 && !slices.Contains(m.Tests, "-run=^TestSimulatedFaults$") {
-				found = testFound
-			}
-			for line := range strings.Lines(string(out)) {
-				if what := found.FindString(strings.TrimSpace(line)); what != "" {
-					t.Log(what)
-					return
-				}
+			if what := foundBy(m, string(out)); what != "" {
+				t.Log(what)
+				return
 			}
 			t.Errorf("it does not come to a trial: %v\n%s", err, out)
 		})

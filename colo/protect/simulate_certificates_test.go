@@ -32,10 +32,9 @@ type certificates struct {
 	renewed   int       // files that were written with a right certificate
 	wrong     int       // and with a wrong one
 	mu        sync.Mutex
-	shown     map[string]int64 // by host, the serial number of the certificate that it has shown last
-	refused   int              // handshakes in which a wrong one was shown
-	right     int              // in which a right one was, after a wrong one of the same host
-	misshowed map[string]bool  // hosts that have shown a wrong one last
+	refused   int             // handshakes in which a wrong one was shown
+	right     int             // in which a right one was, after a wrong one of the same host
+	misshowed map[string]bool // hosts that have shown a wrong one last
 }
 
 // An issued is a certificate and its key, as files have them.

@@ -57,7 +57,7 @@ func (s *simulation) again(h *host) {
 		s.say("%s comes again: %v", h.name, h.err)
 		if h.err == nil && h.migrates.Load() {
 			s.migrated++
-		} else if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) && !strings.Contains(h.err.Error(), errGuest.Error()) {
+		} else if !s.mayEndBy(h.err) {
 			s.t.Errorf("the job of %s has ended: %v", h.name, h.err)
 		}
 		h.leave()
@@ -67,6 +67,16 @@ func (s *simulation) again(h *host) {
 	}
 	s.ended = append(s.ended, h)
 	s.start(h.name, false)
+}
+
+// mayEndBy reports whether a job may end by an error: that of a disk or of a VMM, if any has failed. It
+// may be that of the other host, in words.
+func (w *world) mayEndBy(err error) bool {
+	worn := false
+	for _, image := range w.images {
+		worn = worn || image.failed.Load()
+	}
+	return err != nil && (worn && strings.Contains(err.Error(), errWorn.Error()) || w.ailed.Load() && strings.Contains(err.Error(), errGuest.Error()))
 }
 
 // over reports whether the host's job has ended by itself.

@@ -27,6 +27,12 @@ type ailing struct {
 	cuts                        atomic.Int64 // how often it has fenced
 }
 
+// vmFails returns the error of a VMM that fails.
+func (h *host) vmFails() error {
+	h.w.ailed.Store(true)
+	return errGuest
+}
+
 // An ailingGuest is a guest whose VMM fails when the host's is told to.
 type ailingGuest struct {
 	*colotest.VM
@@ -42,7 +48,7 @@ func (g ailingGuest) Pause(ctx context.Context) error {
 	fails := g.h.ails.pause.Load() > 0 && g.h.ails.pause.Add(-1) >= 0
 	g.h.ails.unpaused.Store(fails)
 	if fails {
-		return errGuest
+		return g.h.vmFails()
 	}
 	return g.VM.Pause(ctx)
 }
@@ -52,7 +58,7 @@ func (g ailingGuest) Resume(ctx context.Context) error {
 		g.h.w.startsAnew(g.h)
 	}
 	if g.h.ails.resume.Load() > 0 && g.h.ails.resume.Add(-1) >= 0 {
-		return errGuest
+		return g.h.vmFails()
 	}
 	return g.VM.Resume(ctx)
 }
@@ -70,14 +76,14 @@ type ailingDevice struct{ h *host }
 func (d ailingDevice) VMState(f *vmstate.Fields) {
 	if one := &d.h.ails.load; f.Loading() && one.Load() > 0 && one.Add(-1) >= 0 {
 		d.h.ails.loaded.Store(true)
-		f.Fail(errGuest)
+		f.Fail(d.h.vmFails())
 	}
 }
 
 // PostLoad implements vmstate.PostLoader. Where it fails the guest is torn.
 func (d ailingDevice) PostLoad(uint32) error {
 	if one := &d.h.ails.commit; one.Load() > 0 && one.Add(-1) >= 0 {
-		return errGuest
+		return d.h.vmFails()
 	}
 	return nil
 }

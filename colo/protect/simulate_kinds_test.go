@@ -91,7 +91,7 @@ func (s *simulation) befallsAKind(h *host) bool {
 // set meanwhile.
 func (s *simulation) cutsOffTheHolder() {
 	h, draw := s.runs(), s.kinds.draw
-	if h == nil || h.over() {
+	if most := 4; h == nil || h.over() || s.kinds.severe == most {
 		return
 	}
 	s.kinds.severe++
@@ -117,7 +117,7 @@ func (s *simulation) cutsOffTheHolder() {
 			s.kinds.tookOver++
 		}
 	}()
-	for begin, long := time.Now(), 4*s.longestTerm(); time.Since(begin) < long; {
+	for begin, long := time.Now(), 2*s.longestTerm()+DefaultLost; time.Since(begin) < long; {
 		time.Sleep(time.Duration(draw.Int64N(int64(long) / 4)))
 		if s.kinds.days {
 			s.setsTheDay()

@@ -137,6 +137,9 @@ func TestSimulatedFaults(t *testing.T) {
 				t.Logf("seed %d: %s", seed, record.digest())
 			}
 			if t.Failed() {
+				if d := time.Since(s.began); d > s.lastsAtMost() {
+					t.Logf("it lasts %v, and its guests remember %v", d, s.lastsAtMost())
+				}
 				for _, line := range s.log {
 					t.Log(line)
 				}

@@ -83,8 +83,16 @@ func (s *simulation) say(format string, args ...any) {
 	s.record.add("fault", line, len(s.log))
 }
 
-// longest is more than a seed lasts, by the clock of its bubble.
+// longest is more than a seed lasts, by the clock of its bubble; one from kindSeeds on may last twice as
+// long.
 const longest = 90 * time.Second
+
+func (s *simulation) lastsAtMost() time.Duration {
+	if s.kinds.draw != nil {
+		return 2 * longest
+	}
+	return longest
+}
 
 // epochOfBubbles is when the clock of a bubble begins.
 var epochOfBubbles = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -127,7 +135,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	}
 	s.hasThree()
 	// Memory remembers every round of a seed.
-	for w.guest.Ring = 256; time.Duration(w.guest.Ring)*w.guest.Interval < longest; w.guest.Ring *= 2 {
+	for w.guest.Ring = 256; time.Duration(w.guest.Ring)*w.guest.Interval < s.lastsAtMost(); w.guest.Ring *= 2 {
 	}
 	if w.disks = s.rng.IntN(2) == 0 || s.kinds.three; w.disks {
 		w.size = 64 << 10

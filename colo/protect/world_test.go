@@ -39,9 +39,10 @@ type world struct {
 	twofold bool // the guest has two vCPUs, each of which has a NIC and half of the disk, which is two
 	late    bool // it stands still until its checkpoint is complete
 
-	manual  bool // there is no arbiter
-	ailing  bool // the VMM of a host may fail
-	outside bool // of a bubble: between two looks at gates any time may pass
+	manual  bool        // there is no arbiter
+	ailing  bool        // the VMM of a host may fail
+	ailed   atomic.Bool // one has
+	outside bool        // of a bubble: between two looks at gates any time may pass
 
 	rates        map[string]float64 // of each host's clock; nil: all run at the same
 	apart        bool               // rates differ by more than hosts allow for: that two act at a time is counted

@@ -20,6 +20,7 @@ type Mutant struct {
 	File     string // from the directory that Test and Check are given
 	Old, New string
 	Tests    []string // arguments of go test, where others than those of the list find it
+	Overlay  string   // the path of an overlay by which the tests are built besides; "": none
 }
 
 // ErrStale says that the source has changed, so that a mutant has to be brought up to date.
@@ -62,7 +63,21 @@ func (m Mutant) Test(dir string, args ...string) ([]byte, error) {
 		return nil, err
 	}
 	instead, overlay := filepath.Join(scratch, filepath.Base(m.File)), filepath.Join(scratch, "overlay.json")
-	table, err := json.Marshal(map[string]any{"Replace": map[string]string{path: instead}})
+	var files struct{ Replace map[string]string }
+	if m.Overlay != "" {
+		b, err := os.ReadFile(m.Overlay)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(b, &files); err != nil {
+			return nil, fmt.Errorf("mutant: %s: %w", m.Overlay, err)
+		}
+	}
+	if files.Replace == nil {
+		files.Replace = map[string]string{}
+	}
+	files.Replace[path] = instead
+	table, err := json.Marshal(files)
 	if err == nil {
 		err = errors.Join(os.WriteFile(instead, []byte(text), 0o600), os.WriteFile(overlay, table, 0o600))
 	}

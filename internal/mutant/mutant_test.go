@@ -2,8 +2,10 @@ package mutant
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -54,6 +56,15 @@ func TestAMutantIsPlantedInTheBuildAndNotInTheSource(t *testing.T) {
 	}
 	if out, err := (Mutant{File: "a.go", Old: "42", New: "43"}).Test(".", "-run=Answer"); err == nil {
 		t.Errorf("a fault is not found:\n%s", out)
+	}
+	other := filepath.Join(t.TempDir(), "other.go")
+	overlay := filepath.Join(filepath.Dir(other), "overlay.json")
+	table := fmt.Sprintf(`{"Replace": {%q: %q}}`, filepath.Join(dir, "b.go"), other)
+	if err := errors.Join(os.WriteFile(other, []byte("package a\n\nfunc init() { panic(\"replaced as well\") }\n"), 0o600), os.WriteFile(overlay, []byte(table), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := (Mutant{File: "a.go", Old: "42", New: "21 + 21", Overlay: overlay}).Test("."); err == nil || !strings.Contains(string(out), "replaced as well") {
+		t.Errorf("what another overlay has is not replaced: %v\n%s", err, out)
 	}
 	if b, err := os.ReadFile("a.go"); err != nil || string(b) != source {
 		t.Errorf("the source is %q (%v)", b, err)

@@ -1,0 +1,70 @@
+package protect
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/mutant"
+)
+
+// What a run says when it finds something: the simulator, which names a seed, and other tests. A
+// bubble in which nothing can go on ends in a panic.
+var (
+	seedFound = regexp.MustCompile(`^(simulate_seeds_test\.go:\d+: seed \d+|panic: seed \d+: deadlock: .*)$`)
+	testFound = regexp.MustCompile(`^--- FAIL: (Test\w+) \(`)
+)
+
+// foundBy returns the line by which the output of go test says that it has found a mutant: that of a
+// seed, or of a test that the mutant names. "": there is none, so that it has failed for
+// something else.
+func foundBy(m mutant.Mutant, out string) string {
+	var named *regexp.Regexp // nil: the simulator is to find it
+	if len(m.Tests) > 0 && !slices.Contains(m.Tests, "-run=^TestSimulatedFaults$") {
+		named = regexp.MustCompile(`^$`)
+		for _, arg := range m.Tests {
+			if run, ok := strings.CutPrefix(arg, "-run="); ok {
+				named = regexp.MustCompile(run)
+			}
+		}
+	}
+	for line := range strings.Lines(out) {
+		if named == nil {
+			if what := seedFound.FindString(strings.TrimSpace(line)); what != "" {
+				return what
+			}
+		} else if test := testFound.FindStringSubmatch(line); test != nil && named.MatchString(test[1]) {
+			return strings.TrimSpace(line)
+		}
+	}
+	return ""
+}
+
+// A mutant counts as found by what it was planted for, and not by any failure.
+func TestAMutantIsFoundByASeedOrByTheTestThatItNames(t *testing.T) {
+	simulated, named := mutant.Mutant{}, mutant.Mutant{Tests: []string{"-run=^TestThis$", "."}}
+	for _, c := range []struct {
+		m     mutant.Mutant
+		out   string
+		found bool
+	}{
+		{simulated, "    simulate_seeds_test.go:146: seed 17\n", true},
+		{simulated, "panic: seed 17: deadlock: main bubble goroutine has exited [recovered]\n", true},
+		{simulated, "    simulate_seeds_test.go:137: seed 17: 00ff of 12 events\n", false},
+		{simulated, "flag provided but not defined: -seed 17\n", false},
+		{simulated, "    other_test.go:1: it is not seed 17\n", false},
+		{simulated, "panic: seed 17: runtime error: invalid memory address\n", false},
+		{simulated, "--- FAIL: TestSimulatedFaults (1.00s)\n    simulate_seeds_test.go:200: nothing was compared\n", false},
+		{named, "--- FAIL: TestThis (0.00s)\n", true},
+		{named, "--- FAIL: TestThat (0.00s)\n", false},
+		{named, "    --- FAIL: TestThis/part (0.00s)\n", false},
+		{named, "    x_test.go:3: it said --- FAIL: TestThis (0.00s)\n", false},
+		{named, "panic: test timed out after 9m0s\n\trunning tests:\n\t\tTestThis (9m0s)\n", false},
+		{named, "FAIL\tpackage [build failed]\n", false},
+	} {
+		if found := foundBy(c.m, c.out) != ""; found != c.found {
+			t.Errorf("%q: found %v", c.out, found)
+		}
+	}
+}
