@@ -86,6 +86,35 @@ func TestARefusalHasTheNumberOfTheSYNThatItRefuses(t *testing.T) {
 	}
 }
 
+// A guest that is asked again may begin with the number of the connection that it has reset.
+func TestASYNAfterARSTIsOfAnotherConnection(t *testing.T) {
+	_, p, s := opened(t, nil)
+	syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+	for range 3 {
+		p(data(100, "abcd"))
+		if r := s(data(100, "abcd")); len(r.Release) == 0 {
+			t.Errorf("data: %q", told(r))
+		}
+		over := ackSeg{seq: 104, ack: 1000, win: 50, flags: packet.RST | packet.ACK}
+		p(over)
+		if r := s(over); len(r.Release) != 1 {
+			t.Errorf("RST: %q", told(r))
+		}
+		if r := p(syn); len(r.Release) > 0 {
+			t.Errorf("the other guest has not answered again, and this leaves: %q", told(r))
+		}
+		if r := p(data(100, "ab")); len(r.Release) > 0 || r.Diverged {
+			t.Errorf("nor has it said that: %q", told(r))
+		}
+		if r := s(syn); len(r.Release) != 1 {
+			t.Errorf("now it has answered: %q", told(r))
+		}
+		if r := p(syn); len(r.Release) != 1 {
+			t.Errorf("again: %q", told(r))
+		}
+	}
+}
+
 // answeredSYN is the client's answer to the SYN 99.
 func answeredSYN() []byte {
 	f := answer(100, wireMSS+wireWindow7)

@@ -40,7 +40,7 @@ type stream struct {
 // told has what the primary's guest has said. It changes with each of its packets,
 // before that is judged, and with nothing else: a checkpoint does not take it back.
 type told struct {
-	isn    uint32 // of its last SYN
+	isn    uint32 // of its last SYN, if it has not reset the connection since
 	fin    uint32 // the sequence number of its FIN
 	ack    uint32 // the greatest acknowledgment number
 	edge   uint32 // the greatest right edge of its receive window (RFC 9293 section 3.3.1)
@@ -147,6 +147,7 @@ func (s *said) reaches(seq uint32) bool { return s.ends && !after(seq, s.end) }
 // resets notes a RST of the secondary's guest.
 func (s *said) resets(p *pkt) {
 	s.rsts, s.rst, s.acks = true, streamEvent{p.seq, p.ack, p.at}, p.flags&packet.ACK != 0
+	s.open = s.open && !s.acks // the next SYN begins another connection, also with the same number
 }
 
 // narrow is called at a mark. From then on the guest that goes on may be the primary's as

@@ -72,6 +72,8 @@ func (t *told) note(p *pkt) {
 	}
 	if p.flags&packet.RST == 0 {
 		serialMax(&t.end, &t.data, end)
+	} else if p.flags&packet.ACK != 0 {
+		t.open = false // the next SYN begins another connection, also with the same number
 	}
 	if p.flags&packet.FIN != 0 {
 		t.fin, t.fins = end, true

@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -67,10 +69,14 @@ type ConnConfig struct {
 // frame's bytes, and not the length words.
 //
 // A Conn is for one connection: a new connection has a new Conn, so that half
-// a frame of the old one cannot confuse it. The caller closes the connection.
-// ReadPacket belongs to one goroutine; writes may come from several others.
+// a frame of the old one cannot confuse it. Either Close ends it, or the caller
+// closes the connection itself and forgets the Conn, which holds nothing else.
+// ReadPacket belongs to one goroutine; writes may come from several others, and
+// Close from any.
 type Conn struct {
-	cfg ConnConfig
+	cfg    ConnConfig
+	closer io.Closer   // the connection, nil if it cannot be closed
+	closed atomic.Bool // Close was called
 
 	r      io.Reader
 	buf    []byte // read and not yet returned: buf[lo:hi]
@@ -86,9 +92,32 @@ type Conn struct {
 	werr error // sticky: after a partial write the peer cannot find the next frame
 }
 
-// NewConn returns a Conn on rw. It reads nothing yet.
+// NewConn returns a Conn on rw. It reads nothing yet. If rw is an io.Closer, Close
+// closes it.
 func NewConn(rw io.ReadWriter, cfg ConnConfig) *Conn {
-	return &Conn{cfg: cfg, r: rw, w: rw}
+	closer, _ := rw.(io.Closer)
+	return &Conn{cfg: cfg, r: rw, w: rw, closer: closer}
+}
+
+// Close ends the Conn and closes the connection, so that calls that are blocked return. They,
+// and all later ones, return an [*Error] with net.ErrClosed; a frame that was read ahead is lost.
+// Close returns the connection's error. It may be called at any time, also by OnMark, and does
+// nothing when it is called again. Where the connection is no io.Closer, calls that are blocked
+// return when its own do.
+func (c *Conn) Close() error {
+	if c.closed.Swap(true) || c.closer == nil {
+		return nil
+	}
+	return c.closer.Close()
+}
+
+// over returns what a call that failed with err, or nil before it began, returns after Close: its
+// cause is then that. Otherwise it returns err.
+func (c *Conn) over(op string, at int64, err error) error {
+	if c.closed.Load() {
+		return &Error{Op: op, Offset: at, Err: net.ErrClosed}
+	}
+	return err
 }
 
 // readBuffer holds one frame of any length, and otherwise many small ones for
@@ -101,12 +130,12 @@ const readBuffer = MaxFrame + 8 + 64<<10
 // that is too long or malformed is an [*Error] with [ErrFrameTooBig] or
 // [ErrFrame]. All errors stick.
 func (c *Conn) ReadPacket() ([]byte, error) {
-	if c.rerr != nil {
-		return nil, c.rerr
+	if err := c.over("read", c.off, c.rerr); err != nil {
+		return nil, err
 	}
 	for {
 		p, mark, err := c.next()
-		if err != nil {
+		if err = c.over("read", c.off, err); err != nil {
 			c.rerr = err
 			return nil, err
 		}
@@ -222,9 +251,10 @@ func (c *Conn) WriteVNetPacket(p []byte, hdrLen int) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	var bad error
+	if err := c.over("write", c.woff, c.werr); err != nil {
+		return err
+	}
 	switch {
-	case c.werr != nil:
-		return c.werr
 	case len(p) > MaxFrame:
 		bad = ErrFrameTooBig
 	case len(p) == 0, c.cfg.VNetHdr && (!validVNet(hdrLen) || hdrLen > len(p)):
@@ -258,8 +288,8 @@ func (c *Conn) framed(p []byte) []byte {
 func (c *Conn) whole(b []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if c.werr != nil {
-		return c.werr
+	if err := c.over("write", c.woff, c.werr); err != nil {
+		return err
 	}
 	return c.write(b)
 }
@@ -276,8 +306,8 @@ func (c *Conn) appendMark(b []byte, epoch uint64) []byte {
 func (c *Conn) batch(fill func(b []byte) []byte) (sent bool, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if c.werr != nil {
-		return false, c.werr
+	if err := c.over("write", c.woff, c.werr); err != nil {
+		return false, err
 	}
 	b := fill(c.wbuf[:0])
 	if len(b) == 0 {
@@ -295,8 +325,8 @@ func (c *Conn) WriteMark(epoch uint64) error {
 	}
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if c.werr != nil {
-		return c.werr
+	if err := c.over("write", c.woff, c.werr); err != nil {
+		return err
 	}
 	return c.send(c.appendMark(c.wbuf[:0], epoch))
 }
@@ -313,7 +343,7 @@ func (c *Conn) write(b []byte) error {
 		err = io.ErrShortWrite
 	}
 	if err != nil {
-		c.werr = &Error{Op: "write", Offset: c.woff, Err: err}
+		c.werr = c.over("write", c.woff, &Error{Op: "write", Offset: c.woff, Err: err})
 		return c.werr
 	}
 	c.woff += int64(n)

@@ -66,8 +66,8 @@ func Example() {
 	p, s := net.Pipe()
 	running.Go(func() { primary.Serve(ctx, p) })
 	running.Go(func() { secondary.Serve(ctx, s) })
-	running.Go(func() { primary.Run(ctx, wired{filter.NewConn(here, filter.ConnConfig{}), here}) })
-	running.Go(func() { secondary.Run(ctx, wired{filter.NewConn(there, filter.ConnConfig{}), there}) })
+	running.Go(func() { primary.Run(ctx, filter.NewConn(here, filter.ConnConfig{})) })
+	running.Go(func() { secondary.Run(ctx, filter.NewConn(there, filter.ConnConfig{})) })
 	running.Go(func() { guest.Run(ctx) })
 	running.Go(func() { twin.Run(ctx) })
 	if err := primary.Connected(ctx); err != nil {
@@ -96,14 +96,6 @@ func Example() {
 	// most packets left at a match: true
 	// packets of the twin's: 100
 }
-
-// wired is a network that can be closed.
-type wired struct {
-	*filter.Conn
-	conn net.Conn
-}
-
-func (w wired) Close() error { return w.conn.Close() }
 
 // read takes n packets from a connection, or as many as there are.
 func read(c net.Conn, n int) int {
