@@ -115,7 +115,13 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 func (s *standbyRun) attended(ctx context.Context, q *process) (state string, err error) {
 	attending, over := context.WithCancel(ctx)
 	var wait sync.WaitGroup
-	wait.Go(func() { q.attend(attending, s.p.warn, s.orders, s.override) })
+	warn := func(format string, args ...any) {
+		words := fmt.Sprintf(format, args...)
+		s.stuck.Store(&words)
+		s.p.warn("%s", words)
+	}
+	wait.Go(func() { q.attend(attending, warn, s.orders, s.override) })
+	defer s.stuck.Store(nil)
 	defer wait.Wait()
 	defer over()
 	return q.running(ctx)

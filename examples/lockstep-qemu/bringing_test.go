@@ -59,11 +59,14 @@ func TestAnotherQEMUTakesTheGuestOfOneThatHangs(t *testing.T) {
 	for _, all := range []bool{false, true} {
 		q := given(t)
 		q.taking.all.Store(all)
-		s := &standbyRun{p: &printer{terminal: terminal{err: new(printed)}}, orders: make(chan order)}
+		s := newStandby(standbyOptions{}, terminal{err: new(printed)})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		got := make(chan answer, 1)
 		go func() {
+			for s.standing().QEMU == "" { // who asks how it stands hears it
+				time.Sleep(time.Millisecond)
+			}
 			s.orders <- order{Do: "promote", QEMU: []string{"true"}, answer: got}
 			if all { // it still is waited for
 				cancel()

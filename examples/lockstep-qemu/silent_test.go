@@ -115,9 +115,24 @@ func TestAGuardianWhoseQEMUHangsAtAnyStepNamesItAndEnds(t *testing.T) {
 		})
 		cancel()
 		if !ended {
-			err = <-done
+			if err = <-done; said.count("the guardian ends: the QEMU at "+q.addr+" has not answered ") != 1 {
+				t.Errorf("step %d, %s: it does not say at its end that the QEMU hangs", k, q.stands())
+			}
 		} else if err == nil || !strings.Contains(err.Error(), q.addr) || !strings.Contains(err.Error(), "after") {
 			t.Errorf("step %d, %s: it has ended: %v", k, q.stands(), err)
+		}
+	}
+}
+
+func TestACheckOfAQEMUThatHangsNamesIt(t *testing.T) {
+	whole := newFakeQEMU(t, -1)
+	<-start(t, "check", "-qmp", whole.addr).done
+	for k, step := range whole.heard() {
+		q := newFakeQEMU(t, k)
+		p := start(t, "check", "-qmp", q.addr, "-timeout", "20ms")
+		p.ends(exitFailed)
+		if said := p.errors(); !strings.Contains(said, "the QEMU at "+q.addr+": ") || !strings.Contains(said, step) || !strings.Contains(said, " after ") {
+			t.Errorf("step %d, %s: %s", k, step, said)
 		}
 	}
 }
