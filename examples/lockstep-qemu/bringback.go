@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +29,13 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	if err != nil {
 		return exitGuest, false, err
 	}
-	state, err := q.running(ctx)
+	defer q.tidy()
+	state, err := s.attended(ctx, q)
+	if err != nil && q.taking.replaced.Load() && ctx.Err() == nil {
+		q.end()
+		q.tidy()
+		return s.bringBack(ctx)
+	}
 	if err != nil && q.follows {
 		q.cmd.Process.Kill()
 		<-q.done
@@ -91,7 +98,7 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 			o.reply(errors.New("the guest runs here already"))
 		case <-ctx.Done():
 			q.cmd.Process.Signal(syscall.SIGTERM)
-			<-q.done
+			q.leaves(s.p)
 			ended = true
 		}
 	}
@@ -102,6 +109,22 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 		return exitGuest, true, fmt.Errorf("the guest's QEMU: %w", ended(q.err))
 	}
 	return exitOK, true, nil
+}
+
+// attended waits until the QEMU runs the guest, tells if it does not get on, and takes orders meanwhile.
+func (s *standbyRun) attended(ctx context.Context, q *process) (state string, err error) {
+	attending, over := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	warn := func(format string, args ...any) {
+		words := fmt.Sprintf(format, args...)
+		s.stuck.Store(&words)
+		s.p.warn("%s", words)
+	}
+	wait.Go(func() { q.attend(attending, warn, s.orders, s.override) })
+	defer s.stuck.Store(nil)
+	defer wait.Wait()
+	defer over()
+	return q.running(ctx)
 }
 
 // mayHaveRun reports whether a guest whose memory was to follow may have run, by the error
@@ -117,6 +140,9 @@ type process struct {
 	done chan struct{} // it has ended, with err
 	err  error
 	sent chan error // from the writer of the state
+
+	slow   time.Duration // how long it may get no further before that is told
+	taking taking
 
 	follows bool          // the memory comes behind the guest
 	broken  chan struct{} // closed when the guest or its memory cannot be sent; nil: the memory comes first
@@ -134,7 +160,7 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 	defer r.Close()
 	dir, qemu := s.placed()
 	sock := filepath.Join(dir, "qmp")
-	q := &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1)}
+	q := &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1), slow: s.slowness()}
 	// Descriptor 3 is the first of ExtraFiles.
 	args := append(slices.Clone(qemu[1:]), "-incoming", "fd:3", "-qmp", q.qmp+",server=on,wait=off")
 	if s.postcopy {
@@ -152,7 +178,9 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		q.err = q.cmd.Wait()
 		close(q.done)
 	}()
+	q.cmd.WaitDelay = time.Second
 	if s.postcopy {
+		q.taking.all.Store(true) // it runs the guest when it can
 		go func() {
 			err := s.follow(w)
 			if q.sent <- err; err != nil {
@@ -162,7 +190,8 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		return q, nil
 	}
 	go func() {
-		err := s.guest.PutFresh(qemufile.NewWriter(w), q.fresh(w))
+		err := s.guest.PutFresh(qemufile.NewWriter(metered{w, &q.taking}), q.fresh(w))
+		q.taking.all.Store(err == nil)
 		q.sent <- errors.Join(err, w.Close())
 	}()
 	return q, nil
@@ -185,7 +214,11 @@ func (q *process) running(ctx context.Context) (string, error) {
 		select {
 		case err := <-q.sent:
 			if err != nil {
-				<-q.done
+				select {
+				case <-q.done:
+				case <-ctx.Done():
+				case <-time.After(max(q.slow, time.Second)):
+				}
 				return "", q.why(err)
 			}
 		case <-ctx.Done():

@@ -46,11 +46,12 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 	case *addr == "":
 		return t.wrong("check", errors.New("-qmp is missing"))
 	}
+	signalled := ctx // the end of -timeout is no interrupt
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	m, conn, err := dialMonitor(ctx, *addr, *timeout, false)
 	if err != nil {
-		p.warn("%v", interrupted(ctx, err))
+		p.warn("%v", interrupted(signalled, err))
 		return exitFailed
 	}
 	defer m.Close()
@@ -59,7 +60,7 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 		err = r.offer(ctx, m, conn, *addr, *pid)
 	}
 	if err != nil {
-		p.warn("%v", interrupted(ctx, mute(*addr, err)))
+		p.warn("%v", interrupted(signalled, mute(*addr, err)))
 		return exitFailed
 	}
 	p.object(map[string]any{"check": r})

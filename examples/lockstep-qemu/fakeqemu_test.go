@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -138,7 +139,7 @@ func (q *fakeQEMU) answer(command string, args map[string]any) string {
 	case "qom-list":
 		return `[{"name": "compare", "type": "child<colo-compare>"}, {"name": "take", "type": "child<filter-redirector>"}]`
 	case "qom-get":
-		return map[any]string{"type": `"pc-machine"`, "queue": `"rx"`, "outdev": `"held"`}[args["property"]]
+		return cmp.Or(map[any]string{"type": `"pc-machine"`, "queue": `"rx"`, "outdev": `"held"`}[args["property"]], `""`)
 	case "blockdev-mirror":
 		q.jobs[fmt.Sprint(args["job-id"])] = true
 	case "block-job-cancel":

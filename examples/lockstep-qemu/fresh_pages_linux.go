@@ -78,15 +78,15 @@ func (q *process) reads(w *os.File) bool {
 	}
 }
 
-// greetsBack bounds the time until a QEMU that has read its guest greets a client of its monitor:
+// greets bounds the time until a QEMU that has read its guest greets a client of its monitor:
 // it does not greet while it has another one.
-const greetsBack = 5 * time.Second
+const greets = 5 * time.Second
 
 // maps returns the address space of the process that listens at the QEMU's monitor: the
 // command after -- may be one that has started it. nil: there is none that waits for
 // its guest. A QEMU answers its monitor when it has been reset, and not before.
 func (q *process) maps() []span {
-	ctx, cancel := context.WithTimeout(context.Background(), greetsBack)
+	ctx, cancel := context.WithTimeout(context.Background(), greets)
 	defer cancel()
 	go func() {
 		select {

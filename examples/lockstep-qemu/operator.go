@@ -277,6 +277,9 @@ func checkQEMU(qemu []string) error {
 	if slices.Contains(qemu, "-incoming") {
 		return errors.New("-incoming is added to the QEMU's arguments, leave it out")
 	}
+	if slices.Contains(qemu, "-daemonize") || slices.Contains(qemu, "--daemonize") {
+		return errors.New("-daemonize would have the QEMU leave this program, which waits for its end: leave it out")
+	}
 	if len(qemu) > 0 {
 		if _, err := exec.LookPath(qemu[0]); err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -18,31 +17,47 @@ import (
 func (r *relayRun) promote(ctx context.Context) (bool, error) {
 	defer r.quiet() // after the one that goes on has been told, and while another is brought back
 	limit, cancel := context.WithTimeout(ctx, r.patience())
-	var asked sync.WaitGroup
-	defer asked.Wait()
-	defer cancel()
-	reached := make(chan *follower, len(r.secondaries))
-	for _, s := range r.secondaries {
-		asked.Go(func() {
-			if s.reaches(limit, r.last.Epoch) {
-				reached <- s
-				return
+	// All are asked at a time: one that hangs keeps nobody from going on at another.
+	reached := make(chan candidate, len(r.secondaries))
+	left := len(r.secondaries)
+	defer func() {
+		cancel()
+		for ; left > 0; left-- {
+			if c := <-reached; c.m != nil {
+				c.m.Close()
 			}
-			reached <- nil
-		})
+		}
+	}()
+	for _, s := range r.secondaries {
+		go func() { // joined by what it sends
+			var c candidate
+			if s.reaches(limit, r.last.Epoch) {
+				c.s = s
+				if s.monitor != "" {
+					c.m, c.err = s.answers(limit)
+				}
+			}
+			reached <- c
+		}()
 	}
 	var have []string // those that nobody can tell
 	var errs []error
-	for range r.secondaries {
-		s := <-reached
-		if s == nil {
+	for left > 0 {
+		c := <-reached
+		left--
+		s := c.s
+		switch {
+		case s == nil:
 			continue
-		}
-		if s.monitor == "" {
+		case s.monitor == "":
 			have = append(have, s.addr)
 			continue
+		case c.err != nil:
+			errs = append(errs, fmt.Errorf("secondary %s: %w", s.addr, c.err))
+			continue
 		}
-		ordered, err := s.goOn(ctx)
+		ordered, err := s.goOn(ctx, c.m)
+		c.m.Close()
 		if ordered { // it may go on even if it has not said so
 			r.promoted = s
 			s.update(func() { s.goesOn = true })
@@ -80,16 +95,31 @@ func (r *relayRun) patience() time.Duration {
 	return colo.DefaultPeerTimeout
 }
 
+// candidate is a secondary that may go on.
+type candidate struct {
+	s   *follower   // nil: it has not the last checkpoint
+	m   *qmp.Client // of one that can be told
+	err error       // why it cannot
+}
+
+// answers connects to the monitor of the secondary, and has it answer.
+func (s *follower) answers(ctx context.Context) (*qmp.Client, error) {
+	m, _, err := dialMonitor(ctx, s.monitor, s.r.patience(), false)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Do(ctx, "query-status", nil, nil); err != nil {
+		m.Close()
+		return nil, mute(s.monitor, err)
+	}
+	return m, nil
+}
+
 // goOn orders the secondary to take over. ordered says that the order was sent, whether it
 // was carried out or not.
-func (s *follower) goOn(ctx context.Context) (ordered bool, err error) {
+func (s *follower) goOn(ctx context.Context, m *qmp.Client) (ordered bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.r.patience())
 	defer cancel()
-	m, err := qmp.Dial(ctx, s.monitor)
-	if err != nil {
-		return false, err
-	}
-	defer m.Close()
 	if err := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
 		return true, err
 	}
@@ -144,9 +174,11 @@ func (s *follower) stopGuest() error {
 	if s.monitor == "" {
 		return errors.New("there is no monitor (-qmp)")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), s.r.patience())
+	// Whoever ends the relay waits for this.
+	limit := min(s.r.patience(), 2*s.r.slowness())
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	m, err := qmp.Dial(ctx, s.monitor)
+	m, _, err := dialMonitor(ctx, s.monitor, limit, false)
 	if err != nil {
 		return err
 	}
@@ -156,12 +188,12 @@ func (s *follower) stopGuest() error {
 	s.end()
 	var stays error
 	if live {
-		part, cancel := context.WithTimeout(ctx, s.r.patience()/2)
+		part, cancel := context.WithTimeout(ctx, limit/2)
 		defer cancel()
 		_, stays = m.Wait(part, func(r event.Record) bool { return r.Event.Name() == "COLO_EXIT" })
 	}
 	if err := m.Do(ctx, "stop", nil, nil); err != nil {
-		return err
+		return mute(s.monitor, err)
 	}
 	if stays != nil {
 		return fmt.Errorf("it was stopped, but it has not left COLO: %w", stays)

@@ -220,19 +220,22 @@ func (r *rehearsals) try(ctx context.Context, guest *standby.Copy) (epoch uint64
 		return in.Epoch, 0, err
 	}
 	defer v.Close()
-	q, err := rehearsing(ctx, qemu, filepath.Join(dir, "rehearsal"), v)
+	q, err := rehearsing(ctx, qemu, filepath.Join(dir, "rehearsal"), v, r.s.slowness())
 	if err != nil {
 		return v.Epoch(), 0, err
 	}
-	_, err = q.running(ctx)
+	_, err = r.s.rehearsed(ctx, q)
 	if err == nil {
 		q.quit(ctx)
 	}
 	view := q.stop()
+	q.tidy()
 	took = time.Since(began)
 	switch {
 	case errors.Is(view, standby.ErrStale):
 		err = fmt.Errorf("it was given up: the guest has changed more than %s meanwhile", size(rehearsalAside))
+	case err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
+		err = fmt.Errorf("the QEMU after -- has not taken the guest of checkpoint %d within %v, and was ended; does it hang? %s", v.Epoch(), took.Round(time.Second), q.said)
 	case errors.Is(view, standby.ErrNothing) || err != nil && ctx.Err() != nil:
 		err = errors.New("it was given up: the guest goes on, or has gone")
 	case err != nil:
@@ -250,13 +253,13 @@ type rehearsed struct {
 	view    error         // why; valid then
 }
 
-func rehearsing(ctx context.Context, qemu []string, sock string, v *standby.View) (*rehearsed, error) {
+func rehearsing(ctx context.Context, qemu []string, sock string, v *standby.View, slow time.Duration) (*rehearsed, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	q := &rehearsed{process: &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1)},
+	q := &rehearsed{process: &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1), slow: slow},
 		said: &lastWords{}, pipe: w, written: make(chan struct{})}
 	// A guest that is loaded announces itself to its networks, even if it is paused.
 	args := append(slices.Clone(qemu[1:]), "-S", "-snapshot", "-global", "migration.announce-rounds=0",
@@ -275,10 +278,23 @@ func rehearsing(ctx context.Context, qemu []string, sock string, v *standby.View
 	}()
 	go func() {
 		defer close(q.written)
-		q.view = v.Put(qemufile.NewWriter(w))
+		q.view = v.Put(qemufile.NewWriter(metered{w, &q.taking}))
+		q.taking.all.Store(q.view == nil)
 		q.sent <- errors.Join(q.view, w.Close())
 	}()
 	return q, nil
+}
+
+// rehearsed waits until a QEMU that is tried has taken the guest, and tells if it does not get on.
+func (s *standbyRun) rehearsed(ctx context.Context, q *rehearsed) (state string, err error) {
+	attending, over := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		q.attend(attending, func(format string, args ...any) { s.p.warn("rehearsal: "+format, args...) }, nil, nil)
+	})
+	defer wait.Wait()
+	defer over()
+	return q.running(ctx)
 }
 
 // stop returns when the QEMU has ended, and why its guest could not be read or

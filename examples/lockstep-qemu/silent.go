@@ -15,13 +15,9 @@ import (
 // what it was told last, and for how long it has owed the answer; and whoever is ended does
 // not wait for it for long.
 
-const (
-	// defaultSlow is how long a QEMU may owe an answer before that is told, and for which it is
-	// waited for when this program is told to end.
-	defaultSlow = 5 * time.Second
-	// greets bounds the time in which a QEMU answers a client that has connected.
-	greets = 10 * time.Second
-)
+// defaultSlow is how long a QEMU may owe an answer before that is told, and for which it is
+// waited for when this program is told to end.
+const defaultSlow = 5 * time.Second
 
 // dialMonitor connects to the monitor of a QEMU that runs.
 func dialMonitor(ctx context.Context, addr string, limit time.Duration, oob bool) (*qmp.Client, net.Conn, error) {

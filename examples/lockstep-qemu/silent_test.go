@@ -5,13 +5,14 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// brief is how long the QEMUs of these tests may owe an answer.
-const brief = 20 * time.Millisecond
+// brief is how long the QEMUs of these tests may owe an answer. The steps are tried at the same time.
+const brief = time.Second
 
 // hurried returns the options of a protection with a disk by a fake QEMU.
 func (q *fakeQEMU) hurried() *protectOptions {
@@ -28,6 +29,7 @@ func (q *fakeQEMU) heard() []string {
 // Whoever watches a guest being protected must see which QEMU hangs, and where; and what does not answer
 // keeps nobody from ending the program.
 func TestAQEMUThatHangsAtAnyStepOfAProtectionIsNamed(t *testing.T) {
+	t.Parallel()
 	whole := newFakeQEMU(t, -1)
 	var out, said printed
 	if err := whole.hurried().protect(t.Context(), &printer{terminal: terminal{out: &out, err: &said}}); err != nil {
@@ -39,86 +41,132 @@ func TestAQEMUThatHangsAtAnyStepOfAProtectionIsNamed(t *testing.T) {
 			t.Errorf("no %s in %v", must, steps)
 		}
 	}
+	var all sync.WaitGroup
+	defer all.Wait()
 	for k := range steps {
-		var out, said printed
 		q := newFakeQEMU(t, k)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- q.hurried().protect(ctx, &printer{terminal: terminal{out: &out, err: &said}}) }()
+		all.Go(func() { q.protectHangs(t) })
+	}
+}
+
+// protectHangs protects a guest whose QEMU hangs at a step.
+func (q *fakeQEMU) protectHangs(t *testing.T) {
+	var out, said printed
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- q.hurried().protect(ctx, &printer{terminal: terminal{out: &out, err: &said}}) }()
+	select {
+	case <-q.hung:
+	case err := <-done:
+		t.Errorf("step %d: it has ended before: %v", q.hangsAt, err)
+		return
+	}
+	at := q.stands()
+	if at == "greeting" || at == "qmp_capabilities" { // these have a bound of their own
+		err := <-done
+		for _, w := range []string{q.addr, "after", at} {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("step %d, %s: %v", q.hangsAt, at, err)
+			}
+		}
+		return
+	}
+	words := "the QEMU at " + q.addr + " has not answered " + at + " for "
+	for said.count(words) == 0 {
 		select {
-		case <-q.hung:
 		case err := <-done:
-			t.Fatalf("step %d, %s: it has ended before: %v", k, steps[k], err)
+			t.Errorf("step %d, %s: it was not named: %v", q.hangsAt, at, err)
+			return
+		case <-time.After(time.Millisecond):
 		}
-		var err error
-		if at := q.stands(); at == "greeting" || at == "qmp_capabilities" { // these have a bound of their own
-			err = <-done
-			for _, w := range []string{q.addr, "after", strings.TrimPrefix(at, "x-")} {
-				if !strings.Contains(err.Error(), w) {
-					t.Errorf("step %d, %s: %v", k, at, err)
-				}
-			}
-		} else {
-			words := "the QEMU at " + q.addr + " has not answered " + at + " for "
-			eventually(t, "it is not said that "+words, func() bool { return said.count(words) > 0 })
-			cancel()
-			if err = <-done; err == nil {
-				t.Errorf("step %d, %s: it was protected", k, at)
-			}
-			if !errors.Is(err, context.Canceled) {
-				t.Errorf("step %d, %s: %v", k, at, err)
-			}
-		}
-		cancel()
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("step %d, %s: %v", q.hangsAt, at, err)
 	}
 }
 
 // A guardian asks its QEMU all the time how the guest is. One that hangs before the guardian knows what
 // it has found ends it, and any later one does not.
 func TestAGuardianWhoseQEMUHangsAtAnyStepNamesItAndEnds(t *testing.T) {
-	stay := func(ctx context.Context, q *fakeQEMU, out, said *printed) <-chan error {
-		o := q.hurried()
-		o.stay = true
-		done := make(chan error, 1)
-		go func() {
-			_, err := o.stayed(ctx, &printer{terminal: terminal{out: out, err: said}})
-			done <- err
-		}()
-		return done
-	}
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	whole := newFakeQEMU(t, -1)
 	var out, said printed
-	done := stay(ctx, whole, &out, &said)
+	done := whole.stay(ctx, &out, &said)
 	eventually(t, "it is not protected", func() bool { return out.count("protected   the standby has the guest") > 0 })
 	steps := len(whole.heard())
 	found := slices.Index(whole.heard(), "query-status") // what is asked before that says what is found
 	cancel()
 	<-done
+	var all sync.WaitGroup
+	defer all.Wait()
 	for k := range steps {
-		var out, said printed
 		q := newFakeQEMU(t, k)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := stay(ctx, q, &out, &said)
-		<-q.hung
-		words := "the QEMU at " + q.addr + " has not answered " + q.stands() + " for "
-		var err error
-		ended := false
-		eventually(t, "it is not said that "+words, func() bool {
-			select {
-			case err = <-done:
-				ended = true
-			default:
-			}
-			return ended || k >= found && said.count(words) > 0
-		})
-		cancel()
-		if !ended {
-			err = <-done
-		} else if err == nil || !strings.Contains(err.Error(), q.addr) || !strings.Contains(err.Error(), "after") {
-			t.Errorf("step %d, %s: it has ended: %v", k, q.stands(), err)
+		all.Go(func() { q.guardianHangs(t, k < found) })
+	}
+}
+
+// stay is a guardian of a fake QEMU's guest.
+func (q *fakeQEMU) stay(ctx context.Context, out, said *printed) <-chan error {
+	o := q.hurried()
+	o.stay = true
+	done := make(chan error, 1)
+	go func() {
+		_, err := o.stayed(ctx, &printer{terminal: terminal{out: out, err: said}})
+		done <- err
+	}()
+	return done
+}
+
+// guardianHangs has a guardian stay with a guest whose QEMU hangs at a step; ends says whether it then
+// ends by itself.
+func (q *fakeQEMU) guardianHangs(t *testing.T, ends bool) {
+	var out, said printed
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := q.stay(ctx, &out, &said)
+	<-q.hung
+	at := q.stands()
+	if ends {
+		if err := <-done; err == nil || !strings.Contains(err.Error(), q.addr) || !strings.Contains(err.Error(), "after") {
+			t.Errorf("step %d, %s: it has ended: %v", q.hangsAt, at, err)
 		}
+		return
+	}
+	for words := "the QEMU at " + q.addr + " has not answered " + at + " for "; said.count(words) == 0; {
+		select {
+		case err := <-done:
+			t.Errorf("step %d, %s: it has ended: %v", q.hangsAt, at, err)
+			return
+		case <-time.After(time.Millisecond):
+		}
+	}
+	cancel()
+	if <-done; said.count("the guardian ends: the QEMU at "+q.addr+" has not answered ") != 1 {
+		t.Errorf("step %d, %s: it does not say at its end that the QEMU hangs", q.hangsAt, at)
+	}
+}
+
+func TestACheckOfAQEMUThatHangsNamesIt(t *testing.T) {
+	t.Parallel()
+	whole := newFakeQEMU(t, -1)
+	<-start(t, "check", "-qmp", whole.addr).done
+	var checks []func()
+	for k, step := range whole.heard() {
+		q := newFakeQEMU(t, k)
+		p := start(t, "check", "-qmp", q.addr, "-timeout", (3 * brief).String())
+		checks = append(checks, func() {
+			p.ends(exitFailed)
+			if said := p.errors(); !strings.Contains(said, "the QEMU at "+q.addr+": ") || !strings.Contains(said, step) || !strings.Contains(said, " after ") {
+				t.Errorf("step %d, %s: %s", k, step, said)
+			}
+		})
+	}
+	for _, check := range checks {
+		check()
 	}
 }
 

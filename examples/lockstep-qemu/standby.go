@@ -117,7 +117,8 @@ type standbyRun struct {
 	file string       // where the state was left
 	kept []string     // files of earlier checkpoints, oldest first
 
-	brought time.Duration // from the loss to the guest running again
+	stuck   atomic.Pointer[string] // what was told of a QEMU that is given the guest; nil: nothing
+	brought time.Duration          // from the loss to the guest running again
 
 	// committed, if set, is called after each checkpoint, when the primary's
 	// guest runs again.

@@ -103,6 +103,16 @@ type standbyOptions struct {
 	postcopy bool
 	http     string
 	log      logLevel
+
+	slow time.Duration // 0: defaultSlow
+}
+
+// slowness returns how long a QEMU may get no further before that is told.
+func (o *standbyOptions) slowness() time.Duration {
+	if o.slow > 0 {
+		return o.slow
+	}
+	return defaultSlow
 }
 
 func (o *standbyOptions) flags(f *flag.FlagSet) {

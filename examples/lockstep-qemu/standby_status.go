@@ -22,6 +22,9 @@ func (s *standbyRun) standing() standbyStatus {
 		st.Age = math.Round(age.Seconds()*1000) / 1000
 	}
 	st.Back = float64(s.tally.brought.Load()) / float64(time.Millisecond)
+	if words := s.stuck.Load(); words != nil {
+		st.QEMU = *words
+	}
 	if s.secondariesOf != nil {
 		st.Secondaries = s.secondariesOf()
 	}
@@ -44,6 +47,7 @@ type standbyStatus struct {
 	Said       string  `json:"guardian-said"`
 	Waits      string  `json:"guardian-waits"` // for what, where the guest cannot go on here before
 	GoneOn     bool    `json:"gone-on"`        // the guest was gone on with here
+	QEMU       string  `json:"qemu"`           // why the one that is given the guest does not get on
 	Rehearsal  string  `json:"rehearsal"`
 	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
 
