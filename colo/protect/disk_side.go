@@ -288,6 +288,7 @@ type followed struct {
 // primary is dead or only slow. When this host goes on, the guest has this host's
 // copy from then on.
 func (f *followed) Stop(ctx context.Context, failover bool) error {
+	defer f.d.waits.end(f.d.waits.begin(opStop))
 	var errs []error
 	for _, e := range f.d.exports {
 		errs = append(errs, e.Close(ctx))
@@ -311,6 +312,7 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 
 // Start begins replication, with which the guest here may write again.
 func (f *followed) Start(ctx context.Context) error {
+	defer f.d.waits.end(f.d.waits.begin(opStart))
 	err := f.Secondary.Start(ctx)
 	if err == nil {
 		f.d.idle.Store(false)
@@ -342,7 +344,7 @@ func group(disks []*Disk) (g replication.Group) {
 		if d.secondary != nil {
 			g = append(g, &followed{d.secondary, d})
 		} else {
-			g = append(g, d.primary)
+			g = append(g, &led{d.primary, d})
 		}
 		d.mu.RUnlock()
 	}
