@@ -36,6 +36,25 @@ type DiskFailed struct {
 // Name returns "DISK_FAILED".
 func (DiskFailed) Name() string { return "DISK_FAILED" }
 
+// DiskStalled says that a disk does not answer, and, later, that it does again. It is
+// published once when a request has been waited for longer than is good, and once, with
+// Ended, when nothing has been waited for that long any more. Nothing is decided by it.
+type DiskStalled struct {
+	Mode  Mode   `json:"mode"`            // the side whose disk it is
+	Guest string `json:"guest,omitempty"` // whose disk it is
+	Disk  string `json:"disk,omitempty"`  // its name, if it was given one
+	// Operation is what is waited for: "read", "write", "flush", "zero" or "trim" of the
+	// guest; "prepare", "mark", "loaded" or "checkpoint" of a checkpoint; "start" or "stop" of
+	// a session, with which a takeover ends it too; "generation" where the disk is to record of
+	// which generation it is. With Ended, what was waited for first.
+	Operation string `json:"operation"`
+	WaitedNS  int64  `json:"waited-ns"` // since that was asked for, nanoseconds
+	Ended     bool   `json:"ended"`     // it is not waited for any more
+}
+
+// Name returns "DISK_STALLED".
+func (DiskStalled) Name() string { return "DISK_STALLED" }
+
 // DiskSyncProgress says how far a primary has copied its disk to the secondary.
 type DiskSyncProgress struct {
 	Disk      string    `json:"disk,omitempty"`

@@ -12,7 +12,7 @@
 // prints on its monitor, so a management layer that reads QMP events reads
 // these; [Decode] goes the other way.
 //
-// Disks have their own: [DiskBroken], [DiskFailed], and [DiskSyncProgress] until
+// Disks have their own: [DiskBroken], [DiskFailed], [DiskStalled], and [DiskSyncProgress] until
 // [DiskSynchronised] or, for a secondary that comes back,
 // [DiskResynchronised].
 //

@@ -104,6 +104,7 @@ var decoders = map[string]decodeFunc{
 
 	DiskBroken{}.Name():          decode[DiskBroken],
 	DiskFailed{}.Name():          decode[DiskFailed],
+	DiskStalled{}.Name():         decode[DiskStalled],
 	DiskSyncProgress{}.Name():    decode[DiskSyncProgress],
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],

@@ -15,7 +15,7 @@ import (
 //	Warn   something has failed, and is being dealt with: DISK_BROKEN of a primary, which keeps
 //	       account of what the secondary lacks, COLO_EXIT with an error, OUTPUT_STALLED,
 //	       PROTECTION_REFUSED, an ARBITRATION that nobody or a no answers (unless that no is what
-//	       an order wants), DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
+//	       an order wants), DISK_STALLED, DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
 //	Debug  each step of what works: CHECKPOINT_START, CHECKPOINT_COMMIT, STOP and RESUME,
 //	       MIGRATION_PASS, DISK_SYNC_PROGRESS, NETWORK_DIVERGED, NETWORK_FLOW_APART and _TOGETHER,
 //	       an ARBITRATION that is asked after an order, or answered by the no that it wants
@@ -24,6 +24,10 @@ func Level(e Event) slog.Level {
 	switch e := e.(type) {
 	case GuestTorn, DiskFailed, DiskOverlayFull, GuestPanicked, BlockImageCorrupted:
 		return slog.LevelError
+	case DiskStalled:
+		if !e.Ended {
+			return slog.LevelWarn
+		}
 	case DiskBroken:
 		if e.Mode == ModePrimary {
 			return slog.LevelWarn

@@ -309,3 +309,17 @@ func TestAnOperatorsWordIsOverWithTheFirstPromise(t *testing.T) {
 		t.Errorf("there is something to renew at %v, though the arbiter has granted nothing", at)
 	}
 }
+
+// Answers may come in another order than the requests: the next renewal follows the request that was
+// sent last.
+func TestAnEarlierAnswerThatComesLateHastensNoRenewal(t *testing.T) {
+	var h failover.Holder
+	begun := time.Now()
+	g := failover.Grant{Generation: 1, Term: 3 * time.Second, Sent: begun.Add(time.Second)}
+	h.Granted(g)
+	g.Sent = begun
+	h.Granted(g)
+	if at, ok := h.Renewal(); !ok || !at.Equal(begun.Add(2*time.Second)) {
+		t.Errorf("the next one is due after %v", at.Sub(begun))
+	}
+}

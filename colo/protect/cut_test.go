@@ -175,6 +175,27 @@ func TestFencerRunsBeforeTheGuestDoes(t *testing.T) {
 	})
 }
 
+// A host that is handed the guest cuts nobody's power: the other one has let it go, and is to follow.
+func TestAHostThatIsHandedTheGuestFencesNobody(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		f := &fencer{before: func(uint64) {}}
+		b := w.boot("b", false, func(c *Config) { c.Fencer = f })
+		a := w.boot("a", true, func(c *Config) { c.Fencer = f })
+		a.is(Protected)
+		b.is(Following)
+		if err := a.job.Switchover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		b.is(Protected)
+		w.hearsMore()
+		if f.calls > 0 {
+			t.Errorf("%d calls", f.calls)
+		}
+		a.halt()
+		b.halt()
+	})
+}
+
 type fencer struct {
 	fails, calls int
 	before       func(generation uint64)

@@ -105,6 +105,7 @@ type Disk struct {
 	exports  []*nbd.Export
 	server   *nbd.Server
 	idle     atomic.Bool // secondary has stopped, and the guest here does not go on: see rest
+	waits    diskWaits   // what has been asked of it and not been answered
 	lost     error       // why what stood below before is not to be trusted any more; it stays for the life of the Disk
 }
 
@@ -164,6 +165,7 @@ func (d *Disk) changing() (view, error) {
 // ReadAt implements replication.Disk. The guest calls it and the methods below, from any
 // goroutine, at any time.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	defer d.waits.end(d.waits.begin(opRead))
 	v, err := d.view()
 	defer d.mu.RUnlock()
 	if err != nil {
@@ -174,6 +176,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements replication.Disk.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	defer d.waits.end(d.waits.begin(opWrite))
 	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
@@ -184,6 +187,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 
 // Sync implements replication.Disk.
 func (d *Disk) Sync() error {
+	defer d.waits.end(d.waits.begin(opFlush))
 	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
@@ -194,6 +198,7 @@ func (d *Disk) Sync() error {
 
 // WriteZeroes zeroes a range.
 func (d *Disk) WriteZeroes(off, n int64) error {
+	defer d.waits.end(d.waits.begin(opZero))
 	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {
@@ -204,6 +209,7 @@ func (d *Disk) WriteZeroes(off, n int64) error {
 
 // Trim zeroes a range and may give its storage back.
 func (d *Disk) Trim(off, n int64) error {
+	defer d.waits.end(d.waits.begin(opTrim))
 	v, err := d.changing()
 	defer d.mu.RUnlock()
 	if err != nil {

@@ -117,7 +117,9 @@ func (j *Job) hold(generation uint64) {
 	for _, d := range j.cfg.Disks {
 		m, err := d.metadata()
 		if err == nil && m != nil {
+			asked := d.waits.begin(opGeneration)
 			err = m.Hold(generation)
+			d.waits.end(asked)
 		}
 		if err != nil {
 			// A cold start will find too old a generation, which the arbiter

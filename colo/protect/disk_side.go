@@ -293,6 +293,7 @@ type followed struct {
 // copy from then on. If the image hangs, the error matches replication.ErrHung, and nothing of what is
 // under way is waited for.
 func (f *followed) Stop(ctx context.Context, failover bool) error {
+	defer f.d.waits.end(f.d.waits.begin(opStop))
 	// A request of the primary may be one that hangs, which only the Secondary can tell.
 	soon, cancel := context.WithCancel(ctx)
 	if f.d.cfg.HungAfter >= 0 {
@@ -337,6 +338,7 @@ func (f *followed) closeExports(ctx context.Context) error {
 
 // Start begins replication, with which the guest here may write again.
 func (f *followed) Start(ctx context.Context) error {
+	defer f.d.waits.end(f.d.waits.begin(opStart))
 	err := f.Secondary.Start(ctx)
 	if err == nil {
 		f.d.idle.Store(false)
@@ -374,7 +376,7 @@ func group(disks []*Disk) (g replication.Group) {
 		if d.secondary != nil {
 			g = append(g, &followed{d.secondary, d})
 		} else {
-			g = append(g, d.primary)
+			g = append(g, &led{d.primary, d})
 		}
 		d.mu.RUnlock()
 	}

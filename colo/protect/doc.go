@@ -189,6 +189,7 @@
 //	Lost             1 s      silence after which the other host is lost; at least two beats
 //	Term             3 s      of a grant, and of a promise; renewed three times in it
 //	PeerTimeout      10 s     a peer that beats and says nothing, or has not begun to beat; longer than Lost
+//	                 the same until a disk that does not answer is told of (event.DiskStalled)
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
 //	                 5 s      for a connection to say what it is for
 //	                 20 ms    to 1 s between two attempts to reach the other host
@@ -205,7 +206,7 @@
 // # Goroutines
 //
 // Run's own, one that renews the grant, one for each question to the arbiter or the fencer for as
-// long as that takes, one for each Network and, if it has a port
+// long as that takes, one that tells of disks that do not answer, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
 // one for the heartbeat, two for the control connection, one more on a primary, which makes
 // that again, one for the promises, and some for each disk. A session has one more for each of the

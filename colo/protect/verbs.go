@@ -291,7 +291,6 @@ func (j *Job) goOn(s *session) {
 	j.vm.keep(nil) // a secondary that was told to go on may have left it standing, and nobody is asked who goes on
 	j.saysAfter(s)
 	j.learn(j.keeper.Fenced(after))
-	j.keeper.Unbar() // the word takes the fencer's place
 	j.vm.face(true)
 	s.peer.sayAtOnce(note{Say: sayWhy, Reason: fmt.Sprintf("an operator there has said that %s is dead, or can do nothing", s.peer.host)})
 	s.colo.Fenced() // an error is that of a session that is about to go on anyway

@@ -1,0 +1,145 @@
+package protect
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/replication"
+)
+
+// A disk whose storage hangs answers nothing, and whoever has asked it stands still: the guest, a
+// checkpoint, or a host that takes over. Nobody can break that off, but an operator is told of it.
+
+// stallLooks is how often it is looked, in the time that a disk has, whether it has answered.
+const stallLooks = 8
+
+// watchDisks tells of disks that do not answer, until ctx ends.
+func (j *Job) watchDisks(ctx context.Context) {
+	look := time.NewTicker(max(time.Millisecond, j.cfg.PeerTimeout/stallLooks))
+	defer look.Stop()
+	stalls := make([]stall, len(j.cfg.Disks))
+	for {
+		select {
+		case now := <-look.C:
+			for i, d := range j.cfg.Disks {
+				if e, ok := stalls[i].look(&d.waits, now, j.keeper.Gate().Open(), j.cfg.PeerTimeout); ok {
+					e.Disk = d.cfg.Name
+					j.tellStall(e)
+				}
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// A stall is what is known of a disk that does not answer. It is pure: times are told.
+type stall struct {
+	on    bool // it has been told of; what follows is of no meaning otherwise
+	i     int  // what is waited for, of a diskWaits
+	of    diskWait
+	first diskWait  // what was told of
+	since time.Time // since when
+
+	shut time.Time // when the gate was last seen shut
+}
+
+// look returns what is to be told of a disk now, if anything is: once that it has not answered for
+// limit, and once that nothing has been waited for that long any more. What waits for a gate that is
+// shut is not waited for, unless it was before the gate shut.
+func (s *stall) look(w *diskWaits, now time.Time, open bool, limit time.Duration) (e event.DiskStalled, tell bool) {
+	if !open {
+		s.shut = now
+	}
+	i, o, from, ok := w.oldest(s.shut)
+	late := ok && now.Sub(from) >= limit
+	switch {
+	case late:
+		s.i, s.of = i, o
+	case s.on && w.still(s.i, s.of):
+		late = true
+	}
+	if late == s.on {
+		return e, false
+	}
+	if s.on = late; late {
+		s.first, s.since = o, from
+	}
+	return event.DiskStalled{Operation: diskOpNames[s.first.op], WaitedNS: int64(now.Sub(s.since)), Ended: !late}, true
+}
+
+// tellStall tells of a disk that does not answer, or does again.
+func (j *Job) tellStall(e event.DiskStalled) {
+	e.Mode, e.Guest = j.side(), j.cfg.Name
+	if !e.Ended {
+		j.note(fmt.Errorf("disk %q: a %s has not been answered for %v", e.Disk, e.Operation, time.Duration(e.WaitedNS).Round(time.Millisecond)))
+	}
+	j.cfg.publish(e)
+	e.Guest = "" // the logger says it
+	event.Log(j.ownLog(), event.Record{Event: e})
+}
+
+// side returns which side this host is, as far as its state says so.
+func (j *Job) side() event.Mode {
+	s, state := j.session(), j.State()
+	switch {
+	case state.runs(), s != nil && s.primary != nil:
+		return event.ModePrimary
+	case s != nil:
+		return event.ModeSecondary
+	}
+	return event.ModeNone
+}
+
+// A led is the primary of a Disk in the form that a session drives.
+type led struct {
+	*replication.Primary
+	d *Disk
+}
+
+// Start implements replication.Replicator, as Checkpoint and Stop do, and Mark and Loaded
+// replication.Marker.
+func (l *led) Start(ctx context.Context) error {
+	defer l.d.waits.end(l.d.waits.begin(opStart))
+	return l.Primary.Start(ctx)
+}
+
+func (l *led) Mark(ctx context.Context, epoch uint64) error {
+	defer l.d.waits.end(l.d.waits.begin(opMark))
+	return l.Primary.Mark(ctx, epoch)
+}
+
+func (l *led) Loaded(ctx context.Context, epoch uint64) error {
+	defer l.d.waits.end(l.d.waits.begin(opLoaded))
+	return l.Primary.Loaded(ctx, epoch)
+}
+
+func (l *led) Checkpoint(ctx context.Context, epoch uint64) error {
+	defer l.d.waits.end(l.d.waits.begin(opCheckpoint))
+	return l.Primary.Checkpoint(ctx, epoch)
+}
+
+func (l *led) Stop(ctx context.Context, failover bool) error {
+	defer l.d.waits.end(l.d.waits.begin(opStop))
+	return l.Primary.Stop(ctx, failover)
+}
+
+// Prepare implements replication.Preparer.
+func (f *followed) Prepare(ctx context.Context, epoch uint64) error {
+	defer f.d.waits.end(f.d.waits.begin(opPrepare))
+	return f.Secondary.Prepare(ctx, epoch)
+}
+
+// PrepareFailover implements replication.FailoverPreparer.
+func (f *followed) PrepareFailover(ctx context.Context) error {
+	defer f.d.waits.end(f.d.waits.begin(opStop))
+	return f.Secondary.PrepareFailover(ctx)
+}
+
+// Checkpoint implements replication.Replicator.
+func (f *followed) Checkpoint(ctx context.Context, epoch uint64) error {
+	defer f.d.waits.end(f.d.waits.begin(opCheckpoint))
+	return f.Secondary.Checkpoint(ctx, epoch)
+}
