@@ -31,8 +31,11 @@ var rules = []struct {
 		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing", "TestEachSituationOfAVMIsRestored"}},
 	{"doc.go", "A VM that is loaded after it has run drops them before the first vCPU enters the guest", []string{
 		"TestARolledBackGuestGoesByThePageTablesThatWereLoaded", "TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut", "TestCopiesAreDroppedBesideTheHostsSlots"}},
-	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
-		"TestEveryMSRThatCanBeSetIsRestored", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored"}},
+	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks with their number and what they can do, FEATURE_CONTROL, the keys that launch enclaves, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
+		"TestEveryMSRThatCanBeSetIsRestored", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored",
+		"TestMachineCheckBanksAreRestored", "TestTheKeysThatLaunchEnclavesAreRestoredOrRefused"}},
+	{"doc.go", "so is what its VMM has told it of machine-check banks (KVM_X86_SETUP_MCE), which a vCPU is given with its state", []string{
+		"TestMachineCheckBanksThatDoNotFitAreRefusedInWords", "TestAStateIsTriedWithTheBanksThatItHas", "TestAVCPUThatIsGivenOtherBanksIsGivenTheirRegisters"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},
 	{"shot.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
