@@ -47,15 +47,6 @@ func supportedMCE(kvm, banks int) (m MSR, ok bool) {
 	return m, err == nil
 }
 
-// mcgCap returns MCG_CAP of the state, or if the state does not say, of the vCPU, as far as it is
-// known; 0: nothing is.
-func (s *VCPUState) mcgCap() uint64 {
-	if value, ok := s.savedMSR(msrMCGCap); ok {
-		return value
-	}
-	return s.mcg
-}
-
 // restoreMCE gives the vCPU the machine-check banks of the state if it has others: changed is true
 // then, and the MSRs of the banks and the local APIC are not what the vCPU was given before.
 func (s *VCPUState) restoreMCE(vcpu int) (changed bool, err error) {
@@ -63,26 +54,23 @@ func (s *VCPUState) restoreMCE(vcpu int) (changed bool, err error) {
 	if !ok || want == 0 {
 		return false, nil
 	}
-	if !s.sureMCG {
-		has, err := readMCE(vcpu)
-		if err != nil {
+	if s.hasMCG == 0 {
+		if s.hasMCG, err = readMCE(vcpu); err != nil {
 			return false, err
 		}
-		s.foundMCE(has)
-		s.sureMCG = true
 	}
-	if s.mcg == want {
+	if s.hasMCG == want {
 		return false, nil
 	}
 	if err := setupMCE(vcpu, want); err != nil {
 		return false, err
 	}
-	s.foundMCE(want)
+	s.hasMCG = want
 	return true, nil
 }
 
-// foundMCE notes MCG_CAP of the vCPU. If it is another than before, the vCPU may have MSRs that it
-// did not have, and more is true if the next read has to find out.
+// foundMCE notes MCG_CAP of the vCPU, which was read with its MSRs. If it is another than before, the vCPU may
+// have MSRs that it did not have, and more is true if another read has to find out.
 func (s *VCPUState) foundMCE(mcgCap uint64) (more bool) {
 	if mcgCap == s.mcg {
 		return false

@@ -90,6 +90,18 @@ func TestMachineCheckBanksAreRestored(t *testing.T) {
 	c.load(b.save()) // which now has the banks that b did not have
 	c.wantMSR(mc20Status, 7)
 
+	// Its VMM may choose more banks after it has chosen fewer, and the vCPU was saved.
+	e := newAdopted(t, 1, nil)
+	setUpMCE(t, e.fds[0], ten)
+	e.save()
+	writeMSR(e.fds[0], mcgCtl, 0) // which would stay without being there
+	setUpMCE(t, e.fds[0], 32)
+	if !writeMSR(e.fds[0], mc20Status, 9) {
+		t.Fatal("the vCPU has no more banks")
+	}
+	c.load(e.save())
+	c.wantMSR(mc20Status, 9)
+
 	// Its VMM may choose the banks after the vCPU was adopted.
 	d := newAdopted(t, 1, nil)
 	setUpMCE(t, d.fds[0], ten)
@@ -180,6 +192,10 @@ func TestAStateIsTriedWithTheBanksThatItHas(t *testing.T) {
 		}
 		b.wantMSR(mcgCap, ten)
 		b.wantMSR(mcgCtl, ^uint64(0))
+	}
+	// Nor with those that it has not been given yet, on a vCPU that is new because of another CPUID.
+	if err := b.stage(withCPUID(t, b, state, 1, 0, func(e *streamCPUID) { e.Eax ^= 0x10 })); err != nil {
+		t.Error("another CPU with the same banks:", err)
 	}
 	less := with(t, with(t, state, mcgCap, ten, 10), mcgCtl, ^uint64(0), 0)
 	b.load(less)

@@ -23,8 +23,9 @@ func TestAVCPUThatIsGivenOtherBanksIsGivenTheirRegisters(t *testing.T) {
 	}
 	for _, state := range [][]byte{list[0], list[0], few, few, list[0]} {
 		load(state)
-		if got := shows(t, v); got.mcg != v.staged.mcg {
-			t.Errorf("the vCPU has MCG_CAP %#x, want %#x", got.mcg, v.staged.mcg)
+		want, _ := v.staged.savedMSR(msrMCGCap)
+		if got := shows(t, v); got.mcg != want {
+			t.Errorf("the vCPU has MCG_CAP %#x, want %#x", got.mcg, want)
 		}
 		for _, index := range []uint32{mc0Ctl, mc0Ctl + 4*9, 0x17b} {
 			if value, _, err := v.state.readMSR(v.fd, index); err != nil || value != 0 {
@@ -51,8 +52,10 @@ func TestMachineCheckBanksAreSupportedAndChosenByTheVMM(t *testing.T) {
 	if common := commonFeatures(sys.supports, nil); slices.ContainsFunc(common, func(m MSR) bool { return m.Index == msrMCGCap }) {
 		t.Error("a guest is to be created with", common)
 	}
-	if err := v.SetFeatures([]MSR{{msrMCGCap, 1}}); err == nil {
-		t.Error("a vCPU takes MCG_CAP as an MSR")
+	for _, other := range []uint64{1, 32 | 1<<8} {
+		if err := v.SetFeatures([]MSR{{msrMCGCap, other}}); err == nil {
+			t.Errorf("a vCPU takes %#x for MCG_CAP as an MSR", other)
+		}
 	}
 	if !bytes.Contains(list[0], binary.LittleEndian.AppendUint64(nil, msrMCGCap)) {
 		t.Error("a state does not have it")

@@ -46,10 +46,6 @@ func (s *VCPUState) knows(from *VCPUState) {
 		s.hasCPUID = append(s.hasCPUID[:0], from.hasCPUID...)
 		s.regain()
 	}
-	if from.sureMCG {
-		s.foundMCE(from.mcg)
-		s.sureMCG = true
-	}
 }
 
 // shoot saves the vCPU, unless others may still act on it: a vCPU that is in the guest can start

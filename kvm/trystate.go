@@ -219,7 +219,7 @@ func (s *spare) try(state *VCPUState) error {
 	}
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
-	banks := state.mcgCap()
+	banks, _ := state.savedMSR(msrMCGCap)
 	if err := s.renew(&state.cpuid, banks); err != nil {
 		return fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}

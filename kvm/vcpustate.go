@@ -40,8 +40,8 @@ type VCPUState struct {
 	// What the vCPU is known to have; an empty table is not known.
 	hasCPUID  []gokvm.CPUIDEntry2
 	hasTSCKHz uint32
-	mcg       uint64 // MCG_CAP of the vCPU when msrs was last compared with what it has; 0: it was not yet
-	sureMCG   bool   // it is what the vCPU has; until a first Save or Restore its VMM may change it
+	hasMCG    uint64 // MCG_CAP, since the first Restore, before which a VMM may change it; 0: not known
+	mcg       uint64 // the same when msrs was last compared with what the vCPU has; 0: it was not yet
 
 	cpuid  cpuidTable
 	tscKHz uint32
@@ -165,7 +165,6 @@ func (s *VCPUState) saveLarge(vcpu int) error {
 	if err := s.getMSRs(vcpu); err != nil {
 		return err
 	}
-	s.sureMCG = true
 	if s.shadowStacks() {
 		return &NotSavedError{"shadow stacks"}
 	}
