@@ -193,7 +193,8 @@ func TestAStateIsTriedWithTheBanksThatItHas(t *testing.T) {
 		b.wantMSR(mcgCap, ten)
 		b.wantMSR(mcgCtl, ^uint64(0))
 	}
-	// Nor with those that it has not been given yet, on a vCPU that is new because of another CPUID.
+	// Another CPUID has a state tried on a new vCPU, which is given the banks anew.
+	b.load(state)
 	if err := b.stage(withCPUID(t, b, state, 1, 0, func(e *streamCPUID) { e.Eax ^= 0x10 })); err != nil {
 		t.Error("another CPU with the same banks:", err)
 	}
