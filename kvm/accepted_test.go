@@ -193,3 +193,27 @@ func TestAVCPUThatHasRunTakesNoOtherFeatureMSRs(t *testing.T) {
 		t.Error("the state as it was:", err)
 	}
 }
+
+// Two MSRs name memory to KVM, which refuses the MSR where there is none: so does a state, before anything is loaded.
+func TestMemoryThatAnMSRNamesHasToBeTheGuests(t *testing.T) {
+	const asyncPF, pvEOI, other = 0x4b564d02, 0x4b564d04, 0x4b564d03
+	s := &VCPUState{inMemory: func(gpa uint64) bool { return gpa == 0x2000 || gpa == 0x2004 }}
+	for _, c := range []struct {
+		index uint32
+		value uint64
+		want  bool
+	}{
+		{asyncPF, 0x2000 | 1, true}, {asyncPF, 0x2000 | 0xd, true}, {asyncPF, 0x3000 | 1, false}, {asyncPF, 0x2040 | 1, false},
+		{asyncPF, 0x3000, true}, {asyncPF, 0, true},
+		{pvEOI, 0x2004 | 1, true}, {pvEOI, 0x2000 | 3, true}, {pvEOI, 0x2008 | 1, false}, {pvEOI, 0x2008, true},
+		{other, 0x3000 | 1, true},
+	} {
+		if got := s.backed(c.index, c.value); got != c.want {
+			t.Errorf("MSR %#x with %#x: %v", c.index, c.value, got)
+		}
+	}
+	s.inMemory = nil
+	if !s.backed(asyncPF, 0x3000|1) {
+		t.Error("memory of which nothing is known is taken for none")
+	}
+}

@@ -5,6 +5,7 @@ package kvm
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -54,7 +55,8 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR,
 	defer s.all.mu.Unlock()
 	table := &cpuidTable{n: uint32(len(cpuid))}
 	copy(table.entries[:], cpuid)
-	if err := s.renew(table); err != nil {
+	banks, _ := valueOf(msrs, msrMCGCap)
+	if err := s.renew(table, banks); err != nil {
 		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}
 	if err := s.open(apic, flags); err != nil {
@@ -64,11 +66,16 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR,
 	if _, err := ioctl(s.fd, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(table)); err != nil {
 		return []string{"the CPUID table as a whole"}, nil
 	}
+	if err := s.setupMCE(banks); errors.Is(err, ErrState) {
+		return []string{fmt.Sprintf("machine-check banks with %#x as MSR %#x", banks, msrMCGCap)}, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+	}
 	for _, m := range msrs {
-		if !tried(m.Index) {
-			continue // an MSR that this host does not try; the state decides later
+		if !tried(m.Index) || m.Index == msrMCGCap {
+			continue // an MSR that this host does not try; the state decides later. Or one that was set before.
 		}
-		if m.Value != 0 && !known(m.Index) { // no state may have it
+		if m.Value != 0 && !known(m.Index) && !unseen(m.Index, cpuid) { // no state may have it
 			list = append(list, fmt.Sprintf("MSR %#x, which is %#x", m.Index, m.Value))
 			continue
 		}
@@ -86,7 +93,7 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR,
 		case err != nil:
 			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
 		case took && n == 1 && one.entry.Data == m.Value: // KVM has set it, and has not only said so
-		case n == 0 && m.Value == 0: // an MSR that is missing here reads like one that is 0
+		case n == 0 && (m.Value == 0 || unseen(m.Index, cpuid)): // an MSR that is missing here is as good as one that is 0
 		case n == 0:
 			list = append(list, fmt.Sprintf("MSR %#x, which is %#x", m.Index, m.Value))
 		case one.entry.Data != m.Value:

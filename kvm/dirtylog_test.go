@@ -67,6 +67,48 @@ func TestEachPageIsReportedOnceWhoeverClearsTheLog(t *testing.T) {
 	}
 }
 
+// Where a guest had KVM write the time is no reason to write there again: what is loaded is the memory of the guest,
+// as it was, and stays so.
+func TestLoadingAStateWritesNoMemory(t *testing.T) {
+	a, b := newAdopted(t, 1, manualLog(t, 1)), newAdopted(t, 1, manualLog(t, 1))
+	if !a.touch(5 * kvm.PageSize) {
+		t.Skip("this KVM writes no wall clock")
+	}
+	state := a.save()
+	if err := b.StartDirtyLog(); err != nil {
+		t.Fatal(err)
+	}
+	b.dirty()
+	b.load(state)
+	if got := b.dirty(); len(got) > 0 {
+		t.Errorf("pages %v were written", got)
+	}
+	if i := slices.IndexFunc(b.mem, func(c byte) bool { return c != 0 }); i >= 0 {
+		t.Errorf("memory at %#x has changed", i)
+	}
+}
+
+// A slot of more pages than are cleared in one call, whose end is no multiple of 64, is cleared piece by piece: each
+// page is reported once, in whichever piece it is.
+func TestEachPageOfALargeSlotIsReportedOnce(t *testing.T) {
+	const piece = 1 << 18
+	x := newAdopted(t, 1, manualLog(t, 1), pages{2*piece + 67, 0})
+	if err := x.StartDirtyLog(); err != nil {
+		t.Fatal(err)
+	}
+	x.dirty()
+	for _, want := range [][]int{{1, 200}, {}, {piece - 1, piece}, {}, {5, piece + 70, 2*piece + 1, 2*piece + 66}, {2*piece + 66}, {}} {
+		for _, p := range want {
+			if !x.touch(uint64(p) * kvm.PageSize) {
+				t.Skip("this KVM writes no wall clock")
+			}
+		}
+		if got := x.dirty(); !slices.Equal(got, want) {
+			t.Errorf("pages %v were written, %v are reported", want, got)
+		}
+	}
+}
+
 // In the mode in which KVM says at first that everything was written, everything is
 // reported at first, and no more.
 func TestALogThatBeginsFullIsReportedAndForgotten(t *testing.T) {

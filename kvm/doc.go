@@ -45,7 +45,8 @@
 //
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
 // registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
-// that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of
+// that KVM lists, and of the others memory types, machine-check banks with their number and what they
+// can do, FEATURE_CONTROL, the keys that launch enclaves, DEBUGCTL, TSC_AUX, AMD's list of
 // errata and KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
 // for them), pending events with a pending exception's payload, and the distance of
 // its TSC from the other vCPUs'.
@@ -63,7 +64,8 @@
 // Not saved, and no error: the records of the last branches (LASTBRANCHFROMIP and its kin) where
 // KVM does not list them, because there it does not let them be written; a guest that traces its
 // own branches finds other records after a move. Coalesced accesses (KVM_REGISTER_COALESCED_MMIO)
-// that the host has not taken yet belong to the host's devices. Breakpoints that the host has set
+// that the host has not taken yet belong to the host's devices. The memory of enclaves (SGX) cannot be
+// read by anybody: a guest loses them by a move, as by a suspend. Breakpoints that the host has set
 // (KVM_SET_GUEST_DEBUG) are not part of the guest.
 //
 // How far the timer (PIT) has counted is not saved either. KVM does not tell it for the channel that
@@ -85,7 +87,8 @@
 // A guest keeps for life the CPUID that it was created with. [CommonCPUID] is what
 // several hosts can all give it. [CommonFeatures] is the same for the MSRs by which a CPU tells
 // of features, such as the attacks that do not work on it. KVM takes any value of some of them; what a
-// guest was promised is compared with what this host's KVM supports, as CPUID is. Not compared is the revision
+// guest was promised is compared with what this host's KVM supports, as CPUID is, and so is what its VMM
+// has told it of machine-check banks (KVM_X86_SETUP_MCE), which a vCPU is given with its state. Not compared is the revision
 // of the microcode, which a guest goes on seeing as it was told. [VM.DescribeCPU] and
 // [VM.JudgeCPU], or both at once with [VM.MatchCPU], are for two hosts to find out whether a guest
 // of one can run on the other, before its memory moves; a state that does not fit is refused in

@@ -25,6 +25,11 @@ type featureMSR struct {
 	// formats has numbers that say how something is laid out. A host has to have the same one, unless
 	// the guest was told 0, which is nothing.
 	formats []field
+	// counts has numbers of something, of which a host has to have as many.
+	counts []field
+	// chosen says that whoever makes the guest chooses the value by a call of KVM's own, and that it is not
+	// among what several hosts have in common.
+	chosen bool
 	// A guest looks at the MSR if the bit of this word of its CPUID is set; 0 as the bit: it always may.
 	seen cpuidWord
 	bit  uint32
@@ -67,6 +72,12 @@ var featureMSRs = []featureMSR{
 		index: 0x345, promises: ^uint64(0x3f | 0xf00), seen: cpuidWord{function: 1, reg: ecx}, bit: 1 << 15,
 		formats: []field{{0, 6, "format of branch records"}, {8, 4, "format of PEBS records"}},
 		names:   "- - - - - - PEBS_TRAP PEBS_ARCH_REG - - - - FREEZE_WHILE_SMM FW_WRITE PEBS_BASELINE PERF_METRICS PEBS_OUTPUT_PT",
+	},
+	{
+		// Not compared is how many more registers of state there are, which KVM has none of.
+		index: msrMCGCap, promises: ^uint64(0xff | 0xff0000), chosen: true,
+		counts: []field{{0, 8, "machine-check banks"}},
+		names:  "- - - - - - - - MCG_CTL_P MCG_EXT_P MCG_CMCI_P MCG_TES_P - - - - - - - - - - - - MCG_SER_P MCG_EMC_P MCG_ELOG_P MCG_LMCE_P",
 	},
 	{
 		index: 0xc0011029, promises: ^uint64(0),
@@ -113,6 +124,11 @@ func (f *featureMSR) lacks(value, supported uint64) []string {
 	for _, n := range f.formats {
 		if g, h := n.of(value), n.of(supported); g != 0 && g != h {
 			list = append(list, fmt.Sprintf("%d as the %s, which is %d here (MSR %#x)", g, n.name, h, f.index))
+		}
+	}
+	for _, n := range f.counts {
+		if g, h := n.of(value), n.of(supported); g > h {
+			list = append(list, fmt.Sprintf("%d %s, of which there are %d here (MSR %#x)", g, n.name, h, f.index))
 		}
 	}
 	return list
@@ -213,6 +229,9 @@ func CommonFeatures(others ...*CPU) ([]MSR, error) {
 func commonFeatures(list []MSR, others []*CPU) (common []MSR) {
 	for _, m := range list {
 		f := featureOf(m.Index)
+		if f.chosen {
+			continue
+		}
 		v := f.common(m.Value, m.Value)
 		for _, o := range others {
 			theirs, _ := valueOf(o.Features, m.Index)
@@ -226,12 +245,12 @@ func commonFeatures(list []MSR, others []*CPU) (common []MSR) {
 // SetFeatures gives the vCPU values of the MSRs in which a CPU lists features, such as CommonFeatures
 // returns. It must be done after SetCPUID and before the first Run. An MSR that the vCPU does not take,
 // and that promises the guest no more than it should, is left as it is: the CPU of a guest
-// need not have it. Otherwise SetFeatures fails with an MSRError.
+// need not have it. One that KVM takes by another call, such as MCG_CAP (KVM_X86_SETUP_MCE), is none of them. Otherwise SetFeatures fails with an MSRError.
 func (v *VCPU) SetFeatures(list []MSR) error {
 	return v.with(func(fd int) error {
 		for _, m := range list {
 			f := featureOf(m.Index)
-			if f == nil {
+			if f == nil || f.chosen {
 				return &MSRError{m.Index, m.Value}
 			}
 			value, there, err := v.state.readMSR(fd, m.Index)

@@ -47,6 +47,11 @@ func TestAStateWithAPromiseThatThisHostDoesNotKeepIsRefused(t *testing.T) {
 		"other PEBS records":                      {perfCapabilities, 3 << 8, 4 << 8, "3 as the format of PEBS records"},
 		"writes of a counter's full width":        {perfCapabilities, 1 << 13, 1 << 12, "FW_WRITE"},
 		"an LFENCE that waits for all before it":  {0xc0011029, 1 << 1, 0, "LFENCE_SERIALIZE (MSR 0xc0011029 bit 1)"},
+		"more machine-check banks":                {msrMCGCap, 32, 10, "32 machine-check banks, of which there are 10 here (MSR 0x179)"},
+		"banks that interrupt":                    {msrMCGCap, 10 | 1<<10 | 1<<8, 10 | 1<<8, "MCG_CMCI_P (MSR 0x179 bit 10)"},
+		"machine checks of one CPU alone":         {msrMCGCap, 10 | 1<<27, 32 | 1<<8 | 1<<24, "MCG_LMCE_P (MSR 0x179 bit 27)"},
+		"fewer banks that can do less":            {msrMCGCap, 3, 32 | 1<<8 | 1<<24, ""},
+		"a number of registers that nobody has":   {msrMCGCap, 3 | 6<<16, 32, ""},
 		"the revision of a microcode":             {0x8b, 7 << 32, 5 << 32, ""},
 		"a host of which that MSR is not known":   {archCapabilities, 1, ^uint64(0), ""},
 		"a guest that does not look at that MSR":  {archCapabilities, 1, 0, ""},
@@ -168,7 +173,11 @@ func TestFeaturesThatHostsHaveInCommonFitEachOfThem(t *testing.T) {
 		}
 		for i, f := range featureMSRs {
 			x, y, z := a.Features[i].Value, b.Features[i].Value, d.Features[i].Value
-			if v := ab[i].Value; v&f.promises != x&y&z&f.promises || v&f.warns != (x|y|z)&f.warns {
+			v, ok := valueOf(ab, f.index)
+			if ok == f.chosen {
+				t.Fatalf("triple %d, MSR %#x, which a VMM chooses (%v), is there: %v", n, f.index, f.chosen, ok)
+			}
+			if ok && (v&f.promises != x&y&z&f.promises || v&f.warns != (x|y|z)&f.warns) {
 				t.Fatalf("triple %d, MSR %#x: %#x of %#x, %#x and %#x", n, f.index, v, x, y, z)
 			}
 		}

@@ -19,6 +19,7 @@ const (
 	kvmGetSupportedCPUID   = 0xc008ae05
 	kvmGetEmulatedCPUID    = 0xc008ae09
 	kvmGetMSRFeatureList   = 0xc004ae0a
+	kvmX86GetMCECap        = 0x8008ae9d // KVM_X86_GET_MCE_CAP_SUPPORTED
 	kvmCreateVCPU          = 0xae41
 	kvmGetDirtyLog         = 0x4010ae42
 	kvmSetUserMemoryRegion = 0x4020ae46
@@ -66,6 +67,7 @@ const (
 	kvmSetDeviceAttr = 0x4018aee1
 	kvmGetDeviceAttr = 0x4018aee2
 	kvmHasDeviceAttr = 0x4018aee3
+	kvmX86SetupMCE   = 0x4008ae9c
 	kvmGetSregs2     = 0x8140aecc
 	kvmSetSregs2     = 0x4140aecd
 	kvmGetXSave2     = 0x9000aecf

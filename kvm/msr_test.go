@@ -33,8 +33,12 @@ func values(index uint32, was uint64) []uint64 {
 // Every MSR that can be set is set on one VM, and read back from another after its
 // state has moved there.
 func TestEveryMSRThatCanBeSetIsRestored(t *testing.T) {
-	for vcpu := range 2 {
+	for n := range 3 {
+		vcpu := n % 2
 		a, b := newAdopted(t, 2, nil), newAdopted(t, 2, nil)
+		if n == 2 { // once with machine-check banks that have a control of all of them
+			setUpMCE(t, a.fds[vcpu], 10|withCtl|withSER)
+		}
 		set := map[uint32]uint64{}
 		for _, r := range msrRanges {
 			for index := r[0]; index < r[1]; index++ {

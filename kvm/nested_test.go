@@ -129,3 +129,41 @@ func TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState(t *testing.T) {
 		t.Errorf("DEBUGCTL can be read: %v; it is saved: %v", there, got)
 	}
 }
+
+// No guest is offered nested virtualization, which is not saved, and nothing else of those words is taken away.
+func TestNestedVirtualizationIsNotOffered(t *testing.T) {
+	const vmx, svm = 1 << 5, 1 << 2
+	table := cpuidOf([]CPUIDEntry{
+		{Function: 1, Ecx: ^uint32(0)},
+		{Function: 0x80000001, Ecx: ^uint32(0)},
+	}, 0)
+	for i, want := range []uint32{^uint32(vmx), ^uint32(svm)} {
+		if got := table[i].Ecx; got != want {
+			t.Errorf("leaf %#x: ECX %#x, want %#x", table[i].Function, got, want)
+		}
+	}
+}
+
+// What KVM may have and does not list is asked for, also what only other CPUs let a guest set.
+func TestMSRsThatKVMDoesNotListAreAskedFor(t *testing.T) {
+	list := unlisted(10)
+	for _, index := range []uint32{
+		0x200, 0x20f, 0x250, 0x258, 0x259, 0x268, 0x26f, 0x2ff, // memory types
+		0x179, 0x17a, 0x17b, 0x280, 0x289, 0x400, 0x403, 0x424, 0x427, // machine checks
+		0x3a, 0x8c, 0x8d, 0x8e, 0x8f, 0x1d9, 0xc0000103, 0xc0010114, 0xc0010140, 0xc0010141, 0x4b564d05, 0x4b564d08,
+	} {
+		if !slices.Contains(list, index) {
+			t.Errorf("MSR %#x is not", index)
+		}
+	}
+	for _, index := range []uint32{0x10, 0x11, 0x12, 0x8b, 0x90, 0x28a, 0x428, 0x6e0, 0x4b564d00, 0x4b564d01, 0x4b564d02, 0x4b564d04} {
+		if slices.Contains(list, index) {
+			t.Errorf("MSR %#x is", index)
+		}
+	}
+	if n := len(unlisted(1000)); n > maxMSRs-msrsListedNow {
+		t.Errorf("%d MSRs leave no room for those that KVM lists", n)
+	}
+}
+
+const msrsListedNow = 200 // KVM lists about 150

@@ -114,4 +114,9 @@ func TestAnMSROfWhichKVMMayKeepLessIsNotReadBack(t *testing.T) {
 			t.Errorf("MSR %#x is", index)
 		}
 	}
+	for _, index := range []uint32{0x3a, 0x48, 0x8c, 0x8d, 0x8e, 0x8f, 0x1d9, 0xc0000103, 0xc001011f} {
+		if !keeps(index) {
+			t.Errorf("MSR %#x, of which KVM keeps all or nothing, is not", index)
+		}
+	}
 }

@@ -35,7 +35,7 @@ const stale = 10 * time.Millisecond
 func (s *VCPUState) another() *VCPUState {
 	return &VCPUState{
 		sys: s.sys, msrs: append([]uint32(nil), s.msrs...), apic: s.apic, xsave: make([]byte, len(s.xsave)),
-		flags: s.flags, kept: s.kept, given: s.given, tsc: tsc{attr: s.tsc.attr},
+		flags: s.flags, kept: s.kept, given: s.given, tsc: tsc{attr: s.tsc.attr}, mcg: s.mcg,
 	}
 }
 

@@ -31,8 +31,11 @@ var rules = []struct {
 		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing", "TestEachSituationOfAVMIsRestored"}},
 	{"doc.go", "A VM that is loaded after it has run drops them before the first vCPU enters the guest", []string{
 		"TestARolledBackGuestGoesByThePageTablesThatWereLoaded", "TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut", "TestCopiesAreDroppedBesideTheHostsSlots"}},
-	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
-		"TestEveryMSRThatCanBeSetIsRestored", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored"}},
+	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks with their number and what they can do, FEATURE_CONTROL, the keys that launch enclaves, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
+		"TestEveryMSRThatCanBeSetIsRestored", "TestMSRsThatKVMDoesNotListAreAskedFor", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored",
+		"TestMachineCheckBanksAreRestored", "TestTheKeysThatLaunchEnclavesAreRestoredOrRefused"}},
+	{"doc.go", "so is what its VMM has told it of machine-check banks (KVM_X86_SETUP_MCE), which a vCPU is given with its state", []string{
+		"TestMachineCheckBanksThatDoNotFitAreRefusedInWords", "TestAStateIsTriedWithTheBanksThatItHas", "TestAVCPUThatIsGivenOtherBanksIsGivenTheirRegisters"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},
 	{"pausestate.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
@@ -41,7 +44,7 @@ var rules = []struct {
 		"TestAKVMThatLeavesSomethingElseIsAskedOneByOne", "TestWhatAShotTakesIsWhatTheCallsSay", "TestRegistersAreTakenOnlyIfKVMHasLeftThem"}},
 	{"vm.go", "a save may be encoded when the vCPU runs again", []string{"TestASecondPauseDoesNotTouchWhatIsStillToBeEncoded"}},
 	{"doc.go", "nested virtualization ([NotSavedError], on saving and on loading)", []string{
-		"TestAGuestThatUsesNestedVirtualizationIsNotSaved", "TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded"}},
+		"TestAGuestThatUsesNestedVirtualizationIsNotSaved", "TestNestedVirtualizationIsNotOffered", "TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded"}},
 	{"doc.go", "shadow stacks (the same)", []string{"TestAGuestThatUsesShadowStacksIsNotTaken", "TestShadowStacksAreNotOffered"}},
 	{"doc.go", "KVM's Xen interface (on saving, as far as KVM can be asked of it)", []string{
 		"TestAGuestThatUsesKVMsXenInterfaceIsKnown", "TestAGuestThatUsesKVMsXenInterfaceIsNotSaved"}},
@@ -57,7 +60,7 @@ var rules = []struct {
 
 	// Errors of KVM itself.
 	{"run.go", "KVM reports an error that ends it (an ExitError or the error of KVM_RUN)", []string{
-		"TestAnInstructionThatKVMCannotEmulateIsNamed", "TestExitsThatNobodyHandlesEndRun"}},
+		"TestAnInstructionThatKVMCannotEmulateIsNamed", "TestTheInstructionOfAnErrorIsFoundWhereTheGuestWas", "TestExitsThatNobodyHandlesEndRun"}},
 
 	// Unlike hosts.
 	{"doc.go", "[CommonCPUID] is what several hosts can all give it.", []string{"TestTheCommonCPUIDIsTakenByBothHosts"}},
@@ -75,11 +78,12 @@ var rules = []struct {
 		"TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets"}},
 	{"doc.go", "The package reads the TSC back to see whether KVM has set it ([VM.TSCError]).", []string{"TestATSCThatIsNotObeyedIsSaid"}},
 	{"doc.go", "With CatchUp, which the host can choose instead, the time of the move passes for the guest.", []string{"TestAGuestCatchesUpWithTheWallClockIfAsked"}},
-	{"doc.go", "After pauses that add up to 10 ms the guest is told, by its clock, that it did not run", []string{"TestAGuestIsToldByItsClockThatItStoodStill"}},
+	{"doc.go", "After pauses that add up to 10 ms the guest is told, by its clock, that it did not run", []string{"TestAGuestIsToldByItsClockThatItStoodStill", "TestAGuestIsToldOnceOfATime"}},
 
 	// Dirty memory.
 	{"doc.go", "The bitmaps of an adopted VM may have to be cleared by a second call; the package finds that out.", []string{
-		"TestEachPageIsReportedOnceWhoeverClearsTheLog", "TestALogThatBeginsFullIsReportedAndForgotten"}},
+		"TestEachPageIsReportedOnceWhoeverClearsTheLog", "TestALogThatBeginsFullIsReportedAndForgotten",
+		"TestEachPageOfALargeSlotIsReportedOnce", "TestWhileItIsNotKnownWhoClearsTheLogEachPageIsReportedOnce"}},
 	{"doc.go", "Writes of vCPUs are logged by KVM, in a bitmap for each slot or in a ring for each vCPU", []string{
 		"TestMemoryMovedByTheDirtyLogAloneStaysIdenticalOver30Generations", "TestKVMsLogHasEveryPageThatTheKernelSawWritten", "TestAFullDirtyRingLosesNothing"}},
 	{"doc.go", "KVM does not log writes of the host to guest memory: the host reports them with [VM.MarkDirty].", []string{

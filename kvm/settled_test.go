@@ -9,6 +9,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
 // initFromTheIOAPIC has an interrupt controller send the VM's first vCPU an INIT.
@@ -184,5 +186,40 @@ func TestWhatAStateDoesNotTellOfIsOff(t *testing.T) {
 		if told := flags != 0; (e.N.Pending != 0) != told || (e.I.Shadow != 0) != told {
 			t.Errorf("flags %#x: NMIs pending %d, interrupt shadow %d", flags, e.N.Pending, e.I.Shadow)
 		}
+	}
+}
+
+// An event of which a state does not tell is written as one that is not there, so that KVM does not keep it; one of
+// which the state tells is written as it is.
+func TestEventsOfWhichAStateDoesNotTellAreWrittenAsNone(t *testing.T) {
+	s := &VCPUState{flags: eventsFlags, kept: eventsKept}
+	all := gokvm.VCPUEvents{TripleFault: 1}
+	all.N.Pending, all.I.Shadow = 1, 2
+	all.S = gokvm.SMI{SMM: 1, Pening: 1, SMMInsideNMI: 1, LatchedInit: 1}
+	for flag, want := range map[uint32]func(e *gokvm.VCPUEvents){
+		0:                 func(*gokvm.VCPUEvents) {},
+		eventsNMI:         func(e *gokvm.VCPUEvents) { e.N.Pending = 1 },
+		eventsShadow:      func(e *gokvm.VCPUEvents) { e.I.Shadow = 2 },
+		eventsSMM:         func(e *gokvm.VCPUEvents) { e.S = all.S },
+		eventsTripleFault: func(e *gokvm.VCPUEvents) { e.TripleFault = 1 },
+		eventsKept:        func(e *gokvm.VCPUEvents) { *e = all },
+	} {
+		s.events = all
+		s.events.Flags = flag
+		var is gokvm.VCPUEvents
+		want(&is)
+		is.Flags = eventsKept
+		if got := s.told(); got != is {
+			t.Errorf("flags %#x: %+v is written, want %+v", flag, got, is)
+		}
+		if s.events.Flags != flag || s.events.S != all.S {
+			t.Errorf("flags %#x: the state is another now", flag)
+		}
+	}
+	s.kept = 0 // a KVM that reports none of them is not told of them either
+	s.events = gokvm.VCPUEvents{Flags: eventsPayload | eventsTripleFault}
+	s.flags = eventsFlags &^ eventsEnabled
+	if got := s.told(); got.Flags != 0 {
+		t.Errorf("flags %#x are written to a KVM that does not have them", got.Flags)
 	}
 }

@@ -3,6 +3,7 @@
 package kvm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -78,3 +79,44 @@ func TestAnSMIWithoutMemoryForItEndsRunInWords(t *testing.T) {
 		t.Errorf("in system management: %v, RIP %#x, instruction % x; want RIP 0x8000, and no instruction", exit.SMM, exit.RIP, exit.Instruction)
 	}
 }
+
+// Older kernels do not say which instruction they could not emulate. It is looked for where the guest was: outside of
+// long mode that is behind the base of its code segment, in 32 bits; and a page that is not there ends it.
+func TestTheInstructionOfAnErrorIsFoundWhereTheGuestWas(t *testing.T) {
+	require.Usable(t, require.KVM, Probe)
+	const pages = 4
+	vm, err := Create(Config{Memory: pages * PageSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	v := vm.vcpus[0]
+	for i := range vm.memory {
+		vm.memory[i] = byte(i>>4 ^ i)
+	}
+	sregs, err := v.Sregs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ base, rip, at, want uint64 }{
+		"at the beginning":             {0, 0x123, 0x123, longestInstruction},
+		"behind a base":                {0x1230, 5, 0x1235, longestInstruction},
+		"across two pages":             {0x1ff0, 9, 0x1ff9, longestInstruction},
+		"behind a base that wraps":     {0xfffff000, 0x2010, 0x1010, longestInstruction},
+		"before the end of the memory": {0, pages*PageSize - 3, pages*PageSize - 3, 3},
+		"where there is no memory":     {0x100000, 0, 0, 0},
+	} {
+		sregs.CS.Base = c.base
+		regs := Regs{RIP: c.rip, RFLAGS: 2}
+		if err := errors.Join(v.SetSregs(sregs), v.SetRegs(regs)); err != nil {
+			t.Fatal(err)
+		}
+		e := &ExitError{Reason: exitInternalError, Code: emulationFailed}
+		v.where(e)
+		if e.RIP != c.rip || !bytes.Equal(e.Instruction, vm.memory[c.at:][:c.want]) {
+			t.Errorf("%s: RIP %#x and % x, want %#x and % x", name, e.RIP, e.Instruction, c.rip, vm.memory[c.at:][:c.want])
+		}
+	}
+}
+
+const longestInstruction = 15

@@ -54,4 +54,15 @@ func TestAGuestIsToldOnceOfATime(t *testing.T) {
 	if v.stop.unsaid != 0 {
 		t.Errorf("%v are still to be told", v.stop.unsaid)
 	}
+	// The telling costs a call: a guest that is stopped for short times is not told of each.
+	v.stop.unsaid = untold - 1
+	v.tellGuest()
+	if v.stop.unsaid != untold-1 {
+		t.Errorf("%v are still to be told, of %v", v.stop.unsaid, untold-1)
+	}
+	v.stop.unsaid, v.stop.since = 1, time.Now().Add(-time.Hour) // it is on its way back from a long stop
+	v.tellGuest()
+	if v.stop.unsaid != 0 || !v.stop.since.IsZero() {
+		t.Errorf("%v are still to be told, of an hour", v.stop.unsaid)
+	}
 }

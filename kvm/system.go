@@ -106,7 +106,8 @@ func ReadSystem(kvm, vm int) (*System, error) {
 			s.msrs = append(s.msrs, index)
 		}
 	}
-	for _, index := range unlisted(capability(vm, capMCE)) {
+	banks := capability(vm, capMCE)
+	for _, index := range unlisted(banks) {
 		if !slices.Contains(s.msrs, index) {
 			s.msrs = append(s.msrs, index)
 		}
@@ -127,6 +128,9 @@ func ReadSystem(kvm, vm int) (*System, error) {
 	}
 	s.features = featureIndices(kvm)
 	s.supports = readFeatures(kvm, s.features)
+	if m, ok := supportedMCE(kvm, banks); ok {
+		s.supports = append(s.supports, m)
+	}
 	var err error
 	if s.cpuid, err = possibleCPUID(kvm); err != nil {
 		return nil, fmt.Errorf("kvm: %w", err)
@@ -139,7 +143,8 @@ func ReadSystem(kvm, vm int) (*System, error) {
 
 // unlisted returns MSRs that KVM may have and does not list, or lists only where a guest may use
 // them: the memory types of physical addresses (Intel SDM volume 3, 12.11), the machine-check
-// banks, of which there are as many as banks says, DEBUGCTL, TSC_AUX, AMD's VM_CR and the errata
+// banks, of which there are as many as banks says, and what they can do, which features are locked,
+// the keys that launch enclaves, DEBUGCTL, TSC_AUX, AMD's VM_CR and the errata
 // that a guest is told of, and KVM's own without those that name memory.
 func unlisted(banks int) []uint32 {
 	const (
@@ -147,8 +152,12 @@ func unlisted(banks int) []uint32 {
 		fix64K, fix16K0, fix16K1, fix4K0, fix4K7, defType = 0x250, 0x258, 0x259, 0x268, 0x26f, 0x2ff
 		tscAux, vmCR, firstOwn, ownMSRs                   = 0xc0000103, 0xc0010114, 0x4b564d05, 27
 		mcgStatus, mcgCtl, mcCtl2, mcCtl                  = 0x17a, 0x17b, 0x280, 0x400
+		featureControl                                    = 0x3a
 	)
-	list := []uint32{fix64K, fix16K0, fix16K1}
+	list := []uint32{msrMCGCap, featureControl, fix64K, fix16K0, fix16K1}
+	for i := uint32(msrLaunchKey0); i <= msrLaunchKey3; i++ {
+		list = append(list, i)
+	}
 	for i := uint32(physBase); i <= physMask16; i++ {
 		list = append(list, i)
 	}

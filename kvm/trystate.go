@@ -33,6 +33,7 @@ type spare struct {
 	fd    int // 0: not made yet
 	cpuid cpuidTable
 	under cpuidTable                 // the table under which it was given MSRs; empty: it was given none
+	mcg   uint64                     // MCG_CAP that it was given with them; 0: it was given none
 	lapic gokvm.LAPICState           // the one that is tried
 	asked [msrsAtOnce]gokvm.MSREntry // what obeyed expects
 	told  tells
@@ -79,7 +80,7 @@ func (p *spares) drop() error {
 		if s.fd > 0 {
 			errs = append(errs, unix.Close(s.fd))
 		}
-		s.fd, s.cpuid, s.under, s.told.ok = 0, cpuidTable{}, cpuidTable{}, false
+		s.fd, s.cpuid, s.under, s.mcg, s.told.ok = 0, cpuidTable{}, cpuidTable{}, 0, false
 	}
 	if p.vm > 0 {
 		errs = append(errs, unix.Close(p.vm))
@@ -89,12 +90,14 @@ func (p *spares) drop() error {
 }
 
 // renew drops the spare VM, so that the next state is tried on a new vCPU, if this vCPU was given
-// MSRs under another CPUID table than that. It could still have the value of an MSR that KVM does
-// not take under the new table: the state would pass here, and then fail on the guest's vCPU,
+// MSRs under another CPUID table than that, or with other machine-check banks than mcgCap, of which 0
+// stands for any. It could still have the value of an MSR that KVM does
+// not take under the new ones: the state would pass here, and then fail on the guest's vCPU,
 // which does not have that value. The whole VM goes because KVM frees a vCPU only together with
 // its VM. all.mu is held.
-func (s *spare) renew(table *cpuidTable) error {
-	if u := &s.under; u.n == 0 || u.n == table.n && u.entries == table.entries {
+func (s *spare) renew(table *cpuidTable, mcgCap uint64) error {
+	sameBanks := mcgCap == 0 || s.mcg == 0 || mcgCap == s.mcg
+	if u := &s.under; u.n == 0 || sameBanks && u.n == table.n && u.entries == table.entries {
 		s.under = *table
 		return nil
 	}
@@ -216,7 +219,8 @@ func (s *spare) try(state *VCPUState) error {
 	}
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
-	if err := s.renew(&state.cpuid); err != nil {
+	banks, _ := state.savedMSR(msrMCGCap)
+	if err := s.renew(&state.cpuid, banks); err != nil {
 		return fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}
 	if err := s.open(state.apic, state.flags); err != nil {
@@ -244,6 +248,9 @@ func (s *spare) try(state *VCPUState) error {
 		}
 		s.cpuid = state.cpuid
 	}
+	if err := s.setupMCE(banks); err != nil {
+		return refused("machine-check banks", err)
+	}
 	same := known && had.same(state, lapic, events)
 	if !same {
 		if what, err := s.tryRegisters(state); err != nil {
@@ -256,7 +263,8 @@ func (s *spare) try(state *VCPUState) error {
 		}
 	}
 	if err := state.setMSRs(s.fd, func(i int) bool {
-		return tried(state.msr.entries[i].Index) && !(same && had.has(state, i))
+		index := state.msr.entries[i].Index
+		return tried(index) && index != msrMCGCap && !(same && had.has(state, i))
 	}, nil); err != nil {
 		return refused("MSRs", err)
 	}
@@ -276,8 +284,12 @@ func (s *spare) try(state *VCPUState) error {
 // read back tells which. Of some it keeps less by design, such as 32 bits of SYSENTER_ESP for a guest with the
 // CPUID of an AMD processor: of those it says nothing.
 func keeps(index uint32) bool {
-	const specCtrl, debugCtl, tscAux, virtSpecCtrl = 0x48, 0x1d9, 0xc0000103, 0xc001011f
-	return index == specCtrl || index == debugCtl || index == tscAux || index == virtSpecCtrl
+	const featureControl, specCtrl, debugCtl, tscAux, virtSpecCtrl = 0x3a, 0x48, 0x1d9, 0xc0000103, 0xc001011f
+	switch index {
+	case featureControl, specCtrl, debugCtl, tscAux, virtSpecCtrl:
+		return true
+	}
+	return index >= msrLaunchKey0 && index <= msrLaunchKey3
 }
 
 // obeyed reads back the MSRs that KVM keeps, because KVM may take a value without an error and not
@@ -289,7 +301,7 @@ func (s *spare) obeyed(state *VCPUState, was func(i int) bool) error {
 		t.n = 0
 		for ; at < int(state.msr.n) && t.n < msrsAtOnce; at++ {
 			m := state.msr.entries[at]
-			if m.Data != 0 && keeps(m.Index) && !was(at) {
+			if m.Data != 0 && keeps(m.Index) && !was(at) && !state.unseen(m.Index) {
 				t.entries[t.n] = m
 				t.n++
 			}

@@ -224,7 +224,7 @@ func (s *VCPUState) check(apic bool) error {
 	for i := range s.msr.entries[:s.msr.n] {
 		m := &s.msr.entries[i]
 		known := i < len(s.msrs) && s.msrs[i] == m.Index // the usual case: the same list
-		if m.Padding != 0 || m.Data != 0 && !known && !s.knowsMSR(m.Index) || !s.backed(m.Index, m.Data) {
+		if m.Padding != 0 || m.Data != 0 && !known && !s.knowsMSR(m.Index) && !s.unseen(m.Index) || !s.backed(m.Index, m.Data) {
 			return &MSRError{m.Index, m.Data}
 		}
 		if m.Data != 0 {

@@ -25,7 +25,8 @@ type msrOne struct {
 const msrsAtOnce = 255
 
 // getMSRs reads all MSRs. KVM stops at the first that it cannot read and returns
-// how many it has read; that one is left out from then on.
+// how many it has read; that one is left out from then on, or until the vCPU has other
+// machine-check banks.
 func (s *VCPUState) getMSRs(vcpu int) error {
 	t := s.scratch()
 	for at := 0; at < len(s.msrs); {
@@ -45,6 +46,9 @@ func (s *VCPUState) getMSRs(vcpu int) error {
 		at += n
 	}
 	s.msr.n = uint32(len(s.msrs))
+	if now, ok := s.savedMSR(msrMCGCap); ok && s.foundMCE(now) {
+		return s.getMSRs(vcpu)
+	}
 	return nil
 }
 
@@ -93,8 +97,8 @@ func (s *VCPUState) putMSRs(vcpu int, t *msrTable, refused *[]uint32) error {
 		if err != nil {
 			return err
 		}
-		// An MSR that does not exist here is as good as one that is 0.
-		if value != m.Data || !ok && m.Data != 0 {
+		// An MSR that does not exist here is as good as one that is 0, or that the guest does not see.
+		if ok && value != m.Data || !ok && m.Data != 0 && !s.unseen(m.Index) {
 			return &MSRError{m.Index, m.Data}
 		}
 		if refused != nil {

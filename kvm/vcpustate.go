@@ -40,6 +40,8 @@ type VCPUState struct {
 	// What the vCPU is known to have; an empty table is not known.
 	hasCPUID  []gokvm.CPUIDEntry2
 	hasTSCKHz uint32
+	hasMCG    uint64 // MCG_CAP, since the first Restore, before which a VMM may change it; 0: not known
+	mcg       uint64 // the same when msrs was last compared with what the vCPU has; 0: it was not yet
 
 	cpuid  cpuidTable
 	tscKHz uint32
@@ -183,7 +185,8 @@ func (s *VCPUState) saveRest(vcpu int) error {
 
 // Restore writes the state to a stopped vCPU, which may have run before. The
 // interrupt controllers must have been restored, the clock not yet. The order is
-// what KVM needs: CPUID before the registers it legalises; an NMI, an SMI, an INIT or a start that
+// what KVM needs: CPUID before the registers it legalises; how many machine-check banks there are
+// before their registers and the local APIC; an NMI, an SMI, an INIT or a start that
 // the vCPU was sent and has not looked at are taken back before anything is written; the local APIC before
 // the TSC deadline, which its mode decides on; the TSC before the deadline;
 // events last, because setting registers drops a pending exception.
@@ -219,6 +222,12 @@ func (s *VCPUState) Restore(vcpu int) error {
 		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
 			return err
 		}
+	}
+	if changed, err := s.restoreMCE(vcpu); err != nil {
+		return err
+	} else if changed {
+		h = &held{}
+		s.refused = s.refused[:0]
 	}
 	if err := s.dequeue(vcpu); err != nil {
 		return err
@@ -286,7 +295,8 @@ func (s *VCPUState) Restore(vcpu int) error {
 	}
 	// Some MSRs are other names of a special register.
 	if err := s.setMSRs(vcpu, func(i int) bool {
-		return s.msr.entries[i].Index != msrTSC && !(sregs && h.has(s, i))
+		index := s.msr.entries[i].Index
+		return index != msrTSC && index != msrMCGCap && !(sregs && h.has(s, i))
 	}, &s.refused); err != nil {
 		return err
 	}

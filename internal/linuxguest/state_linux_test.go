@@ -203,12 +203,13 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
 	t.Parallel()
-	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI'", nil)
+	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI|MachineCheck|Banks|Enclaves'", nil)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
 		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
 		"TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore", "TestAnNMIThatIsQueuedAtARollBackIsNotTheRestoredGuests",
 		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad", "TestEachSituationOfAVMIsRestored",
 		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved", "TestAGuestIsMovedInTheMidstOfItsHandlers",
-		"TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestAnSMIWithoutMemoryForItEndsRunInWords")
+		"TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestAnSMIWithoutMemoryForItEndsRunInWords",
+		"TestMachineCheckBanksAreRestored", "TestMachineCheckBanksThatDoNotFitAreRefusedInWords")
 }
