@@ -115,6 +115,31 @@ func TestASYNAfterARSTIsOfAnotherConnection(t *testing.T) {
 	}
 }
 
+// Of what the other guest holds of a block, only so much is told as there is room for blocks. That
+// there is more is no news.
+func TestWhatThereIsNoRoomForIsNotToldAgainAndAgain(t *testing.T) {
+	sack := func(n ...uint32) string {
+		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
+		for _, v := range n {
+			b = binary.BigEndian.AppendUint32(b, v)
+		}
+		return string(b)
+	}
+	_, p, s := opened(t, nil)
+	a := bareAt(100, 1000, 50)
+	a.opts = sack(2000, 2100, 2300, 2400)
+	x := a
+	x.data = "x"
+	s(a)
+	a.ack, a.win, a.opts = 1512, 46, sack(2000, 2400)
+	if r := p(a); len(r.Release) != 1 {
+		t.Errorf("%q", told(r))
+	}
+	if r := s(x); len(r.Release) > 0 {
+		t.Errorf("what the other guest sends makes a duplicate: %q", told(r))
+	}
+}
+
 // answeredSYN is the client's answer to the SYN 99.
 func answeredSYN() []byte {
 	f := answer(100, wireMSS+wireWindow7)
