@@ -79,7 +79,7 @@ func (e *Engine) payOwed(c *conn, again bool) {
 		return
 	}
 	d := e.edit(t, p)
-	news := !l.acks || after(d.ack, l.ack) || p.nsck > 0 && d.sack.and(&l.sack) != d.sack || t.dataAcks.news(p, d.less)
+	news := !l.acks || after(d.ack, l.ack) || !d.sack.within(&l.sack) || t.dataAcks.news(p, d.less)
 	switch whole := d.whole(p); {
 	case whole && (news || d.edges && after(d.edge, l.edge) || p.id > l.last):
 		c.owed = nil
@@ -115,7 +115,7 @@ func (e *Engine) paySelective(c *conn, s *pkt) bool {
 	}
 	d.cut = d.sack != all
 	l := &t.left
-	if d.sack.n == 0 || l.acks && !after(d.ack, l.ack) && d.sack.and(&l.sack) == d.sack {
+	if d.sack.n == 0 || l.acks && !after(d.ack, l.ack) && d.sack.within(&l.sack) {
 		return false
 	}
 	q := e.cut(c, s, s.dat, s.dat, p.seq, packet.ACK)
@@ -149,6 +149,9 @@ func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 	seq := p.end
 	if p.flags&packet.FIN != 0 {
 		seq++
+	}
+	if l := &c.tcp.left; l.ends && after(l.end, seq) {
+		seq = l.end // p repeats something, and the peer takes nothing that begins before what it has
 	}
 	q := e.cut(c, p, p.dat, p.dat, seq, packet.ACK)
 	q.id = p.id // it is no repetition: the peer gets the segment itself

@@ -144,6 +144,9 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 			}
 			v.holds(b, &d.sack)
 		}
+		for ; d.sack.n > all.n; d.sack.n-- { // there is room for as many as there were
+			d.sack.at[d.sack.n-1] = [2]uint32{}
+		}
 		d.cut = d.sack != all
 	}
 	return d

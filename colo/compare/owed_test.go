@@ -43,6 +43,25 @@ func TestAnOlderAndNarrowerWindowTakesNothingBack(t *testing.T) {
 	x.told("a guest may take back what it has offered itself", p(bareAt(104, 1000, 40)), "@104 ack 1000 to 6120")
 }
 
+// A peer drops what begins before the data that it has.
+func TestWhatARepetitionAcknowledgesBeginsBehindWhatHasLeft(t *testing.T) {
+	_, p, s := opened(t, nil)
+	for _, a := range []ackSeg{data(100, "abcd"), data(104, "efgh")} {
+		p(a)
+		if r := s(a); len(r.Release) != 1 {
+			t.Errorf("%q", told(r))
+		}
+	}
+	a := data(100, "abcd")
+	a.ack = 1512
+	if r := p(a); told(r) != "abcd@100 ack 1000 to 7400" {
+		t.Errorf("what the other guest has acknowledged: %q", told(r))
+	}
+	if r := s(bareAt(108, 1512, 50)); told(r) != "@108 ack 1512 to 7912" {
+		t.Errorf("the rest: %q", told(r))
+	}
+}
+
 // Three duplicates have the peer send again what nobody lacks.
 func TestNoDuplicateLeavesThatTheGuestHasNotGiven(t *testing.T) {
 	x, p, s := opened(t, nil)
@@ -112,6 +131,52 @@ func TestASYNAfterARSTIsOfAnotherConnection(t *testing.T) {
 		if r := p(syn); len(r.Release) != 1 {
 			t.Errorf("again: %q", told(r))
 		}
+	}
+}
+
+// Of what the other guest holds of a block, only so much is told as there is room for blocks. That
+// there is more is no news.
+func TestWhatThereIsNoRoomForIsNotToldAgainAndAgain(t *testing.T) {
+	sack := func(n ...uint32) string {
+		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
+		for _, v := range n {
+			b = binary.BigEndian.AppendUint32(b, v)
+		}
+		return string(b)
+	}
+	_, p, s := opened(t, nil)
+	a := bareAt(100, 1000, 50)
+	a.opts = sack(2000, 2100, 2300, 2400)
+	x := a
+	x.data = "x"
+	s(a)
+	a.ack, a.win, a.opts = 1512, 46, sack(2000, 2400)
+	if r := p(a); len(r.Release) != 1 {
+		t.Errorf("%q", told(r))
+	}
+	if r := s(x); len(r.Release) > 0 {
+		t.Errorf("what the other guest sends makes a duplicate: %q", told(r))
+	}
+}
+
+// A block within another tells of a duplicate (RFC 2883 section 4), once.
+func TestADuplicateWithinABlockIsNoNewsTwice(t *testing.T) {
+	opts := []byte{1, 1, packet.OptSACK, 18}
+	for _, v := range []uint32{2100, 2200, 2000, 2400} {
+		opts = binary.BigEndian.AppendUint32(opts, v)
+	}
+	_, p, s := opened(t, nil)
+	a := bareAt(100, 1000, 50)
+	a.opts = string(opts)
+	s(a)
+	x := a
+	x.data = "x"
+	a.ack, a.win = 1512, 46
+	if r := p(a); len(r.Release) != 1 {
+		t.Errorf("%q", told(r))
+	}
+	if r := s(x); len(r.Release) > 0 {
+		t.Errorf("what the other guest sends makes a duplicate: %q", told(r))
 	}
 }
 

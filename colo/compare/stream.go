@@ -275,6 +275,16 @@ func (r *ranges) has(from, to uint32) bool {
 	return false
 }
 
+// within reports whether s has all of r, however the two are cut and ordered.
+func (r *ranges) within(s *ranges) bool {
+	for _, b := range r.at[:r.n] {
+		if !s.has(b[0], b[1]) {
+			return false
+		}
+	}
+	return true
+}
+
 // and returns the numbers that are in both, in up to four stretches. It leaves out a
 // fifth.
 func (r *ranges) and(s *ranges) (both ranges) {

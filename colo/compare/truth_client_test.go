@@ -3,6 +3,7 @@ package compare_test
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/gocolo/lockstep/internal/packet"
 )
@@ -94,6 +95,7 @@ type truthClient struct {
 
 	snd, una uint32
 	sacked   spans
+	blocks   []span // of the last acknowledgment
 	edge     uint32 // of the guest's window
 	wl1, wl2 uint32 // the segment that the window is from (RFC 9293 section 3.10.7.4)
 	wl       bool
@@ -156,16 +158,19 @@ func (c *truthClient) judge(s *truthFrame) (wrong string) {
 		c.stamp = s.stamp
 	}
 	if s.flags&packet.ACK != 0 {
+		if s.ack < c.top && !s.bare() {
+			return fmt.Sprintf("%d is acknowledged after %d", s.ack, c.top)
+		}
 		c.right, c.top = max(c.right, s.edge), max(c.top, s.ack)
 	}
-	if s.seq > c.rcv+c.room || s.end < c.rcv && s.end != c.rcv-1 {
+	if s.seq > c.rcv+c.room || s.end < c.rcv {
 		return "" // it is not acceptable
 	}
 	if s.flags&packet.ACK != 0 && s.ack >= c.una {
-		if s.bare() && s.ack == c.una && s.edge == c.edge && len(s.blocks) == 0 && c.snd > c.una {
+		if s.bare() && s.ack == c.una && s.edge == c.edge && slices.Equal(s.blocks, c.blocks) && c.snd > c.una {
 			c.again[s.ack]++
 		}
-		c.una = s.ack
+		c.una, c.blocks = s.ack, s.blocks
 		if !c.wl || c.wl1 < s.seq || c.wl1 == s.seq && c.wl2 <= s.ack {
 			if s.edge < c.edge {
 				wrong = fmt.Sprintf("the window's edge was %d, and is %d", c.edge, s.edge)

@@ -57,7 +57,7 @@ func (w *truthWorld) drain() {
 	w.checkpoint(w.loose)
 	losses := w.losses
 	w.losses = 0
-	say := func(g *truthGuest, own func(*truthLife) (uint32, uint32), to func([]byte)) {
+	say := func(g *truthGuest, own func(*truthLife) (uint32, uint32), to func([]byte), slow bool) {
 		if l := w.life; l.dialed && (g.life == nil || g.life.nth < l.nth) {
 			syn, room := own(l)
 			g.accepts(l, syn, room)
@@ -74,8 +74,10 @@ func (w *truthWorld) drain() {
 		for f := g.says(50); f != nil; f = g.says(50) {
 			to(f)
 		}
-		if g.owes || g.used > 0 {
-			g.used = 0
+		if g.owes || g.used > 1 {
+			if g.used /= 2; !slow {
+				g.used = 0
+			}
 			to(g.ack())
 		}
 	}
@@ -110,8 +112,8 @@ func (w *truthWorld) drain() {
 		}
 		w.p.clock++
 		w.s.clock++
-		say(&w.p, w.primaryNumber, w.primary)
-		say(&w.s, w.secondaryNumber, w.secondary)
+		say(&w.p, w.primaryNumber, w.primary, false)
+		say(&w.s, w.secondaryNumber, w.secondary, w.slow)
 		for len(w.stream) > 0 {
 			w.deliver()
 		}

@@ -25,7 +25,9 @@ type truthWorld struct {
 	wrong  string
 	scale  uint8
 	room   uint32
-	losses int // one of so many segments is lost to each guest
+	size   uint32 // of the segments of both guests; 0: each has sizes of its own
+	slow   bool   // the application of the secondary\'s guest does not read all
+	losses int    // one of so many segments is lost to each guest
 
 	p, s  truthGuest
 	c     truthClient
@@ -64,6 +66,7 @@ func newTruthWorld(t testing.TB, seed uint64) *truthWorld {
 		e: newBoth(t, cfg), r: r, now: time.Unix(1000, 0), scale: uint8(r.IntN(5)), room: 60 + uint32(r.IntN(400)), losses: 2 + r.IntN(12),
 		pending: map[uint64]testified{}, marks: map[uint64]truthGuest{}, base: uint32(r.IntN(16)) << 28, nth: -1,
 	}
+	w.size, w.slow = uint32(r.IntN(2)*r.IntN(40)), r.IntN(3) == 0
 	if r.IntN(2) == 0 {
 		w.base -= uint32(r.IntN(300))
 	}
@@ -246,6 +249,9 @@ func (w *truthWorld) guest(g *truthGuest, own func(*truthLife) (uint32, uint32))
 			return g.ack()
 		}
 	case k < 13:
+		if w.size > 0 {
+			return g.says(w.size)
+		}
 		return g.says(1 + uint32(w.r.IntN(50)))
 	case k == 13:
 		if g.used > 0 {
