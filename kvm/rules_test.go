@@ -34,6 +34,8 @@ var rules = []struct {
 	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks with their number and what they can do, FEATURE_CONTROL, the keys that launch enclaves, DEBUGCTL, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
 		"TestEveryMSRThatCanBeSetIsRestored", "TestMSRsThatKVMDoesNotListAreAskedFor", "TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestHyperVsInterruptsAndTimersAreRestored",
 		"TestMachineCheckBanksAreRestored", "TestTheKeysThatLaunchEnclavesAreRestoredOrRefused"}},
+	{"vcpustate.go", "the local APIC before the TSC deadline, which its mode decides on", []string{
+		"TestADeadlineIsRestoredWhateverTheTimerWas"}},
 	{"doc.go", "so is what its VMM has told it of machine-check banks (KVM_X86_SETUP_MCE), which a vCPU is given with its state", []string{
 		"TestMachineCheckBanksThatDoNotFitAreRefusedInWords", "TestAStateIsTriedWithTheBanksThatItHas", "TestAVCPUThatIsGivenOtherBanksIsGivenTheirRegisters"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{

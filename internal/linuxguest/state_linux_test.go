@@ -203,7 +203,7 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
 	t.Parallel()
-	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI|MachineCheck|Banks|Enclaves'", nil)
+	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI|MachineCheck|Banks|Enclaves|ADeadline'", nil)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
 		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
@@ -211,5 +211,6 @@ func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad", "TestEachSituationOfAVMIsRestored",
 		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved", "TestAGuestIsMovedInTheMidstOfItsHandlers",
 		"TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestAnSMIWithoutMemoryForItEndsRunInWords",
-		"TestMachineCheckBanksAreRestored", "TestMachineCheckBanksThatDoNotFitAreRefusedInWords")
+		"TestMachineCheckBanksAreRestored", "TestMachineCheckBanksThatDoNotFitAreRefusedInWords",
+		"TestADeadlineIsRestoredWhateverTheTimerWas")
 }
