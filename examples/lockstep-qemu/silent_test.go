@@ -191,3 +191,50 @@ func TestWhoEndsAProgramWaitsNoLongerThanTheGrace(t *testing.T) {
 		}
 	})
 }
+
+// A guardian tries for as long as it takes, and whoever comes back to the terminal looks for what else was said.
+func TestAStandbyThatIsNotThereIsToldOnce(t *testing.T) {
+	t.Parallel()
+	q := newFakeQEMU(t, -1)
+	q.alone = true
+	o := q.hurried()
+	o.stay, o.pause, o.disks, o.nbd = true, false, nil, ""
+	var out, said printed
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := o.stayed(ctx, &printer{terminal: terminal{out: &out, err: &said}})
+		done <- err
+	}()
+	eventually(t, "it does not try again", func() bool {
+		n := 0
+		for _, s := range q.heard() {
+			if s == "migrate" {
+				n++
+			}
+		}
+		return n > 2
+	})
+	cancel()
+	<-done
+	for _, words := range []string{"mind: disk d ", "protecting ", "unprotected "} {
+		if n := out.count(words); n != 1 {
+			t.Errorf("%q was said %d times", words, n)
+		}
+	}
+}
+
+func TestAnAddressWithoutItsPortIsRefusedBeforeAnythingIsCopied(t *testing.T) {
+	for _, c := range []struct{ wrong, args string }{
+		{"-to tcp:there", "-to tcp:there"},
+		{"-nbd tcp:there", "-to tcp:there:1 -nbd tcp:there -disk a=b"},
+		{"-control tcp:there", "-to tcp:there:1 -stay -insecure -control tcp:there"},
+	} {
+		p := start(t, append([]string{"protect", "-qmp", "none"}, strings.Fields(c.args)...)...)
+		p.ends(exitUsage)
+		if said := p.errors(); !strings.Contains(said, c.wrong+": the port is missing") {
+			t.Errorf("%s: %s", c.args, said)
+		}
+	}
+}
