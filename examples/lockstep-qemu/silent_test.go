@@ -3,12 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 // brief is how long the QEMUs of these tests may owe an answer. The steps are tried at the same time.
@@ -237,4 +241,34 @@ func TestAnAddressWithoutItsPortIsRefusedBeforeAnythingIsCopied(t *testing.T) {
 			t.Errorf("%s: %s", c.args, said)
 		}
 	}
+}
+
+// systemd ends a guardian that is silent for ten seconds.
+func TestAQEMUThatHangsWithManyDisksKeepsItsGuardianAsLongAsOneWithNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		q := &fakeQEMU{hangsAt: 2, hung: make(chan struct{})} // once it has greeted and agreed
+		served := make(chan struct{})
+		go func() { defer close(served); q.serve(far) }()
+		g := alone(nil)
+		var err error
+		if g.m, err = qmp.NewClientOOB(t.Context(), near); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 8 {
+			g.disks = append(g.disks, mirrored{fmt.Sprint("ide", i), fmt.Sprint("disk", i)})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		if err := g.rescue(ctx); err == nil {
+			t.Error("a QEMU that hangs has taken an order")
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it has kept the guardian for %v", took)
+		}
+		cancel()
+		g.all.Wait()
+		near.Close()
+		<-served
+	})
 }
