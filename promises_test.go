@@ -149,6 +149,12 @@ var promises = []struct {
 	{"docs/operations.md", "the shortest time from one trigger to the next, where a checkpoint is asked for", []string{"colo.TestRequestsFollowEachOtherAtAMeasuredPace"}},
 	{"docs/operations.md", "the secondary was too slow for CheckpointTimeout: `step` says where", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch"}},
 	{"docs/operations.md", "somebody has ended it on purpose; reason and side are in it", []string{"colo.TestEitherSideEndsTheProtectionOnPurpose"}},
+	{"docs/operations.md", "After five seconds a QEMU that hangs (it is stopped, or its storage is) is named", []string{
+		"examples/lockstep-qemu.TestAQEMUThatHangsAtAnyStepOfAProtectionIsNamed", "examples/lockstep-qemu.TestAGuardianWhoseQEMUHangsAtAnyStepNamesItAndEnds"}},
+	{"docs/operations.md", "the guardian says that it takes no orders, and its `status` has `qemu`.", []string{"examples/lockstep-qemu.TestAQEMUThatHangsAndIsKilledIsADeath"}},
+	{"docs/operations.md", "Nothing is decided: it may go on.", []string{"examples/lockstep-qemu.TestAQEMUThatHungForAWhileIsProtectedAgain"}},
+	{"docs/operations.md", "Ctrl-C ends each of these programs within some seconds", []string{
+		"examples/lockstep-qemu.TestWhoEndsAProgramWaitsNoLongerThanTheGrace", "examples/lockstep-qemu.TestAStandbyWhoseQEMUHangsEndsAndLeavesNothingBehind"}},
 	{"docs/operations.md", "is no failure: neither host's log has a warning of it", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure", "colo/protect.TestAHostThatLeavesHasAskedForTheEndItself"}},
 	{"docs/operations.md", "Each host's log tells the end of such a session in one line, COLO_EXIT", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure"}},
 	{"docs/operations.md", "A primary that reaches its secondary again, and hears that it", []string{"colo/protect.TestAPrimaryWithoutAnArbiterGoesOnWhenItsSecondaryHasNothing", "colo/protect.TestOnlyAHostThatHasLeftASessionSaysThatItIsOver"}},

@@ -37,6 +37,13 @@ func placeOf(addr string) (network, address string) {
 	return network, address
 }
 
+// portless reports whether an address is one of TCP that lacks its port.
+func portless(addr string) bool {
+	network, address := qmp.Split(addr)
+	_, port, err := net.SplitHostPort(address)
+	return addr != "" && network == "tcp" && (err != nil || port == "")
+}
+
 // watched is a connection that knows whether the peer has closed it: an end of
 // data that a decoder meets may also be in what a living peer has sent.
 type watched struct {

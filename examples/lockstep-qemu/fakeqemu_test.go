@@ -16,8 +16,9 @@ import (
 // fakeQEMU is a monitor that says what a QEMU says while its guest is protected, and hangs at
 // one step: a command that it does not answer, and nothing is answered from then on.
 type fakeQEMU struct {
-	addr string
-	oob  bool // what it hears out of band is answered all the same
+	addr  string
+	oob   bool // what it hears out of band is answered all the same
+	alone bool // nobody is where its guest is sent to
 
 	mu      sync.Mutex
 	hangsAt int      // how many steps it does; -1: all of them
@@ -149,7 +150,9 @@ func (q *fakeQEMU) answer(command string, args map[string]any) string {
 	case "cont":
 		q.status = "running"
 	case "migrate":
-		q.migrate, q.status = "colo", "colo"
+		if q.migrate, q.status = "colo", "colo"; q.alone {
+			q.migrate, q.status = "failed", "running"
+		}
 	case "migrate_cancel":
 		q.migrate = "cancelled"
 	case "x-colo-lost-heartbeat":

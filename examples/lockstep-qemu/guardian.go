@@ -52,6 +52,7 @@ type guardian struct {
 	delivered  uint64                 // the sequence number of the last beat that was answered
 	sent       uint64                 // and of the last that was sent
 	beats      [64]time.Time          // when they were, by number
+	cycle      once                   // what was told of a protection since there was something else to tell
 	status     guardianStatus
 }
 
@@ -68,6 +69,7 @@ const tick = 50 * time.Millisecond
 // host.
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
+	o.minded = new(once)
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
 	o.expectStop, o.begins, o.permit, o.current = g.expectStop, g.begins, g.permit, g.monitor
 	arb, end, err := openArbiter(o.arbiter, p)
@@ -202,7 +204,15 @@ func (g *guardian) step(ctx context.Context, n news) {
 	state := g.guard.State()
 	if state != was || why != "" {
 		g.says(state, why)
-		g.say(fmt.Sprintf("%-11s %s", state, why), map[string]any{"guardian": map[string]any{"state": state.String(), "was": was.String(), "why": why}})
+		// A standby that is not there, say, is found so again and again.
+		again := state == standby.Protecting || state == standby.Unprotected
+		if text := fmt.Sprintf("%-11s %s", state, why); !again || g.cycle.first(text) {
+			g.p.say("%s", text)
+		}
+		if !again {
+			g.cycle.again()
+		}
+		g.p.object(map[string]any{"guardian": map[string]any{"state": state.String(), "was": was.String(), "why": why}})
 		notify("STATUS=" + state.String() + ": " + why)
 	}
 	for i, a := range do {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
@@ -23,10 +24,13 @@ func (g *guardian) rescue(ctx context.Context) error {
 			g.stopAgain(ctx)
 		}
 	}
+	// The guest waits for a write that waits for the standby's copy. All are tried at a time: a QEMU that
+	// hangs keeps this from what else there is to do, and systemd's watchdog from its word.
+	var yanks sync.WaitGroup
 	for _, d := range g.disks {
-		// The guest waits for a write that waits for the standby's copy.
-		g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
+		yanks.Go(func() { g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()}) })
 	}
+	yanks.Wait()
 	if len(g.disks) > 0 && g.releasing.TryLock() { // otherwise they are being given up already
 		defer g.all.Go(func() { defer g.releasing.Unlock(); g.unmirrored(ctx, stand) })
 	} else {

@@ -196,6 +196,12 @@ func explained(err error) error {
 	if errors.As(err, &refused) && strings.Contains(refused.Desc, "cancelled by timeout") {
 		return fmt.Errorf("%w: nobody has answered at -nbd for %d s; does the standby hang?", err, openTimeout)
 	}
+	if errors.As(err, &refused) && strings.Contains(refused.Desc, "export not available") {
+		return fmt.Errorf("%w: the standby has no -disk of that name", err)
+	}
+	if errors.As(err, &refused) && strings.Contains(refused.Desc, "Cannot find device") {
+		return fmt.Errorf("%w: \"lockstep-qemu check\" lists the disks", err)
+	}
 	if errors.As(err, &refused) && strings.Contains(refused.Desc, "root block node") {
 		return fmt.Errorf("%w: -disk names a node that has another one above it; where it does not, this QEMU has kept a part of a job that ended "+
 			"while the guest was being stopped, and cannot copy the disk any more: migrate the guest to another QEMU, or start it anew", err)

@@ -83,7 +83,8 @@ type protectOptions struct {
 	state      string
 	http       string
 
-	slow time.Duration // 0: defaultSlow
+	slow   time.Duration // 0: defaultSlow
+	minded *once         // what was told to mind; nil: everything is told
 	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
 	// it takes the monitor's events.
 	exited func() bool
@@ -140,6 +141,12 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 		return t.wrong("protect", errors.New("-qmp is missing"))
 	case o.to == "":
 		return t.wrong("protect", errors.New("-to is missing"))
+	case portless(o.to):
+		return t.wrong("protect", fmt.Errorf("-to %s: the port is missing (tcp:HOST:PORT, or unix:PATH)", o.to))
+	case portless(o.nbd):
+		return t.wrong("protect", fmt.Errorf("-nbd %s: the port is missing (tcp:HOST:PORT, or unix:PATH)", o.nbd))
+	case portless(o.control):
+		return t.wrong("protect", fmt.Errorf("-control %s: the port is missing (HOST:PORT, or unix:PATH)", o.control))
 	case (o.nbd == "") != (len(o.disks) == 0):
 		return t.wrong("protect", errors.New("-disk and -nbd belong together"))
 	case o.delay < 0 || o.delay.Milliseconds() > 1<<32-1:
@@ -209,12 +216,17 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 	if err != nil {
 		return err
 	}
+	mind := func(text string) { // once, however often a guardian protects
+		if o.minded == nil || o.minded.first(text) {
+			p.say("mind: %s", text)
+		}
+	}
 	for _, w := range r.Warnings {
-		p.say("mind: %s", w)
+		mind(w)
 	}
 	for _, d := range r.Disks {
 		if !slices.ContainsFunc(o.disks, func(m mirrored) bool { return m.device == d.Name }) {
-			p.say("mind: %s", d.unprotected())
+			mind(d.unprotected())
 		}
 	}
 	if len(r.Problems) > 0 {

@@ -3,12 +3,16 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 // brief is how long the QEMUs of these tests may owe an answer. The steps are tried at the same time.
@@ -189,5 +193,82 @@ func TestWhoEndsAProgramWaitsNoLongerThanTheGrace(t *testing.T) {
 			cancel()
 			stop()
 		}
+	})
+}
+
+// A guardian tries for as long as it takes, and whoever comes back to the terminal looks for what else was said.
+func TestAStandbyThatIsNotThereIsToldOnce(t *testing.T) {
+	t.Parallel()
+	q := newFakeQEMU(t, -1)
+	q.alone = true
+	o := q.hurried()
+	o.stay, o.pause, o.disks, o.nbd = true, false, nil, ""
+	var out, said printed
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := o.stayed(ctx, &printer{terminal: terminal{out: &out, err: &said}})
+		done <- err
+	}()
+	eventually(t, "it does not try again", func() bool {
+		n := 0
+		for _, s := range q.heard() {
+			if s == "migrate" {
+				n++
+			}
+		}
+		return n > 2
+	})
+	cancel()
+	<-done
+	for _, words := range []string{"mind: disk d ", "protecting ", "unprotected "} {
+		if n := out.count(words); n != 1 {
+			t.Errorf("%q was said %d times", words, n)
+		}
+	}
+}
+
+func TestAnAddressWithoutItsPortIsRefusedBeforeAnythingIsCopied(t *testing.T) {
+	for _, c := range []struct{ wrong, args string }{
+		{"-to tcp:there", "-to tcp:there"},
+		{"-nbd tcp:there", "-to tcp:there:1 -nbd tcp:there -disk a=b"},
+		{"-control tcp:there", "-to tcp:there:1 -stay -insecure -control tcp:there"},
+	} {
+		p := start(t, append([]string{"protect", "-qmp", "none"}, strings.Fields(c.args)...)...)
+		p.ends(exitUsage)
+		if said := p.errors(); !strings.Contains(said, c.wrong+": the port is missing") {
+			t.Errorf("%s: %s", c.args, said)
+		}
+	}
+}
+
+// systemd ends a guardian that is silent for ten seconds.
+func TestAQEMUThatHangsWithManyDisksKeepsItsGuardianAsLongAsOneWithNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		q := &fakeQEMU{hangsAt: 2, hung: make(chan struct{})} // once it has greeted and agreed
+		served := make(chan struct{})
+		go func() { defer close(served); q.serve(far) }()
+		g := alone(nil)
+		var err error
+		if g.m, err = qmp.NewClientOOB(t.Context(), near); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 8 {
+			g.disks = append(g.disks, mirrored{fmt.Sprint("ide", i), fmt.Sprint("disk", i)})
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		if err := g.rescue(ctx); err == nil {
+			t.Error("a QEMU that hangs has taken an order")
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("it has kept the guardian for %v", took)
+		}
+		cancel()
+		g.all.Wait()
+		near.Close()
+		<-served
 	})
 }
