@@ -49,3 +49,32 @@ func TestAHostWhoseDisksAreOldSaysInItsLogThatTheyStartNoGuest(t *testing.T) {
 		s.clean()
 	})
 }
+
+// A host knows of which generation its copy is before any primary has come, and lets none of an
+// earlier one overwrite it.
+func TestAHostThatHasBegunRefusesPrimariesOfGenerationsBeforeItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		s.wear = map[string]*wear{"a": {meta: memory{b: make([]byte, metadataBytes+512)}}}
+		m, err := s.wear["a"].image(t, &image{b: make([]byte, diskSize)}).(kept).Metadata()
+		if err == nil {
+			err = m.Hold(5)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := s.start("a", false, nil)
+		a.is(Waiting)
+		conn, err := s.f.dial(t.Context(), "b", "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = exchange(conn, hello{Channel: chControl, Guest: "guest", Host: "b", Generation: 4, Offer: a.job.offer()})
+		var refused *RefusedError
+		if !errors.As(err, &refused) || !strings.Contains(refused.Reason, "generation 4 is over, the present one is 5") {
+			t.Errorf("%v", err)
+		}
+		conn.Close()
+		a.halt()
+	})
+}

@@ -110,10 +110,11 @@ func TestATakeoverThatWaitsForADiskSaysSo(t *testing.T) {
 		a := s.start("a", true, nil)
 		a.is(Protected)
 		b.is(Following)
-		s.wear["b"].before = func() {
-			s.wear["b"].before = nil
+		hangs := func() {
+			s.wear["b"].before.Store(nil)
 			time.Sleep(30 * time.Second)
 		}
+		s.wear["b"].before.Store(&hangs)
 		a.kill(false)
 		b.is(Alone)
 		a.bury()

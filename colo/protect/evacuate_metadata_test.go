@@ -19,7 +19,7 @@ type wear struct {
 	out  atomic.Bool // nothing becomes stable any more
 	meta memory      // survives the host
 
-	before func() // called before each write of the metadata; nil: nothing is
+	before atomic.Pointer[func()] // called before the next write of the metadata
 }
 
 func (w *wear) err() error {
@@ -51,8 +51,8 @@ type wornMetadata struct {
 }
 
 func (d wornMetadata) WriteAt(p []byte, off int64) (int, error) {
-	if d.w.before != nil {
-		d.w.before()
+	if before := d.w.before.Load(); before != nil {
+		(*before)()
 	}
 	if err := d.w.err(); err != nil {
 		return 0, err

@@ -11,16 +11,17 @@ import (
 
 // diesUnrecorded has a host die when it is about to record on its disk that it has been granted
 // that generation.
-func (s *site) diesUnrecorded(h **host, generation uint64) {
-	w := s.wear[(*h).name]
-	w.before = func() {
+func (s *site) diesUnrecorded(h *host, generation uint64) {
+	w := s.wear[h.name]
+	dies := func() {
 		if r, err := s.store.Load(s.t.Context()); err == nil && r.Generation == generation {
-			w.before = nil
+			w.before.Store(nil)
 			w.out.Store(true)
-			(*h).killed.Store(true)
-			(*h).gone.Store(true)
+			h.killed.Store(true)
+			h.gone.Store(true)
 		}
 	}
+	w.before.Store(&dies)
 }
 
 // unrecorded returns a site where host a was granted generation 2, by a pause, and died before its
@@ -33,7 +34,7 @@ func unrecorded(t *testing.T) *site {
 	a.is(Protected)
 	b.is(Following)
 	s.write("a", "of a")
-	s.diesUnrecorded(&a, 2)
+	s.diesUnrecorded(a, 2)
 	a.job.Pause(t.Context(), "for the night") // nobody hears what it returns
 	s.powerCut(a, b)
 	s.wear["a"].out.Store(false)
@@ -66,7 +67,7 @@ func TestAHostThatDiesBetweenAGrantAndItsRecordStartsTheGuestAgain(t *testing.T)
 					a := s.start("a", start, nil)
 					want := uint64(3)
 					if deaths > 1 {
-						s.diesUnrecorded(&a, 3)
+						s.diesUnrecorded(a, 3)
 						s.until(func() bool { return a.gone.Load() })
 						s.powerCut(a)
 						s.wear["a"].out.Store(false)
