@@ -24,7 +24,6 @@ func succeeds(t *testing.T, rates map[string]float64) (together int64) {
 			t.Errorf("the record is %+v", r)
 		}
 		together = w.together.Load()
-		w.apart = false // what comes of it is not looked at
 		a.kill(true)
 		a.bury()
 		b.stop(errHalt)

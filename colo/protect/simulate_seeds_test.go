@@ -88,6 +88,7 @@ func TestSimulatedFaults(t *testing.T) {
 	// makes room that need not be asked for again.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	defer standDeep()()
+	certificatesOfAll() // not in the bubble of the first seed that needs them
 	var compared, agreed, diverged uint64
 	done := newCounts()
 	var threes, thirds, tended, begins, begun, earlies, pieces, migrated int

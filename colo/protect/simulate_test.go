@@ -19,7 +19,9 @@ import (
 // the place of the next. What runs is this package and everything below it: sessions,
 // leases, disks, the buffer of the NIC; in one seed of eight the comparing [Proxy],
 // over guests that differ now and then; in one seed of four the guest has two NICs and two
-// disks. An operator switches over, migrates, pauses, and says who is dead. The network, the arbiter's store, the
+// disks. From kindSeeds on clocks run at other rates, the clock of the day is set, certificates are
+// renewed, or three hosts have disks that outlive them. An operator switches over, migrates,
+// pauses, and says who is dead. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
 // that can run at one instant runs first, the runtime chooses (see
