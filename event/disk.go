@@ -22,14 +22,14 @@ type DiskBroken struct {
 func (DiskBroken) Name() string { return "DISK_BROKEN" }
 
 // DiskFailed says that the copy of a disk on this side must not be trusted any
-// more: a sync of it failed, so that part of what was written may be gone, or the metadata
+// more: a sync of it failed, so that part of what was written may be gone, or it hangs, or the metadata
 // file beside it could not be written. Each of the two is published once. Every later
 // checkpoint of the disk fails, and after a failed sync every flush too. The copy on the
 // other side, in the state of the last checkpoint, is the good one.
 type DiskFailed struct {
 	Mode      Mode   `json:"mode"`           // the side whose disk it is
 	Disk      string `json:"disk,omitempty"` // its name, if it was given one
-	Operation string `json:"operation"`      // "flush" or "metadata"
+	Operation string `json:"operation"`      // "flush" or "metadata"; of a disk that hangs, what hangs: see replication.HungError
 	Error     string `json:"error"`
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// ErrHung: an operation of a local disk, or of what is kept beside it, has not returned, and
+// ErrHung says that an operation of a local disk, or of what is kept beside it, has not returned, and
 // is waited for no longer; see HungError. EIO.
 var ErrHung error = &sentinel{"a disk hangs", syscall.EIO}
 
@@ -182,7 +182,7 @@ func (w *watchdog) call(ctx context.Context, do func() error) error {
 		case <-ctx.Done():
 		}
 	}
-	err, e := w.wait(done)
+	e, err := w.wait(done)
 	if e == nil {
 		return err
 	}
@@ -193,9 +193,9 @@ func (w *watchdog) call(ctx context.Context, do func() error) error {
 }
 
 // wait waits for done, or for an operation to have hung, which it gives up.
-func (w *watchdog) wait(done <-chan error) (error, *HungError) {
+func (w *watchdog) wait(done <-chan error) (*HungError, error) {
 	if w.after < 0 {
-		return <-done, nil
+		return nil, <-done
 	}
 	timer := time.NewTimer(w.after)
 	defer timer.Stop()
@@ -208,7 +208,7 @@ func (w *watchdog) wait(done <-chan error) (error, *HungError) {
 		if left <= 0 {
 			select {
 			case err := <-done:
-				return err, nil
+				return nil, err
 			default:
 			}
 			e := &HungError{Mode: w.mode, Disk: w.name, Device: d.label(), Op: op.what, For: time.Since(op.since)}
@@ -220,12 +220,12 @@ func (w *watchdog) wait(done <-chan error) (error, *HungError) {
 					}
 				}
 			}
-			return nil, e
+			return e, nil
 		}
 		timer.Reset(left)
 		select {
 		case err := <-done:
-			return err, nil
+			return nil, err
 		case <-timer.C:
 		}
 	}

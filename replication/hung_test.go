@@ -220,6 +220,7 @@ func TestACallEndsWithItsContextThoughTheDiskHangs(t *testing.T) {
 func TestADiskThatIsOnlySlowIsNotGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newHungRig(t)
+		write(t, r.p, 0x22, 0, BlockSize)
 		r.local.hangs.Store("sync")
 		time.AfterFunc(29*time.Second, r.local.letGo)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -87,13 +87,14 @@ type Primary struct {
 	meta  *Metadata
 	gate  gate
 
-	io      ioStats // the counts of the guest's reads and writes
-	ahead   ahead
-	due     chan struct{} // tells Run to call ahead.begin
-	room    room          // what the secondary can take until the next Mark
-	peer    peer          // what the secondary has
-	raw     bool          // local is no Secondary that was promoted
-	resumed atomic.Bool   // the first write has something to record: see resumeAlone
+	ioErrors ioErrors
+	io       ioStats // the counts of the guest's reads and writes
+	ahead    ahead
+	due      chan struct{} // tells Run to call ahead.begin
+	room     room          // what the secondary can take until the next Mark
+	peer     peer          // what the secondary has
+	raw      bool          // local is no Secondary that was promoted
+	resumed  atomic.Bool   // the first write has something to record: see resumeAlone
 
 	link  atomic.Pointer[Forwarder] // nil: detached
 	align atomic.Int64              // what requests to the secondary are multiples of; changed with the whole disk locked

@@ -17,6 +17,7 @@ func (p *Primary) ReadAt(b []byte, off int64) (n int, err error) {
 	begin := p.io.read.begin()
 	n, err = p.local.ReadAt(b, off)
 	p.io.read.end(begin, int64(n), err)
+	p.tellIO(event.IORead, err)
 	return n, err
 }
 
@@ -32,6 +33,7 @@ func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
 	})
 	err = p.gate.answer(err)
 	p.io.write.end(begin, n, err)
+	p.tellIO(event.IOWrite, err)
 	if err != nil {
 		return 0, err
 	}
@@ -53,6 +55,7 @@ func (p *Primary) WriteFUA(b []byte, off int64) error {
 	})
 	err = p.gate.answer(err)
 	p.io.write.end(begin, n, err)
+	p.tellIO(event.IOWrite, err)
 	return err
 }
 
@@ -65,6 +68,7 @@ func (p *Primary) WriteZeroes(off, n int64) error {
 	})
 	err = p.gate.answer(err)
 	p.io.write.end(begin, n, err)
+	p.tellIO(event.IOWrite, err)
 	return err
 }
 

@@ -122,11 +122,12 @@ type Secondary struct {
 	active, hidden *overlay
 	full           wakeup // of those who wait for a checkpoint that empties active
 
-	io    ioStats // the counts of the guest's reads and writes
-	ahead ahead
-	life  lifecycle
-	lost  lostOnce
-	dog   watchdog
+	ioErrors ioErrors
+	io       ioStats // the counts of the guest's reads and writes
+	ahead    ahead
+	life     lifecycle
+	lost     lostOnce
+	dog      watchdog
 
 	commit sync.Mutex // one Commit at a time
 

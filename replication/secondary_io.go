@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // buffers are for pre-images and for copying overlays down.
@@ -30,7 +32,10 @@ func (s *Secondary) Size() int64 { return s.size.Load() }
 // is ErrNotRunning.
 func (s *Secondary) ReadAt(p []byte, off int64) (read int, err error) {
 	n, begin := int64(len(p)), s.io.read.begin()
-	defer func() { s.io.read.end(begin, int64(read), err) }()
+	defer func() {
+		s.io.read.end(begin, int64(read), err)
+		s.tellIO(event.IORead, err)
+	}()
 	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return 0, err
 	}
@@ -166,6 +171,7 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 			err = s.gate.answer(err)
 		}
 		s.io.write.end(begin, length, err)
+		s.tellIO(event.IOWrite, err)
 	}()
 	half, err := s.tryGuestWrite(p, off, n)
 	if half {

@@ -160,6 +160,8 @@ func (j *Job) logDisks() (cancel func()) {
 			disk = e.Disk
 		case event.DiskFailed:
 			disk = e.Disk
+		case event.BlockIOError:
+			disk = e.NodeName
 		case event.DiskSynchronised:
 			disk = e.Disk
 		case event.DiskResynchronised:
