@@ -51,8 +51,10 @@ type Abandoner interface {
 	Abandon(err error)
 }
 
-// defaultHungAfter is how long an operation of a device may take at least.
-const defaultHungAfter = 10 * time.Second
+// DefaultHungAfter is how long an operation of a device may take at least, where a configuration does
+// not say so. It is longer than the 30 s after which Linux takes up a command that a SCSI disk has not
+// answered, and tries other paths: a disk that is slow is not given up, whose copy may be the only one.
+const DefaultHungAfter = time.Minute
 
 // flight has the operations of one device that are under way, until one of them is given
 // up. The zero value is ready; a nil *flight counts nothing. Any goroutine may use it. It
@@ -280,7 +282,7 @@ func (w *watchdog) await(ctx context.Context) error {
 
 func (w *watchdog) init(mode event.Mode, name string, after time.Duration, devices func() []device, gaveUp func(error)) {
 	if after == 0 {
-		after = defaultHungAfter
+		after = DefaultHungAfter
 	}
 	w.mode, w.name, w.after, w.devices, w.gaveUp = mode, name, after, devices, gaveUp
 }

@@ -92,8 +92,8 @@ type SecondaryConfig struct {
 	// HungAfter is how long an operation of the disk, or of what is kept beside it, may take before it
 	// counts as hung; a flush may take three times as long. A call of a method that takes a context
 	// waits for a hung one no longer than for the end of its context, and no longer than that
-	// if the context never ends; the copy has failed then, see HungError. Zero means 10 s. If it is
-	// negative, nothing counts as hung.
+	// if the context never ends; the copy has failed then, see HungError. Zero means
+	// DefaultHungAfter, a minute. If it is negative, nothing counts as hung.
 	HungAfter time.Duration
 	// Gate is asked before a write, flush, trim or zeroing of the guest is answered, once
 	// this side goes on alone: while it is shut, the answer waits. Before that nobody

@@ -142,12 +142,12 @@ type synEvent struct {
 }
 
 // reaches reports whether the secondary's guest has said all before seq.
-func (s *said) reaches(seq uint32) bool { return s.ends && !after(seq, s.end) }
+func (t *said) reaches(seq uint32) bool { return t.ends && !after(seq, t.end) }
 
 // resets notes a RST of the secondary's guest.
-func (s *said) resets(p *pkt) {
-	s.rsts, s.rst, s.acks = true, streamEvent{p.seq, p.ack, p.at}, p.flags&packet.ACK != 0
-	s.open = s.open && !s.acks // the next SYN begins another connection, also with the same number
+func (t *said) resets(p *pkt) {
+	t.rsts, t.rst, t.acks = true, streamEvent{p.seq, p.ack, p.at}, p.flags&packet.ACK != 0
+	t.open = t.open && !t.acks // the next SYN begins another connection, also with the same number
 }
 
 // narrow is called at a mark. From then on the guest that goes on may be the primary's as

@@ -34,7 +34,7 @@ type DiskConfig struct {
 	OverlayBytes int64
 	// HungAfter is how long an operation of the image, or of what is kept beside it, may take before a
 	// session gives it up; a flush may take three times as long. The image has failed then (an
-	// event.DiskFailed), see replication.HungError. Zero means 10 s; if it is negative, nothing is given up.
+	// event.DiskFailed), see replication.HungError. Zero means replication.DefaultHungAfter; if it is negative, nothing is given up.
 	HungAfter time.Duration
 }
 

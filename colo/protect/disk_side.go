@@ -297,7 +297,7 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 	// A request of the primary may be one that hangs, which only the Secondary can tell.
 	soon, cancel := context.WithCancel(ctx)
 	if f.d.cfg.HungAfter >= 0 {
-		soon, cancel = context.WithTimeout(ctx, cmp.Or(f.d.cfg.HungAfter, hungAfter))
+		soon, cancel = context.WithTimeout(ctx, cmp.Or(f.d.cfg.HungAfter, replication.DefaultHungAfter))
 	}
 	defer cancel()
 	closed := f.closeExports(soon)
@@ -323,9 +323,6 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 	}
 	return errors.Join(errs...)
 }
-
-// hungAfter is the HungAfter of a Disk that has none.
-const hungAfter = 10 * time.Second
 
 // closeExports returns when no request of the primary is under way.
 func (f *followed) closeExports(ctx context.Context) error {
