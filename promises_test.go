@@ -297,6 +297,8 @@ var promises = []struct {
 	{"docs/security.md", "A plain connection has to be asked for by `PortConfig.Insecure`", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/security.md", "`ServerConfig.TLS` (STARTTLS) with `RequireTLS`", []string{
 		"replication/nbd.TestSTARTTLS", "replication/nbd.TestSecretsOfTheClearDoNotPassForTLS", "replication/nbd.TestNoOptionIsAnsweredBeforeTLSThatIsRequired"}},
+	{"docs/operations.md", "how long an operation of the local disk may take before whoever stops replication, or takes over, waits for it no longer; a flush three times as long.", []string{
+		"replication.TestACallEndsWithItsContextThoughTheDiskHangs", "replication.TestADiskThatIsOnlySlowIsNotGivenUp", "colo/protect.TestAnImageThatHangsHoldsUpNoStopOfAHostThatFollows"}},
 	{"docs/security.md", "Memory is taken as bytes arrive, not as a length announces.", []string{"vmstate.TestHostileLengthsTakeLittleMemory"}},
 	{"docs/security.md", "It can be slow or silent until the times of", []string{
 		"colo.TestASlowPeerThatDoesNotBeatIsLost", "colo.TestSilentPeerIsNoticedWhereverItFallsSilent"}},

@@ -191,6 +191,7 @@
 //	PeerTimeout      10 s     a peer that beats and says nothing, or has not begun to beat; longer than Lost
 //	                 the same until a disk that does not answer is told of (event.DiskStalled)
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
+//	HungAfter        1 min    of a DiskConfig: an operation of a disk, for which a session that ends waits no longer
 //	                 5 s      for a connection to say what it is for
 //	                 20 ms    to 1 s between two attempts to reach the other host
 //
