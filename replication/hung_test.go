@@ -65,15 +65,18 @@ type hungRig struct {
 	failed      *[]event.DiskFailed
 }
 
-func newHungRig(t *testing.T) *hungRig {
+// hungSoon is the HungAfter of most tests; a flush has three times as long.
+const hungSoon = 10 * time.Second
+
+func newHungRig(t *testing.T, hungAfter time.Duration) *hungRig {
 	t.Helper()
 	r := &hungRig{local: newHanging(t, 0x11), disk: newHanging(t, 0x11)}
 	bus, failed := heard[event.DiskFailed]()
 	r.failed = failed
 	var err error
-	r.p, err = NewPrimary(r.local, PrimaryConfig{Name: "disk0", InSync: true, Events: bus})
+	r.p, err = NewPrimary(r.local, PrimaryConfig{Name: "disk0", InSync: true, Events: bus, HungAfter: hungAfter})
 	must(t, err)
-	r.s, err = NewSecondary(r.disk, SecondaryConfig{Name: "disk0", Events: bus})
+	r.s, err = NewSecondary(r.disk, SecondaryConfig{Name: "disk0", Events: bus, HungAfter: hungAfter})
 	must(t, err)
 	must(t, r.p.Attach(newFakeRemote(r.s.Export(), 1)))
 	must(t, r.p.Mark(t.Context(), 0))
@@ -90,7 +93,7 @@ func wantHung(t *testing.T, what string, err error, mode event.Mode, device, op 
 	if !errors.Is(err, ErrHung) || !errors.Is(err, syscall.EIO) || !errors.As(err, &e) {
 		t.Fatalf("%s: error %v, want ErrHung", what, err)
 	}
-	if e.Mode != mode || e.Disk != "disk0" || e.Device != device || e.Op != op || e.For < 10*time.Second {
+	if e.Mode != mode || e.Disk != "disk0" || e.Device != device || e.Op != op || e.For < hungSoon {
 		t.Errorf("%s: %+v", what, *e)
 	}
 	for _, word := range []string{"disk0", string(mode), device, op, "s and is waited"} {
@@ -135,7 +138,7 @@ func TestACallEndsWithItsContextThoughTheDiskHangs(t *testing.T) {
 		for _, end := range []error{context.Canceled, context.DeadlineExceeded, nil} {
 			t.Run(fmt.Sprint(c.what, ", ", end), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					r := newHungRig(t)
+					r := newHungRig(t, hungSoon)
 					disk := r.local
 					if c.mode == event.ModeSecondary {
 						disk = r.disk
@@ -219,7 +222,7 @@ func TestACallEndsWithItsContextThoughTheDiskHangs(t *testing.T) {
 
 func TestADiskThatIsOnlySlowIsNotGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newHungRig(t)
+		r := newHungRig(t, hungSoon)
 		write(t, r.p, 0x22, 0, BlockSize)
 		r.local.hangs.Store("sync")
 		time.AfterFunc(29*time.Second, r.local.letGo)
@@ -232,9 +235,29 @@ func TestADiskThatIsOnlySlowIsNotGivenUp(t *testing.T) {
 	})
 }
 
+// A SAN may take half a minute until it has found another path.
+func TestADiskHasAMinuteWhereNothingElseIsSaid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newHungRig(t, 0)
+		r.local.hangs.Store("write")
+		go r.p.WriteAt(make([]byte, BlockSize), 0)
+		synctest.Wait()
+		begin := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := r.p.Mark(ctx, 1)
+		wantHung(t, "Mark", err, event.ModePrimary, "disk", "write")
+		if took := time.Since(begin); took != time.Minute {
+			t.Errorf("it took %v", took)
+		}
+		r.local.letGo()
+		must(t, r.p.WaitHung(t.Context()))
+	})
+}
+
 func TestNoWriteOfAGuestIsAnsweredOnceItsDiskWasGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newHungRig(t)
+		r := newHungRig(t, hungSoon)
 		r.local.hangs.Store("write")
 		answer := make(chan error, 1)
 		go func() {
@@ -271,7 +294,7 @@ func TestADiskThatHangsHoldsUpTheStopOfNoOther(t *testing.T) {
 			var g Group
 			var all []*hungRig
 			for range 4 {
-				r := newHungRig(t)
+				r := newHungRig(t, hungSoon)
 				all = append(all, r)
 				g = append(g, r.s)
 				_, err := r.s.Export().WriteAt(make([]byte, BlockSize), 0)
@@ -354,7 +377,7 @@ func TestARecoveryEndsThoughTheDiskHangs(t *testing.T) {
 			begin := time.Now()
 			_, _, err = j.Recover(context.Background(), disk)
 			wantErr(t, "a recovery", err, ErrHung)
-			if took := time.Since(begin); took > 30*time.Second {
+			if took := time.Since(begin); took > DefaultHungAfter {
 				t.Errorf("it took %v", took)
 			}
 		}

@@ -39,7 +39,7 @@ func TestAnImageThatHangsHoldsUpNoStopOfAHostThatFollows(t *testing.T) {
 	for _, failover := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			img := &hangingImage{image: image{b: make([]byte, diskSize)}, letGo: make(chan struct{})}
-			d, err := NewDisk(DiskConfig{Name: "root", Image: img})
+			d, err := NewDisk(DiskConfig{Name: "root", Image: img, HungAfter: 10 * time.Second})
 			if err != nil {
 				t.Fatal(err)
 			}
