@@ -36,7 +36,8 @@ type host struct {
 	disk    *protect.Disk // nil: none
 	job     *protect.Job
 	events  event.Bus
-	leads   atomic.Bool // the guest runs here
+	last    atomic.Pointer[trial.Report] // what is to be said once the job has ended by order
+	leads   atomic.Bool                  // the guest runs here
 	point   *killpoint.Point
 	proceed chan struct{} // closed when it is to go on from there
 
@@ -96,6 +97,10 @@ func (h *host) run(ctx context.Context, fail context.CancelCauseFunc, commands <
 	stopped := make(chan trial.Report, 1) // the last report, once the job has ended by order
 	group.Go(func() { h.obey(ctx, commands, stopped, cancel, fail) })
 	err = serve(ctx, h.cfg, h.reports, h.job, control.Config{Events: &h.events, Guest: h.machine})
+	if last := h.last.Load(); last != nil && err == nil { // the order that has ended the job may not have returned yet
+		h.reports.Send(*last)
+		return nil
+	}
 	select {
 	case last := <-stopped: // everything has left: the job has closed the way to the client
 		h.reports.Send(last)
@@ -261,6 +266,7 @@ func (h *host) finish(ctx context.Context) (trial.Report, error) {
 		}
 	}
 	last := trial.Report{Histories: histories, Traffic: h.nic.traffic()}
+	h.last.Store(&last)
 	return last, h.job.Complete(ctx)
 }
 
