@@ -87,8 +87,10 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := j.vm.runOn(ctx); err != nil {
-			return err
+		if s.getPurpose() != toComplete { // a guest that has ended is left as it is
+			if err := j.vm.runOn(ctx); err != nil {
+				return err
+			}
 		}
 		why := "went on without " + s.peer.host
 		switch s.getPurpose() {

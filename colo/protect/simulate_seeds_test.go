@@ -48,6 +48,7 @@ var keptFresh = []uint64{
 	5000000702,  // without an arbiter, a host whose disk had failed gave its guest up to one that was dead
 	5000002536,  // a host that stood still until an operator's word went on announcing that the guest was there
 	6100000895,  // a primary lost its secondary by one connection only; that did not hear of it, and both waited for each other
+	8700003328,  // the guest was ended while its host synchronised another one, and its VMM failed to resume it: the job ended with that error
 	6000002842,  // a migration waited for an operator without an end, though its context had ended
 	8700000016,  // without an arbiter, a host did not hear that the other had gone on, and was cancelled
 	10600000127, // an operator said yes to a host while the other had been told to go on by a switchover
@@ -192,7 +193,7 @@ func TestSimulatedFaults(t *testing.T) {
 	}
 	t.Log(done.of(len(run)))
 	t.Logf("%d times a guest was migrated, %d times a host went on by an operator's word", migrated, fenced)
-	if len(run) >= 400 && (migrated == 0 || fenced == 0) {
+	if len(run) >= 400 && run[0] < kindSeeds && (migrated == 0 || fenced == 0) { // from there on hardly any world has such an operator
 		t.Error("no guest was ever migrated, or no host went on by an operator's word")
 	}
 	t.Logf("%d times all hosts died and came back; a guest was %v %v times", cold, conclusions, concluded)
