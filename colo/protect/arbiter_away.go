@@ -38,11 +38,7 @@ func (a *toldArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.G
 	case err == nil:
 		a.away.Store(false)
 	case ctx.Err() == nil: // the keeper asks again, for as long as the session waits
-		mode := event.ModeSecondary
-		if s.primary != nil {
-			mode = event.ModePrimary
-		}
-		a.heard(ctx, mode, err)
+		a.heard(ctx, s.mode(), err)
 	}
 	return g, err
 }

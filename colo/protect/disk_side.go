@@ -1,13 +1,11 @@
 package protect
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"sync/atomic"
-	"time"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/wait"
@@ -280,102 +278,4 @@ func (d *Disk) serve(ctx context.Context, conn net.Conn) {
 		return
 	}
 	server.ServeConn(ctx, conn) // the primary says what was wrong with it
-}
-
-// followed is the secondary of a Disk in the form that a session drives.
-type followed struct {
-	*replication.Secondary
-	d *Disk
-}
-
-// Stop returns when no request of the primary is under way any more, whether the
-// primary is dead or only slow. When this host goes on, the guest has this host's
-// copy from then on. If the image hangs, the error matches replication.ErrHung, and nothing of what is
-// under way is waited for.
-func (f *followed) Stop(ctx context.Context, failover bool) error {
-	defer f.d.waits.end(f.d.waits.begin(opStop))
-	// A request of the primary may be one that hangs, which only the Secondary can tell.
-	soon, cancel := context.WithCancel(ctx)
-	if f.d.cfg.HungAfter >= 0 {
-		soon, cancel = context.WithTimeout(ctx, cmp.Or(f.d.cfg.HungAfter, replication.DefaultHungAfter))
-	}
-	defer cancel()
-	closed := f.closeExports(soon)
-	if !failover {
-		f.d.rest(soon, f.Secondary)
-	}
-	stopped := f.Secondary.Stop(ctx, failover)
-	if errors.Is(stopped, replication.ErrHung) {
-		return stopped
-	}
-	if soon.Err() != nil {
-		closed = f.closeExports(ctx)
-	}
-	errs := []error{closed, stopped}
-	if failover && !errors.Is(stopped, replication.ErrNotRunning) {
-		over := f.d.image
-		if stopped != nil {
-			over = f.Secondary // the guest goes on over the overlays
-		}
-		f.d.mu.Lock()
-		errs = append(errs, f.d.lead(over))
-		f.d.mu.Unlock()
-	}
-	return errors.Join(errs...)
-}
-
-// closeExports returns when no request of the primary is under way.
-func (f *followed) closeExports(ctx context.Context) error {
-	var errs []error
-	for _, e := range f.d.exports {
-		errs = append(errs, e.Close(ctx))
-	}
-	return errors.Join(errs...)
-}
-
-// Start begins replication, with which the guest here may write again.
-func (f *followed) Start(ctx context.Context) error {
-	defer f.d.waits.end(f.d.waits.begin(opStart))
-	err := f.Secondary.Start(ctx)
-	if err == nil {
-		f.d.idle.Store(false)
-	}
-	return err
-}
-
-// rest makes the disk take no more requests of the guest here, which does not go on. When a
-// secondary has stopped, a request would reach the disk of the last checkpoint itself: one that
-// was made before and comes late must not change that, nor wait at the gate, since this host
-// could not follow again before that opens. A request that is still under way when ctx ends is not
-// waited for: it is one that hangs.
-func (d *Disk) rest(ctx context.Context, s *replication.Secondary) {
-	d.mu.RLock()
-	follows := d.secondary == s
-	d.mu.RUnlock()
-	if !follows {
-		return
-	}
-	s.Drain()             // a write that is under way does not wait for room
-	for !d.mu.TryLock() { // and not Lock, behind which others would wait for that request
-		if wait.For(ctx, time.Millisecond) != nil {
-			d.idle.Store(true)
-			return
-		}
-	}
-	d.idle.Store(true)
-	d.mu.Unlock()
-}
-
-// group returns the disks as a session drives them.
-func group(disks []*Disk) (g replication.Group) {
-	for _, d := range disks {
-		d.mu.RLock()
-		if d.secondary != nil {
-			g = append(g, &followed{d.secondary, d})
-		} else {
-			g = append(g, &led{d.primary, d})
-		}
-		d.mu.RUnlock()
-	}
-	return g
 }

@@ -6,11 +6,11 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/replication"
 )
 
 // A disk whose storage hangs answers nothing, and whoever has asked it stands still: the guest, a
-// checkpoint, or a host that takes over. Nobody can break that off, but an operator is told of it.
+// checkpoint, or a host that takes over. An operator is told of it, long before a session that ends
+// gives the disk up (DiskConfig.HungAfter).
 
 // stallLooks is how often it is looked, in the time that a disk has, whether it has answered.
 const stallLooks = 8
@@ -83,63 +83,8 @@ func (j *Job) tellStall(e event.DiskStalled) {
 
 // side returns which side this host is, as far as its state says so.
 func (j *Job) side() event.Mode {
-	s, state := j.session(), j.State()
-	switch {
-	case state.runs(), s != nil && s.primary != nil:
+	if j.State().runs() {
 		return event.ModePrimary
-	case s != nil:
-		return event.ModeSecondary
 	}
-	return event.ModeNone
-}
-
-// A led is the primary of a Disk in the form that a session drives.
-type led struct {
-	*replication.Primary
-	d *Disk
-}
-
-// Start implements replication.Replicator, as Checkpoint and Stop do, and Mark and Loaded
-// replication.Marker.
-func (l *led) Start(ctx context.Context) error {
-	defer l.d.waits.end(l.d.waits.begin(opStart))
-	return l.Primary.Start(ctx)
-}
-
-func (l *led) Mark(ctx context.Context, epoch uint64) error {
-	defer l.d.waits.end(l.d.waits.begin(opMark))
-	return l.Primary.Mark(ctx, epoch)
-}
-
-func (l *led) Loaded(ctx context.Context, epoch uint64) error {
-	defer l.d.waits.end(l.d.waits.begin(opLoaded))
-	return l.Primary.Loaded(ctx, epoch)
-}
-
-func (l *led) Checkpoint(ctx context.Context, epoch uint64) error {
-	defer l.d.waits.end(l.d.waits.begin(opCheckpoint))
-	return l.Primary.Checkpoint(ctx, epoch)
-}
-
-func (l *led) Stop(ctx context.Context, failover bool) error {
-	defer l.d.waits.end(l.d.waits.begin(opStop))
-	return l.Primary.Stop(ctx, failover)
-}
-
-// Prepare implements replication.Preparer.
-func (f *followed) Prepare(ctx context.Context, epoch uint64) error {
-	defer f.d.waits.end(f.d.waits.begin(opPrepare))
-	return f.Secondary.Prepare(ctx, epoch)
-}
-
-// PrepareFailover implements replication.FailoverPreparer.
-func (f *followed) PrepareFailover(ctx context.Context) error {
-	defer f.d.waits.end(f.d.waits.begin(opStop))
-	return f.Secondary.PrepareFailover(ctx)
-}
-
-// Checkpoint implements replication.Replicator.
-func (f *followed) Checkpoint(ctx context.Context, epoch uint64) error {
-	defer f.d.waits.end(f.d.waits.begin(opCheckpoint))
-	return f.Secondary.Checkpoint(ctx, epoch)
+	return j.session().mode()
 }

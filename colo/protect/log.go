@@ -59,14 +59,11 @@ type stamped struct {
 }
 
 func (h stamped) Handle(ctx context.Context, r slog.Record) error {
-	side, checkpoint := event.ModeNone, uint64(0)
 	h.j.mu.Lock()
 	s, generation := h.j.current, h.j.generation
 	h.j.mu.Unlock()
+	side, checkpoint := s.mode(), uint64(0)
 	if s != nil {
-		if side = event.ModeSecondary; s.primary != nil {
-			side = event.ModePrimary
-		}
 		checkpoint, _ = s.committed()
 	}
 	all := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
@@ -139,11 +136,9 @@ func (j *Job) broken(e event.DiskBroken) slog.Level {
 
 // logState tells of a change of state.
 func (j *Job) logState(to State, e event.JobStatusChange) {
-	side, checkpoint := event.ModeNone, uint64(0)
-	if s := j.session(); s != nil {
-		if side = event.ModeSecondary; s.primary != nil {
-			side = event.ModePrimary
-		}
+	s := j.session()
+	side, checkpoint := s.mode(), uint64(0)
+	if s != nil {
 		checkpoint, _ = s.committed()
 	} else if to.runs() {
 		side = event.ModePrimary

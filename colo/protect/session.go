@@ -73,6 +73,17 @@ const (
 	toTakeHand         // the other side has released it for this one
 )
 
+// mode returns which side this host is in the session; none without one, which nil is.
+func (s *session) mode() event.Mode {
+	switch {
+	case s == nil:
+		return event.ModeNone
+	case s.primary != nil:
+		return event.ModePrimary
+	}
+	return event.ModeSecondary
+}
+
 func (s *session) setPurpose(p purpose) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -67,10 +67,11 @@ An image grows while no process uses it, on both sides: truncate -s makes a file
 
 FILE.lockstep, beside each image, says whose copy it is, how far in its history,
 and on a primary what its secondary may lack; "status" prints it, and which process uses
-the image, also while it is in use. With -journal it prints what the journal says. It has the epoch of a copy that stands at a checkpoint. A primary's
-copy is ahead of every checkpoint, and a copy that is being written is inconsistent
-and has no epoch here: the command "status" of its own process tells that, or after a
-crash the next start with the journal. A block device has no file beside it: its identity
+the image, also while it is in use. It prints the epoch of a copy that stands at a
+checkpoint. A primary's copy is ahead of every checkpoint, and a copy that is being
+written is inconsistent and has no epoch here: the command "status" of its own process
+tells that, or after a crash the next start with the journal. With -journal "status"
+prints what the journal says. A block device has no file beside it: its identity
 is in the journal of a secondary, and else only in the process that uses it. A primary
 overwrites a copy of its own disk that is older. A
 blank image that the secondary has just made is overwritten too; any other only

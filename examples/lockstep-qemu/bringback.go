@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -113,18 +112,13 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 
 // attended waits until the QEMU runs the guest, tells if it does not get on, and takes orders meanwhile.
 func (s *standbyRun) attended(ctx context.Context, q *process) (state string, err error) {
-	attending, over := context.WithCancel(ctx)
-	var wait sync.WaitGroup
 	warn := func(format string, args ...any) {
 		words := fmt.Sprintf(format, args...)
 		s.stuck.Store(&words)
 		s.p.warn("%s", words)
 	}
-	wait.Go(func() { q.attend(attending, warn, s.orders, s.override) })
 	defer s.stuck.Store(nil)
-	defer wait.Wait()
-	defer over()
-	return q.running(ctx)
+	return q.runningAttended(ctx, warn, s.orders, s.override)
 }
 
 // mayHaveRun reports whether a guest whose memory was to follow may have run, by the error

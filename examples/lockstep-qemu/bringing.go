@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -33,6 +34,16 @@ func (c metered) Write(p []byte) (int, error) {
 	n, err := c.Writer.Write(p)
 	c.t.bytes.Add(uint64(n))
 	return n, err
+}
+
+// runningAttended does what running does, and attends to the QEMU meanwhile.
+func (q *process) runningAttended(ctx context.Context, warn func(format string, args ...any), orders <-chan order, override func(order) error) (state string, err error) {
+	attending, over := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() { q.attend(attending, warn, orders, override) })
+	defer wait.Wait()
+	defer over()
+	return q.running(ctx)
 }
 
 // attend tells when a QEMU that is given a guest gets no further for as long as slow, and carries out

@@ -287,14 +287,8 @@ func rehearsing(ctx context.Context, qemu []string, sock string, v *standby.View
 
 // rehearsed waits until a QEMU that is tried has taken the guest, and tells if it does not get on.
 func (s *standbyRun) rehearsed(ctx context.Context, q *rehearsed) (state string, err error) {
-	attending, over := context.WithCancel(ctx)
-	var wait sync.WaitGroup
-	wait.Go(func() {
-		q.attend(attending, func(format string, args ...any) { s.p.warn("rehearsal: "+format, args...) }, nil, nil)
-	})
-	defer wait.Wait()
-	defer over()
-	return q.running(ctx)
+	warn := func(format string, args ...any) { s.p.warn("rehearsal: "+format, args...) }
+	return q.runningAttended(ctx, warn, nil, nil)
 }
 
 // stop returns when the QEMU has ended, and why its guest could not be read or
