@@ -48,15 +48,12 @@ type journaled struct {
 
 // recovering returns what do returns, which recovers disks, or an error that matches ErrHung.
 func recovering(ctx context.Context, disks []journaled, do func() (outcome, error)) (result outcome, err error) {
-	var devices []device
+	var devices []*stableDisk
 	for _, d := range disks {
 		devices = append(devices, d.disk, d.journal.hidden, d.journal.active)
-		if meta, err := metadataOf(d.disk.Disk); err == nil {
-			devices = append(devices, meta)
-		}
 	}
 	var w watchdog
-	w.init(event.ModeSecondary, "", 0, func() []device { return devices }, func(error) {})
+	w.init(event.ModeSecondary, "", 0, func() []*stableDisk { return devices }, func(error) {})
 	var done outcome
 	if err = w.call(ctx, func() (err error) { done, err = do(); return err }); errors.Is(err, ErrHung) {
 		return result, err // done may still be written
