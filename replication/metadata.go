@@ -19,7 +19,8 @@ import (
 // hard links is always to be opened by the same name. It belongs to the image by the image's inode
 // number and time of birth: an image that was replaced is not taken for the one before. After image
 // and file were moved, [File.Rebind] says that they still belong together. A block device has no
-// such place beside it: [File.KeepMetadata] names one. A Disk of another kind has its metadata
+// such place beside it: [File.KeepMetadata] names one, which belongs to the device by the name that it has for good (on
+// Linux), such as its WWID, its serial number or the UUID of a logical volume. A Disk of another kind has its metadata
 // where its Metadata method says, see [MetadataKeeper]; without one it is kept in memory, and the
 // copy is unknown to the next process.
 //

@@ -14,7 +14,8 @@ const metadataSuffix = ".lockstep"
 
 // KeepMetadata says that the disk's metadata is in the file of that name, which
 // is made when there is something to record. It is called before the disk is
-// given to a Primary, a Secondary or a Journal.
+// given to a Primary, a Secondary or a Journal. A file with the metadata of another image or device is refused by
+// Metadata, which returns ErrIdentity, and is left as it is.
 func (d *File) KeepMetadata(name string) error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
@@ -77,20 +78,36 @@ func (d *File) openMetadata() (*Metadata, error) {
 	if err != nil {
 		return nil, err
 	}
+	st, err := d.f.Stat()
+	if err != nil {
+		return nil, err
+	}
 	m, err := openMetadataFile(name, d.size.Load())
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)
-	case m.bound != bound && m.bound != [32]byte{}: // it belongs to an image that had this name before
+	case boundTo(m.bound, bound, !st.Mode().IsRegular()):
+	case d.metaName != "":
+		err = fmt.Errorf("%w: the metadata in %s is that of another image than %s, and Rebind says that they belong together all the same", ErrIdentity, name, d.f.Name())
+		return nil, errors.Join(err, m.close())
+	default: // it belongs to an image that had this name before
 		err = errors.Join(m.close(), os.ErrNotExist)
 	}
 	if err != nil {
 		m = newMetadata(func() (*metadataDevice, error) { return createMetadataFile(name, d.size.Load()) })
 	}
-	m.bound = bound
+	if bound != [32]byte{} { // or the device has a name that cannot be asked for now
+		m.bound = bound
+	}
 	m.access.image = d
 	return m, nil
+}
+
+// boundTo reports whether metadata that was made for the image then is that of the image now; see birth. A device
+// may have no name for good, or none that can be asked for.
+func boundTo(then, now [32]byte, device bool) bool {
+	return then == now || then == [32]byte{} || device && now == [32]byte{}
 }
 
 // metadataName returns the name of the file with the metadata, or "" if there is none.
