@@ -27,6 +27,9 @@ type File struct {
 	metaMu   sync.Mutex
 	metaName string // see KeepMetadata; empty: beside the image
 	meta     *Metadata
+	metaErr  error // the metadata could not be opened since the file system hung
+
+	open openUntil // what keeps f open
 }
 
 var (
@@ -333,19 +336,3 @@ func (d *File) Grow(size int64) error {
 // Made reports whether CreateFile has made the image, so that there is nothing
 // in it that could be lost.
 func (d *File) Made() bool { return d.made }
-
-// Close closes the file and the file with its metadata. Where a change of the file is under way, that
-// goes on, and the lock ends with it.
-func (d *File) Close() error {
-	d.metaMu.Lock()
-	defer d.metaMu.Unlock()
-	d.closed.Store(true)
-	if d.changing.Load() == 0 {
-		unlockFile(d.f)
-	}
-	err := d.f.Close()
-	if d.meta != nil {
-		err = errors.Join(err, d.meta.shut())
-	}
-	return err
-}

@@ -223,8 +223,14 @@ func (m *Metadata) grow(size int64, t *intent) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.take()
+	defer m.give()
 	if need := metadataHead + intentBytes(size); m.dev.Size() < need {
-		if err := growDisk(m.dev, need); err != nil {
+		dev := m.dev
+		m.mu.Unlock()
+		err := m.access.use("grow", func() error { return growDisk(dev, need) })
+		m.mu.Lock()
+		if err != nil {
 			return fmt.Errorf("replication: metadata: %w", err)
 		}
 	}
@@ -239,6 +245,8 @@ func (m *Metadata) grow(size int64, t *intent) error {
 func (m *Metadata) makeRoom(size int64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.take()
+	defer m.give()
 	need := metadataHead + intentBytes(size)
 	if m.dev == nil || m.dev.Size() >= need {
 		return nil
@@ -248,12 +256,19 @@ func (m *Metadata) makeRoom(size int64) error {
 		return nil
 	}
 	if m.peer != (peerBase{}) {
-		if err := m.store(m.id, peerBase{}); err != nil {
+		next := m.facts
+		next.peer = peerBase{}
+		if err := m.store(next); err != nil {
 			return err
 		}
 	}
-	g.Grow(need) // or it is as long as it was
-	m.dev.wrote()
+	dev := m.dev
+	m.mu.Unlock()
+	m.access.use("grow", func() error { // or it is as long as it was
+		defer dev.wrote()
+		return g.Grow(need)
+	})
+	m.mu.Lock()
 	return nil
 }
 

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -28,16 +29,20 @@ var ErrHung error = &sentinel{"a disk hangs", syscall.EIO}
 // used until then (see [Abandoner]), and is locked until the last operation has returned, though
 // it was closed, and though its process was killed.
 type HungError struct {
-	Mode   event.Mode    // on which side the copy is
+	Mode   event.Mode    // on which side the copy is; empty: no Primary or Secondary has it yet
 	Disk   string        // the name of the guest's disk, from the configuration; it may be empty
 	Device string        // which device of the copy: "disk", "log of pre-images", "active overlay" or "metadata"
-	Op     string        // "read", "write", "zero", "trim", "flush", "extents", "grow" or "update"
+	Op     string        // "read", "write", "zero", "trim", "flush", "extents", "grow", "open" or "update"
 	For    time.Duration // for how long it had not returned when it was given up
 }
 
 func (e *HungError) Error() string {
-	return fmt.Sprintf("replication: %s: disk %q: %s: a %s has not returned for %v and is waited for no longer",
-		e.Mode, e.Disk, e.Device, e.Op, e.For.Round(time.Millisecond))
+	of := ""
+	if e.Mode != "" { // somebody uses the copy
+		of = fmt.Sprintf("%s: disk %q: ", e.Mode, e.Disk)
+	}
+	return fmt.Sprintf("replication: %s%s: a %s has not returned for %v and is waited for no longer",
+		of, e.Device, e.Op, e.For.Round(time.Millisecond))
 }
 
 // Is reports whether target is ErrHung, or an errno that ErrHung names.
@@ -135,27 +140,16 @@ func (f *flight) next(after time.Duration) (first deviceOp) {
 	return first
 }
 
-// device is what may hang: a stableDisk, or the Metadata of a copy.
-type device interface {
-	flights() *flight
-	label() string
-	// abandon gives up what is under way, and all that comes. It does not wait for it.
-	abandon(e *HungError)
-}
-
 // watchdog gives up devices that hang. It belongs to one copy, whose calls it watches.
 type watchdog struct {
 	mode    event.Mode
 	name    string
-	after   time.Duration   // how long an operation may take at least; negative: for ever
-	devices func() []device // of the copy; they may be more or others at each call
-	gaveUp  func(error)     // is called once, without a lock
+	after   time.Duration        // how long an operation may take at least; negative: for ever
+	devices func() []*stableDisk // of the copy; they may be more or others at each call
+	gaveUp  func(error)          // is called once, without a lock
 
-	hung atomic.Pointer[HungError]
-
-	mu    sync.Mutex
-	calls int           // the goroutines of call
-	idle  chan struct{} // closed when there is none any more; nil: nobody waits for that
+	hung  atomic.Pointer[HungError]
+	calls running // the goroutines of call
 }
 
 // call returns what do returns. It gives up, with an error that matches ErrHung, if an operation
@@ -167,14 +161,14 @@ func (w *watchdog) call(ctx context.Context, do func() error) error {
 		return refused(ctx, e)
 	}
 	for _, d := range w.devices() { // one that another copy has used in this process
-		if e := d.flights().hung.Load(); e != nil {
+		if e := d.flight.hung.Load(); e != nil {
 			return refused(ctx, e)
 		}
 	}
 	done := make(chan error, 1)
-	w.count(1)
+	w.calls.count(1)
 	go func() {
-		defer w.count(-1)
+		defer w.calls.count(-1)
 		done <- do()
 	}()
 	if ctx.Done() != nil {
@@ -213,14 +207,10 @@ func (w *watchdog) wait(done <-chan error) (*HungError, error) {
 				return nil, err
 			default:
 			}
-			e := &HungError{Mode: w.mode, Disk: w.name, Device: d.label(), Op: op.what, For: time.Since(op.since)}
+			e := &HungError{Mode: w.mode, Disk: w.name, Device: d.name, Op: op.what, For: time.Since(op.since)}
 			d.abandon(e)
-			if _, ok := d.(*Metadata); !ok {
-				for _, other := range w.devices() {
-					if _, ok := other.(*Metadata); !ok {
-						other.abandon(e)
-					}
-				}
+			for _, other := range w.devices() {
+				other.abandon(e)
 			}
 			return e, nil
 		}
@@ -234,9 +224,9 @@ func (w *watchdog) wait(done <-chan error) (*HungError, error) {
 }
 
 // next returns the operation on any device that counts as hung first.
-func (w *watchdog) next() (of device, first deviceOp) {
+func (w *watchdog) next() (of *stableDisk, first deviceOp) {
 	for _, d := range w.devices() {
-		if o := d.flights().next(w.after); o.what != "" && (of == nil || o.due(w.after).Before(first.due(w.after))) {
+		if o := d.flight.next(w.after); o.what != "" && (of == nil || o.due(w.after).Before(first.due(w.after))) {
 			of, first = d, o
 		}
 	}
@@ -251,36 +241,7 @@ func refused(ctx context.Context, e *HungError) error {
 	return e
 }
 
-func (w *watchdog) count(n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.calls += n; w.calls == 0 && w.idle != nil {
-		close(w.idle)
-		w.idle = nil
-	}
-}
-
-// await returns when no goroutine of call is left, or the error of ctx.
-func (w *watchdog) await(ctx context.Context) error {
-	w.mu.Lock()
-	if w.calls == 0 {
-		w.mu.Unlock()
-		return nil
-	}
-	if w.idle == nil {
-		w.idle = make(chan struct{})
-	}
-	idle := w.idle
-	w.mu.Unlock()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (w *watchdog) init(mode event.Mode, name string, after time.Duration, devices func() []device, gaveUp func(error)) {
+func (w *watchdog) init(mode event.Mode, name string, after time.Duration, devices func() []*stableDisk, gaveUp func(error)) {
 	if after == 0 {
 		after = DefaultHungAfter
 	}
@@ -291,7 +252,11 @@ func (w *watchdog) init(mode event.Mode, name string, after time.Duration, devic
 // up because a device hung (ErrHung): each of those has left one goroutine, which ends when the
 // system has answered. If ctx ends before, the error is that of ctx. Requests of the guest are
 // not waited for. Any goroutine may call it.
-func (p *Primary) WaitHung(ctx context.Context) error { return p.dog.await(ctx) }
+func (p *Primary) WaitHung(ctx context.Context) error {
+	return errors.Join(p.dog.calls.await(ctx), p.meta.access.await(ctx))
+}
 
 // WaitHung does what [Primary.WaitHung] does.
-func (s *Secondary) WaitHung(ctx context.Context) error { return s.dog.await(ctx) }
+func (s *Secondary) WaitHung(ctx context.Context) error {
+	return errors.Join(s.dog.calls.await(ctx), s.meta.access.await(ctx))
+}

@@ -1,9 +1,14 @@
 package replication
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -39,4 +44,55 @@ func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
 	f, err = OpenFile(name)
 	must(t, err)
 	must(t, f.Close())
+}
+
+func TestAnImageStaysLockedUntilALateWriteOfItsMetadataHasReturned(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	f, err := CreateFile(name, testSize)
+	must(t, err)
+	m, err := f.Metadata()
+	must(t, err)
+	must(t, m.Hold(1))
+	release, begun := make(chan struct{}), make(chan struct{})
+	var late sync.WaitGroup
+	late.Go(func() { m.access.use(opUpdate, func() error { close(begun); <-release; return nil }) })
+	<-begun
+	m.access.flight.hung.Store(&HungError{Device: "metadata", Op: opUpdate})
+	wantErr(t, "a change", m.Hold(2), ErrHung)
+	must(t, f.Close())
+	_, err = OpenFile(name)
+	wantErr(t, "opening it anew while the write is under way", err, ErrLocked)
+	close(release)
+	late.Wait()
+	f, err = OpenFile(name)
+	must(t, err)
+	must(t, f.Close())
+	wantErr(t, "to close it again", f.Close(), os.ErrClosed)
+}
+
+func TestMetadataThatCannotBeOpenedHoldsUpNobodyForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		name := filepath.Join(t.TempDir(), "image")
+		f, err := CreateFile(name, testSize)
+		must(t, err)
+		release := make(chan struct{})
+		begin := time.Now()
+		_, err = f.metadataBy(func() (*Metadata, error) {
+			<-release
+			return f.openMetadata()
+		})
+		var hung *HungError
+		if !errors.As(err, &hung) || hung.Op != "open" || !strings.Contains(err.Error(), name) || time.Since(begin) != DefaultHungAfter {
+			t.Errorf("after %v: %v", time.Since(begin), err)
+		}
+		_, err = f.Metadata()
+		wantErr(t, "Metadata again", err, ErrHung)
+		_, err = NewSecondary(f, SecondaryConfig{})
+		wantErr(t, "NewSecondary", err, ErrHung)
+		must(t, f.Close())
+		_, err = OpenFile(name)
+		wantErr(t, "opening it anew before the file system has answered", err, ErrLocked)
+		close(release)
+		synctest.Wait()
+	})
 }

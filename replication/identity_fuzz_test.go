@@ -41,9 +41,8 @@ func FuzzMetadata(f *testing.F) {
 		if fix { // a checksum that is right
 			for s := range 2 {
 				slot := p[s*metadataSlot : s*metadataSlot+SectorSize]
-				var m Metadata
 				copy(slot, metadataMagic)
-				if m.decode(sealed(slot)) {
+				if _, _, ok := decodeFacts(sealed(slot)); ok {
 					copy(slot, sealed(slot))
 				}
 			}

@@ -47,7 +47,7 @@ type intent struct {
 	disk    []uint32  // regions that are marked on stable storage: all of want after a write of the bitmap
 	err     error
 	lost    *atomic.Pointer[MetadataError] // is told of err
-	flight  *flight                        // of the metadata; nil: nobody gives up a write that hangs
+	access  *metadataAccess                // nil: the device is asked without it
 }
 
 // openIntent reads the bitmap for a disk of size bytes.
@@ -130,24 +130,14 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 		t.disk[i] &= next[i]
 	}
 	t.mu.Unlock()
-	op, err := t.flight.begin(opUpdate)
-	begun := err == nil
-	for _, s := range sectors {
-		if err != nil {
-			break
-		}
-		p := make([]byte, 0, SectorSize)
-		for _, w := range next[s*intentWords : (s+1)*intentWords] {
-			p = binary.LittleEndian.AppendUint32(p, w)
-		}
-		p = binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
-		err = writeFull(t.dev, p, t.base+int64(s)*SectorSize)
-	}
-	if err == nil && len(sectors) > 0 {
-		err = t.dev.Sync()
-	}
-	if begun {
-		err = t.flight.end(op, err)
+	do := func() error { return t.store(sectors, next) }
+	var err error
+	switch {
+	case len(sectors) == 0:
+	case t.access == nil:
+		err = do()
+	default:
+		err = t.access.use(opUpdate, do)
 	}
 	t.mu.Lock()
 	if err != nil {
@@ -163,6 +153,21 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 	}
 	t.writing = false
 	t.ended.Broadcast()
+}
+
+// store writes sectors of the bitmap next, and makes them stable.
+func (t *intent) store(sectors []int, next []uint32) error {
+	for _, s := range sectors {
+		p := make([]byte, 0, SectorSize)
+		for _, w := range next[s*intentWords : (s+1)*intentWords] {
+			p = binary.LittleEndian.AppendUint32(p, w)
+		}
+		p = binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
+		if err := writeFull(t.dev, p, t.base+int64(s)*SectorSize); err != nil {
+			return err
+		}
+	}
+	return t.dev.Sync()
 }
 
 // settle unmarks the regions for which differs returns false. If there are many, it clears

@@ -74,18 +74,22 @@ func LockedBy(name string) (locked bool, pid int, err error) {
 }
 
 // birth tells a file from another of the same name: its inode number and the
-// time at which it was made. It is zero where the system has no way to ask; where it could not
+// time at which it was made. The file of a block device is made anew when the system starts, so that it is
+// what deviceName returns for the device. It is zero where the system has no way to ask; where it could not
 // be asked now there is an error, since another answer would be taken for another file.
 func birth(f *os.File) (id [32]byte, err error) {
 	var st unix.Statx_t
 	err = retry(f, "statx", func(fd int) error {
-		return unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &st)
+		return unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE|unix.STATX_INO|unix.STATX_BTIME, &st)
 	})
 	switch {
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EPERM): // an old kernel, or a filter of system calls
 		return id, nil
 	case err != nil:
 		return id, err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return deviceName("/sys/dev/block", st.Rdev_major, st.Rdev_minor), nil
 	}
 	copy(id[:], fmt.Sprintf("%x", st.Ino))
 	if st.Mask&unix.STATX_BTIME != 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 )
 
 // metadataSuffix, after the name of an image, names the file with its metadata.
@@ -13,7 +14,8 @@ const metadataSuffix = ".lockstep"
 
 // KeepMetadata says that the disk's metadata is in the file of that name, which
 // is made when there is something to record. It is called before the disk is
-// given to a Primary, a Secondary or a Journal.
+// given to a Primary, a Secondary or a Journal. A file with the metadata of another image or device is refused by
+// Metadata, which returns ErrIdentity, and is left as it is.
 func (d *File) KeepMetadata(name string) error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
@@ -25,22 +27,58 @@ func (d *File) KeepMetadata(name string) error {
 }
 
 // Metadata implements [MetadataKeeper]: in the file that KeepMetadata named,
-// or for a regular file, beside it. Elsewhere it is in memory.
-func (d *File) Metadata() (*Metadata, error) {
+// or for a regular file, beside it. Elsewhere it is in memory. Where the file system does not answer for
+// DefaultHungAfter, the error matches ErrHung; the image is to be closed and opened anew then, and stays locked until
+// the file system has answered.
+func (d *File) Metadata() (*Metadata, error) { return d.metadataBy(d.openMetadata) }
+
+// metadataBy does what Metadata does, and calls open, once.
+func (d *File) metadataBy(open func() (*Metadata, error)) (*Metadata, error) {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
-	if d.meta != nil {
-		return d.meta, nil
+	if d.meta != nil || d.metaErr != nil {
+		return d.meta, d.metaErr
 	}
+	access := metadataAccess{image: d}
+	var mu sync.Mutex
+	var late bool
+	var opened *Metadata
+	m, err := usedBy(&access, "open", func() (*Metadata, error) {
+		m, err := open()
+		mu.Lock()
+		defer mu.Unlock()
+		if opened = m; late && m != nil {
+			m.shut() // nobody waits for it any more
+		}
+		return m, err
+	})
+	if errors.Is(err, ErrHung) {
+		d.metaErr = fmt.Errorf("%s: %w", d.f.Name(), err)
+		mu.Lock()
+		defer mu.Unlock()
+		if late = true; opened != nil {
+			opened.shut()
+		}
+		return nil, d.metaErr
+	}
+	d.meta = m
+	return m, err
+}
+
+// openMetadata opens the metadata. It is called once at a time.
+func (d *File) openMetadata() (*Metadata, error) {
 	name, err := d.metadataName()
 	if err != nil {
 		return nil, err
 	}
 	if name == "" {
-		d.meta = newMetadata(nil)
-		return d.meta, nil
+		return newMetadata(nil), nil
 	}
 	bound, err := birth(d.f)
+	if err != nil {
+		return nil, err
+	}
+	st, err := d.f.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -49,16 +87,27 @@ func (d *File) Metadata() (*Metadata, error) {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)
-	case m.bound != bound && m.bound != [32]byte{}: // it belongs to an image that had this name before
+	case boundTo(m.bound, bound, !st.Mode().IsRegular()):
+	case d.metaName != "":
+		err = fmt.Errorf("%w: the metadata in %s is that of another image than %s, and Rebind says that they belong together all the same", ErrIdentity, name, d.f.Name())
+		return nil, errors.Join(err, m.close())
+	default: // it belongs to an image that had this name before
 		err = errors.Join(m.close(), os.ErrNotExist)
 	}
 	if err != nil {
-		m = newMetadata(nil)
-		m.make = func() (Disk, error) { return createMetadataFile(name, d.size.Load(), m) }
+		m = newMetadata(func() (*metadataDevice, error) { return createMetadataFile(name, d.size.Load()) })
 	}
-	m.bound = bound
-	d.meta = m
+	if bound != [32]byte{} { // or the device has a name that cannot be asked for now
+		m.bound = bound
+	}
+	m.access.image = d
 	return m, nil
+}
+
+// boundTo reports whether metadata that was made for the image then is that of the image now; see birth. A device
+// may have no name for good, or none that can be asked for.
+func boundTo(then, now [32]byte, device bool) bool {
+	return then == now || then == [32]byte{} || device && now == [32]byte{}
 }
 
 // metadataName returns the name of the file with the metadata, or "" if there is none.
@@ -117,15 +166,17 @@ func (d *File) Rebind() error {
 	if err != nil {
 		return err
 	}
-	m.bound = bound
-	id := m.id
-	if m.peer.Copy != (ID{}) && m.peer.Generation == id.Generation {
-		id.begin() // the guest goes on from there, without its secondary
-	}
-	if id.State == CopyInconsistent && m.guard == (ID{}) {
-		id.Copy = newID()
-	}
-	return errors.Join(m.store(id, peerBase{}), m.close())
+	err = m.change(func(f *facts) {
+		f.bound = bound
+		if f.peer.Copy != (ID{}) && f.peer.Generation == f.id.Generation {
+			f.id.begin() // the guest goes on from there, without its secondary
+		}
+		if f.id.State == CopyInconsistent && f.guard == (ID{}) {
+			f.id.Copy = newID()
+		}
+		f.peer = peerBase{}
+	})
+	return errors.Join(err, m.shut())
 }
 
 // openMetadataFile opens the file for the metadata of an image of size bytes. One that is
@@ -151,9 +202,9 @@ func openMetadataFile(name string, size int64) (*Metadata, error) {
 	return m, nil
 }
 
-// createMetadataFile makes the file for m, in the place of what is there. It gets all of its storage now: a
-// file system that is full later must not keep a failover from being recorded.
-func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
+// createMetadataFile makes the file for the metadata of an image of size bytes, in the place of what is there. It
+// gets all of its storage now: a file system that is full later must not keep a failover from being recorded.
+func createMetadataFile(name string, size int64) (*metadataDevice, error) {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -165,6 +216,5 @@ func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	if err := reserve(d.f, d.Size()); err != nil {
 		return nil, errors.Join(err, d.f.Close())
 	}
-	m.close = d.f.Close
-	return d, nil
+	return &metadataDevice{d, d.f.Close}, nil
 }

@@ -55,7 +55,8 @@ type PrimaryConfig struct {
 	// HungAfter is how long an operation of the local disk, or of what is kept beside it, may take before it
 	// counts as hung; a flush may take three times as long. A call of a method that takes a context
 	// waits for a hung one no longer than for the end of its context, and no longer than that
-	// if the context never ends; the copy has failed then, see HungError. Zero means
+	// if the context never ends, or the method takes none; the copy has failed then, see HungError. What
+	// is asked of the metadata is given up after that time by whoever waits for it, the guest's requests too. Zero means
 	// DefaultHungAfter, a minute. If it is negative, nothing counts as hung.
 	HungAfter time.Duration
 	// Gate is asked before each write, flush, trim or zeroing is answered to
@@ -171,6 +172,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 //
 // Attach waits for the other side as long as the Remotes do, and ends when remote is closed. The
 // guest's requests do not wait for that, nor do Err, Info, and Stop where nothing runs; Detach does.
+// If the local disk hangs, so that a request of the guest does not end, the error matches ErrHung.
 //
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since
@@ -191,6 +193,10 @@ func (p *Primary) Attach(remote Remote) error {
 	if err := checkWrites("the secondary's disk", remote); err != nil {
 		return err
 	}
+	return p.dog.call(context.Background(), func() error { return p.attach(remote, align) })
+}
+
+func (p *Primary) attach(remote Remote, align int64) error {
 	p.steer.Lock()
 	defer p.steer.Unlock()
 	if p.State() == Running {
@@ -213,6 +219,9 @@ func (p *Primary) Attach(remote Remote) error {
 	// No write is between the account of it and its forwarding.
 	h := p.lockAll()
 	defer p.locks.unlock(h)
+	if e := p.dog.hung.Load(); e != nil { // nobody waits for this any more
+		return e
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.detach()
@@ -229,8 +238,16 @@ func (p *Primary) Attach(remote Remote) error {
 
 // Detach gives up a Remote that was attached and is not to be started, and
 // closes it. While replication runs the error is ErrRunning: that is for Stop.
-// Without a Remote it does nothing.
+// Without a Remote it does nothing. Of a disk that hangs (ErrHung) only the connection is closed.
 func (p *Primary) Detach() error {
+	err := p.dog.call(context.Background(), p.giveUp)
+	if errors.Is(err, ErrHung) {
+		p.Cut()
+	}
+	return err
+}
+
+func (p *Primary) giveUp() error {
 	p.steer.Lock()
 	defer p.steer.Unlock()
 	if p.State() == Running {

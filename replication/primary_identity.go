@@ -3,6 +3,8 @@ package replication
 import (
 	"errors"
 	"fmt"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 var _ MetadataKeeper = (*Primary)(nil)
@@ -19,6 +21,7 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 	if p.meta, err = metadataOf(local); err != nil {
 		return err
 	}
+	p.meta.access.of(event.ModePrimary, p.cfg.Name, p.cfg.HungAfter)
 	id, base := p.meta.Identity(), p.meta.base()
 	_, promoted := local.(*Secondary) // which may still be copying its overlays down
 	switch {

@@ -72,10 +72,10 @@ func (p *Primary) Cut() {
 
 // devices returns what a watchdog watches: where the local disk is a Secondary that was promoted, the
 // devices of that, whose Commit takes as long as there is to copy.
-func (p *Primary) devices() []device {
-	all := []device{p.local}
+func (p *Primary) devices() []*stableDisk {
+	all := []*stableDisk{p.local}
 	if s, ok := p.local.Disk.(*Secondary); ok {
 		all = s.devices()
 	}
-	return append(all, p.meta)
+	return all
 }

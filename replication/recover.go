@@ -27,7 +27,7 @@ import (
 // do; see HungError. The journal is to be opened anew then.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	d := newStableDisk(disk, "disk")
-	r, err := recovering(ctx, []Recovery{{j, d}}, func() (r outcome, err error) {
+	r, err := recovering(ctx, []journaled{{j, d}}, func() (r outcome, err error) {
 		r.epoch, r.failedOver, err = j.recoverAlone(ctx, d)
 		return r, err
 	})
@@ -40,19 +40,20 @@ type outcome struct {
 	failedOver bool
 }
 
-// recovering returns what do returns, which recovers disks, each of them a *stableDisk, or an error that matches
-// ErrHung.
-func recovering(ctx context.Context, disks []Recovery, do func() (outcome, error)) (result outcome, err error) {
-	var devices []device
+// journaled is a Recovery whose disk is watched.
+type journaled struct {
+	journal *Journal
+	disk    *stableDisk
+}
+
+// recovering returns what do returns, which recovers disks, or an error that matches ErrHung.
+func recovering(ctx context.Context, disks []journaled, do func() (outcome, error)) (result outcome, err error) {
+	var devices []*stableDisk
 	for _, d := range disks {
-		of := d.Disk.(*stableDisk)
-		devices = append(devices, of, d.Journal.hidden, d.Journal.active)
-		if meta, err := metadataOf(of.Disk); err == nil {
-			devices = append(devices, meta)
-		}
+		devices = append(devices, d.disk, d.journal.hidden, d.journal.active)
 	}
 	var w watchdog
-	w.init(event.ModeSecondary, "", 0, func() []device { return devices }, func(error) {})
+	w.init(event.ModeSecondary, "", 0, func() []*stableDisk { return devices }, func(error) {})
 	var done outcome
 	if err = w.call(ctx, func() (err error) { done, err = do(); return err }); errors.Is(err, ErrHung) {
 		return result, err // done may still be written
@@ -233,9 +234,9 @@ type Recovery struct {
 // is not the one of its journal, or ErrCorrupt, since a journal contradicts itself or
 // has lost something. Like Recover it may be interrupted and repeated, with all disks.
 func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
-	of := make([]Recovery, len(disks))
+	of := make([]journaled, len(disks))
 	for i, d := range disks {
-		of[i] = Recovery{d.Journal, newStableDisk(d.Disk, "disk")}
+		of[i] = journaled{d.Journal, newStableDisk(d.Disk, "disk")}
 	}
 	r, err := recovering(ctx, of, func() (r outcome, err error) {
 		r.epoch, r.failedOver, err = recoverGroup(ctx, of)
@@ -244,12 +245,12 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 	return r.epoch, r.failedOver, err
 }
 
-func recoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
+func recoverGroup(ctx context.Context, disks []journaled) (epoch uint64, failedOver bool, err error) {
 	supers := make([]superblock, len(disks))
 	for i, d := range disks {
-		d.Journal.mu.Lock()
-		supers[i] = d.Journal.super
-		d.Journal.mu.Unlock()
+		d.journal.mu.Lock()
+		supers[i] = d.journal.super
+		d.journal.mu.Unlock()
 	}
 	epoch, how, err := planRecovery(supers)
 	if err != nil {
@@ -259,15 +260,15 @@ func recoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 		failedOver = failedOver || b.state == Failover && how[i] == finishFailover
 	}
 	for i, d := range disks {
-		if d.Journal.Clean() {
+		if d.journal.Clean() {
 			continue
 		}
-		if err := d.Journal.check(ctx, d.Disk.(*stableDisk), how[i]); err != nil {
+		if err := d.journal.check(ctx, d.disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}
 	for _, i := range recoveryOrder(supers, how) {
-		if _, err := disks[i].Journal.apply(ctx, disks[i].Disk.(*stableDisk), how[i]); err != nil {
+		if _, err := disks[i].journal.apply(ctx, disks[i].disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}

@@ -3,7 +3,6 @@ package replication
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"sync"
@@ -92,7 +91,8 @@ type SecondaryConfig struct {
 	// HungAfter is how long an operation of the disk, or of what is kept beside it, may take before it
 	// counts as hung; a flush may take three times as long. A call of a method that takes a context
 	// waits for a hung one no longer than for the end of its context, and no longer than that
-	// if the context never ends; the copy has failed then, see HungError. Zero means
+	// if the context never ends, or the method takes none; the copy has failed then, see HungError. What
+	// is asked of the metadata is given up after that time by whoever waits for it, the guest's requests too. Zero means
 	// DefaultHungAfter, a minute. If it is negative, nothing counts as hung.
 	HungAfter time.Duration
 	// Gate is asked before a write, flush, trim or zeroing of the guest is answered, once
@@ -189,7 +189,7 @@ func (volatileState) emptied()                          {}
 // NewSecondary returns the secondary's view of disk, in state None. The caller
 // keeps disk, and from now on uses it only through what is returned. The error
 // is that of [CheckDisk], or ErrUnclean if the configured Journal must be
-// recovered first.
+// recovered first. If the disk, or what is kept beside it, hangs, it matches ErrHung.
 func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	size := disk.Size()
 	if err := checkDisk("the disk", disk); err != nil {
@@ -210,8 +210,11 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if s.meta, err = metadataOf(disk); err != nil {
 		return nil, err
 	}
+	s.meta.access.of(event.ModeSecondary, cfg.Name, cfg.HungAfter)
 	if cfg.Journal != nil {
-		if err := cfg.Journal.attach(s); err != nil {
+		var w watchdog // s.dog would tell of a run that has ended
+		w.init(event.ModeSecondary, cfg.Name, cfg.HungAfter, s.devices, func(error) {})
+		if err := w.call(context.Background(), func() error { return cfg.Journal.attach(s) }); err != nil {
 			return nil, err
 		}
 		s.armKept(s.meta.Identity())
@@ -454,17 +457,13 @@ func (s *Secondary) Err() error {
 
 // LocalErr returns why no Secondary can use this copy any more: the disk, or the Journal,
 // could not make stable what was written to it (a *SyncError), or the metadata could not
-// be written (a *MetadataError), which is final; or nil. With a Journal it waits for what
-// that writes. Any goroutine may call it.
+// be written (a *MetadataError), which is final; or nil. It does not wait. Any goroutine may call it.
 func (s *Secondary) LocalErr() error {
-	if err := s.copyFailed(); err != nil { // also if the Journal hangs: then nobody waits for that
-		return err
+	err := s.copyFailed()
+	if j := s.cfg.Journal; j != nil {
+		err = cmp.Or(err, j.hidden.failed(), j.active.failed())
 	}
-	var lost *SyncError
-	if err := s.stable.failed(); errors.As(err, &lost) {
-		return err
-	}
-	return nil
+	return err
 }
 
 // copyFailed does what LocalErr does, for the disk and its metadata, and does not wait.

@@ -55,13 +55,21 @@ func (s *Secondary) roomForPreImages() int64 {
 // ErrDiverged if it has gone on by itself. On a side that took over it is
 // ErrGated, and ErrNotRunning if the copy has gone back to its last checkpoint
 // since the primary asked for its identity. After an error nothing has changed, but for a run that had met an
-// error: its disk is that of the last checkpoint again, and the state None.
+// error: its disk is that of the last checkpoint again, and the state None. If the disk, or what is kept beside it,
+// hangs, the error matches ErrHung.
 func (s *Secondary) Adopt(of Identity) error {
+	return s.dog.call(context.Background(), func() error { return s.adopt(of) })
+}
+
+func (s *Secondary) adopt(of Identity) error {
 	if of.Disk == (ID{}) {
 		return fmt.Errorf("%w: the primary's disk has no identity", ErrIdentity)
 	}
 	h := s.lockAll()
 	defer s.locks.unlock(h)
+	if e := s.dog.hung.Load(); e != nil { // nobody waits for this any more
+		return e
+	}
 	st := s.State()
 	if s.life.tookOver() {
 		return fmt.Errorf("%w: state %v", ErrGated, st)

@@ -61,12 +61,12 @@ func (s *Secondary) stop(ctx context.Context, failover bool) error {
 }
 
 // devices returns what a watchdog watches.
-func (s *Secondary) devices() []device {
-	all := []device{s.disk}
+func (s *Secondary) devices() []*stableDisk {
+	all := []*stableDisk{s.disk}
 	if j := s.cfg.Journal; j != nil {
 		all = append(all, j.hidden, j.active)
 	}
-	return append(all, s.meta)
+	return all
 }
 
 // hung ends what depends on a device that was given up: the run, and the waiting of the guest.

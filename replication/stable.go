@@ -277,10 +277,6 @@ func (s *stableDisk) Grow(size int64) error {
 	return s.flight.end(op, err)
 }
 
-func (s *stableDisk) flights() *flight { return &s.flight }
-
-func (s *stableDisk) label() string { return s.name }
-
 // abandon gives up what is under way. Those who wait for a sync of somebody else go on.
 func (s *stableDisk) abandon(e *HungError) {
 	s.flight.hung.CompareAndSwap(nil, e)
