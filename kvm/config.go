@@ -40,7 +40,8 @@ type AttachConfig struct {
 	// guest is late by the time that the move took.
 	CatchUp bool
 	// Log gets one record if KVM does not set the guest's TSC as it is told when a
-	// state is restored (TSCError). Nil: nothing is logged.
+	// state is restored (TSCError), and one if the host's own TSC is seen not to be stable
+	// (see the package's comment). Nil: nothing is logged.
 	Log *slog.Logger
 }
 

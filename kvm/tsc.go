@@ -42,6 +42,7 @@ type deviceAttr struct {
 type tsc struct {
 	attr   bool       // KVM has KVM_VCPU_TSC_OFFSET
 	deaf   bool       // KVM does not listen: it was seen to take a TSC without setting it; no offset is written any more
+	moves  bool       // KVM was seen to move the offset by itself: the host's TSC is not stable
 	shared bool       // the VM has more vCPUs
 	leader *VCPUState // the state of the vCPU to whose TSC this one keeps its distance; nil: none
 
@@ -87,6 +88,9 @@ func (vm *VM) TSCError() error {
 
 // noteTSC records whether KVM has set the TSC of a vCPU, and logs the first failure.
 func (vm *VM) noteTSC(v *VCPU) {
+	if v.staged.tsc.moves && !vm.tscMoves.Swap(true) && vm.log != nil {
+		vm.log.Warn("the host's TSC is not stable: KVM lets the guest's stand still while a vCPU does not run, and then catch up")
+	}
 	e := v.staged.tsc.err
 	switch old := vm.tscError.Load(); {
 	case e != nil:
@@ -150,6 +154,11 @@ const farTSC = 1 << 44
 // now, and the guest's TSC is then not rolled back. On kernels before 5.16, which have no offset
 // to set, the first vCPU's TSC is moved far away before it is written; the others', written right
 // after, are indeed to be synchronised. (Linux, kvm_synchronize_tsc.)
+//
+// Where the host's TSC is not stable, KVM moves the offset whenever it loads the vCPU onto a CPU, so that
+// the guest's TSC goes on from where the vCPU left the guest, or from what was written since; when
+// the vCPU enters the guest, the time since that is added. The offset then is not what was set, which tells
+// of such a host. (Linux, kvm_arch_vcpu_load, kvm_guest_time_update.)
 func (s *VCPUState) restoreTSC(vcpu int) error {
 	t := &s.tsc
 	t.known, t.err = false, nil
@@ -203,7 +212,11 @@ func (s *VCPUState) restoreTSC(vcpu int) error {
 		}
 		t.err, t.deaf = t.first, true
 	}
-	return nil
+	if t.known && t.leader == nil { // one vCPU tells
+		err = s.tscOffset(vcpu, "KVM_GET_DEVICE_ATTR", kvmGetDeviceAttr)
+		t.moves = err == nil && t.word != t.applied
+	}
+	return err
 }
 
 // savedMSR returns an MSR of the state.

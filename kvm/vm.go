@@ -34,6 +34,7 @@ type VM struct {
 	catchUp  bool
 	tscError atomic.Pointer[TSCError]
 	tscTold  atomic.Bool
+	tscMoves atomic.Bool // KVM was seen to move a TSC by itself, and the log tells
 
 	mu       sync.Mutex
 	parked   signal  // for vCPUs: pauses, a rest or a context has ended

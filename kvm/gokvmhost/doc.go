@@ -15,8 +15,8 @@
 //	go h.Run(ctx)
 //	err = h.Resume(ctx)
 //
-// A Host is a colo.VM, its VM's dirty log a ram.DirtyLog, its memory one ram.Block.
-// Frames for the guest go to ReceivePacket, input for its console to Input. On the
+// A Host is what package protect takes as a Guest: a colo.VM, a ram.DirtyLog, its memory one
+// ram.Block. Frames for the guest go to ReceivePacket, input for its console to Input. On the
 // secondary there is nothing to load, and no need of a machine of gokvm: Create makes a
 // Host for a guest that comes from another host, or from a file.
 //

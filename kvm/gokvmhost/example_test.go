@@ -33,7 +33,7 @@ func Example() {
 		defer h.Close()
 
 		var state vmstate.Registry
-		memory := ram.NewSaver(h.Blocks(), h.VM(), ram.SaverConfig{})
+		memory := ram.NewSaver(h.Blocks(), h, ram.SaverConfig{})
 		if err := errors.Join(
 			h.Register(&state),
 			state.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, memory, nil),

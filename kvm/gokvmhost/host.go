@@ -19,7 +19,7 @@ import (
 )
 
 // Host is a machine of gokvm with all that a session needs to protect it: a colo.VM, its
-// devices as vmstate devices, and its memory. Its methods may be called from any
+// devices as vmstate devices, its memory, and the log of what was written there. Its methods may be called from any
 // goroutine. They are those of pc.Machine, which says more about each.
 type Host struct {
 	machine *Machine // its memory and descriptors live as long; nil: of Create
@@ -223,7 +223,7 @@ func (h *Host) Throttle(percent int) error { return h.pc.Throttle(percent) }
 // paused, and otherwise fail with ErrRunning.
 func (h *Host) Register(reg *vmstate.Registry) error { return h.pc.RegisterAs(reg, "gokvm/") }
 
-// VM returns the VM: its dirty log (ram.DirtyLog, ram.LogSwitch) and its vCPUs.
+// VM returns the VM, which has the vCPUs and says on which CPUs the guest can run (MatchCPU).
 // Only the Host may pause and resume it.
 func (h *Host) VM() *kvm.VM { return h.vm }
 

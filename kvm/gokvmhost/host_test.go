@@ -36,7 +36,7 @@ func TestAMachineOfGokvmConformsToWhatASessionReliesOn(t *testing.T) {
 					Disk: fake.NewDisk(1 << 20), Uplink: fake.Nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1},
 				})
 				f.start()
-				return colotest.Host{VM: f.Host, Log: f.VM(), Blocks: f.Blocks(), Register: f.Register}
+				return colotest.Host{VM: f.Host, Log: f.Host, Blocks: f.Blocks(), Register: f.Register}
 			})
 		})
 	}

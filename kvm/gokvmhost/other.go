@@ -60,6 +60,21 @@ func (h *Host) Blocks() []ram.Block { return nil }
 // VM returns nil.
 func (h *Host) VM() *kvm.VM { return nil }
 
+// ReadDirty fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) ReadDirty(block string, bitmap []uint64) error { return errPlatform }
+
+// StartDirtyLog fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) StartDirtyLog() error { return errPlatform }
+
+// StopDirtyLog fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) StopDirtyLog() error { return errPlatform }
+
+// KeepDirty returns false.
+func (h *Host) KeepDirty(block string, pages []uint64) bool { return false }
+
+// IdleCPUs returns 0.
+func (h *Host) IdleCPUs() int { return 0 }
+
 // ReceivePacket fails with an error that wraps errors.ErrUnsupported.
 func (h *Host) ReceivePacket(frame []byte) error { return errPlatform }
 

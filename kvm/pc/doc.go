@@ -17,8 +17,8 @@
 //	go m.Run(ctx)
 //	err = m.Resume(ctx)
 //
-// A Machine is a colo.VM, its VM's dirty log a ram.DirtyLog, its memory one ram.Block.
-// Frames for the guest go to [Card.ReceivePacket], input for its console to Input. On
+// A Machine is what package protect takes as a Guest: a colo.VM, a ram.DirtyLog, its memory one
+// ram.Block. Frames for the guest go to [Card.ReceivePacket], input for its console to Input. On
 // the side that receives a guest there is nothing to load.
 //
 // [Attach] does the same for a kvm.VM that exists already; package gokvmhost uses it for a

@@ -30,7 +30,7 @@ func Example() {
 		}
 
 		var state vmstate.Registry
-		memory := ram.NewSaver(m.Blocks(), m.VM(), ram.SaverConfig{})
+		memory := ram.NewSaver(m.Blocks(), m, ram.SaverConfig{})
 		if err := errors.Join(
 			m.Register(&state),
 			state.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, memory, nil),

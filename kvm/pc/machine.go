@@ -19,7 +19,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Machine is a PC: a colo.VM, its devices as vmstate devices, and its memory. Its methods
+// Machine is a PC: a colo.VM, its devices as vmstate devices, its memory, and the log of what was
+// written there. Its methods
 // may be called from any goroutine.
 type Machine struct {
 	vm     *kvm.VM
@@ -227,7 +228,7 @@ func (m *Machine) abort(err error) {
 	}
 }
 
-// VM returns the VM: its dirty log (ram.DirtyLog, ram.LogSwitch) and its vCPUs.
+// VM returns the VM, which has the vCPUs and says on which CPUs the guest can run (MatchCPU).
 // Only the Machine may pause and resume it.
 func (m *Machine) VM() *kvm.VM { return m.vm }
 

@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
@@ -25,11 +26,14 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
+// Package protect takes a Machine as it is.
+var _ protect.Guest = (*pc.Machine)(nil)
+
 func TestAMachineConformsToWhatASessionReliesOn(t *testing.T) {
 	colotest.TestVM(t, func(t *testing.T) colotest.Host {
 		f := newFlat(t, guest.Params{VCPUs: 2, Pages: 64, Touch: 4, Seed: 1}, devices())
 		f.start()
-		return colotest.Host{VM: f.Machine, Log: f.VM(), Blocks: f.Blocks(), Register: f.Register}
+		return colotest.Host{VM: f.Machine, Log: f.Machine, Blocks: f.Blocks(), Register: f.Register}
 	})
 }
 

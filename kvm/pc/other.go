@@ -60,6 +60,21 @@ func (m *Machine) EnsureMemory(ensure func(block string, offset, n uint64) error
 // VM returns nil.
 func (m *Machine) VM() *kvm.VM { return nil }
 
+// ReadDirty fails with an error that wraps errors.ErrUnsupported.
+func (m *Machine) ReadDirty(block string, bitmap []uint64) error { return errPlatform }
+
+// StartDirtyLog fails with an error that wraps errors.ErrUnsupported.
+func (m *Machine) StartDirtyLog() error { return errPlatform }
+
+// StopDirtyLog fails with an error that wraps errors.ErrUnsupported.
+func (m *Machine) StopDirtyLog() error { return errPlatform }
+
+// KeepDirty returns false.
+func (m *Machine) KeepDirty(block string, pages []uint64) bool { return false }
+
+// IdleCPUs returns 0.
+func (m *Machine) IdleCPUs() int { return 0 }
+
 // Cards returns nil.
 func (m *Machine) Cards() []*Card { return nil }
 

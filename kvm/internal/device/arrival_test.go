@@ -1,6 +1,7 @@
 package device
 
 import (
+	"context"
 	"runtime"
 	"sync"
 	"testing"
@@ -47,5 +48,28 @@ func TestWhatComesWhileTheGateOpensDoesNotWait(t *testing.T) {
 				t.Fatalf("%s is not shown to the guest, round %d", what, i)
 			}
 		}
+	}
+}
+
+// A device whose Work is to end begins nothing more, though the guest runs and has more for it.
+func TestADeviceThatIsToEndBeginsNothingMore(t *testing.T) {
+	g := NewGate()
+	g.Open()
+	ctx, stop := context.WithCancel(t.Context())
+	w, steps := make(worker, 1), 0
+	w.kick()
+	w.run(ctx, g, func() bool {
+		if steps++; steps == 3 {
+			stop()
+		}
+		return steps < 10
+	})
+	if steps != 3 {
+		t.Errorf("%d steps, want 3", steps)
+	}
+	select {
+	case <-w: // for whoever runs next
+	default:
+		t.Error("nobody is woken for what is left")
 	}
 }

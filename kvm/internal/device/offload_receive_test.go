@@ -248,3 +248,31 @@ func TestSegmentsAreKeptTogetherOrDropped(t *testing.T) {
 		t.Errorf("%d bytes wait, want %d", used, n*each)
 	}
 }
+
+// There is room for the segments of a frame to the byte, or for none of them.
+func TestSegmentsHaveRoomToTheByte(t *testing.T) {
+	f, l4 := tcpFrame(false, 0, 100)
+	const size, segments = 10, 10
+	h := vnet(packet.VNetNeedsCsum, packet.GSOTCPv4, 0, size, uint16(l4), 16)
+	need := segments*(frameOver+l4+32) + 100
+	for _, room := range []int{0, need - segments*frameOver, need - 1, need, need + 1} {
+		q := newFrames(room)
+		if got, want := q.cut(h, f), room >= need; got != want {
+			t.Errorf("%d bytes for segments of %d: taken %v", room, need, got)
+		} else if want && int(q.end) != need || !want && q.first() != nil {
+			t.Errorf("%d bytes for segments of %d: %d are used", room, need, q.end)
+		}
+	}
+}
+
+// A header that says of a checksum both that it was verified and that it is partial says the latter
+// to the guest, which is not to believe it.
+func TestAPartialChecksumIsNoVerifiedOne(t *testing.T) {
+	f, l4 := tcpFrame(false, 0, 100)
+	r := newOffloadRig(t, netGuestCsum)
+	r.buffers(0, 1, 2000)
+	must(t, r.nic.Receive(r.gate, join(vnet(packet.VNetNeedsCsum|packet.VNetDataValid, 0, 0, 0, uint16(l4), 16), []byte{0, 0}, f)))
+	if flags := r.mem[testData]; flags != packet.VNetNeedsCsum {
+		t.Errorf("the flags are %#x, want %#x", flags, packet.VNetNeedsCsum)
+	}
+}
