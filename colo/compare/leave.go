@@ -124,7 +124,7 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		return d
 	}
 	switch {
-	case p.bare() && l.ends && after(p.seq, l.end) && !t.said.reaches(p.seq):
+	case p.bare() && t.early(p):
 		// The peer takes no window from a segment that begins before the one that it has its
 		// window from (RFC 9293 section 3.10.7.4). A guest that goes on from what has left
 		// would not be believed.
@@ -150,6 +150,12 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		d.cut = d.sack != all
 	}
 	return d
+}
+
+// early reports whether p, which has no data, begins behind what has left, and the secondary's
+// guest has not said as much.
+func (t *stream) early(p *pkt) bool {
+	return t.left.ends && after(p.seq, t.left.end) && !t.said.reaches(p.seq)
 }
 
 // stamp returns the timestamp with which p is to leave if the newest that has left is

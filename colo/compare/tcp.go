@@ -329,6 +329,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		return true, ReasonNone
 
 	case len(data) == 0 && p.flags&packet.FIN == 0:
+		if p.flags&packet.URG != 0 && e.cfg.LowerAcks && t.early(p) {
+			return false, ReasonNone // its pointer counts from its number, which stays as it is
+		}
 		if ok = e.ackOK(t, p); !ok && t.said.rsts {
 			why = ReasonFlags // the secondary's guest will acknowledge nothing more
 		}
