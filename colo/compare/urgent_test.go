@@ -86,12 +86,12 @@ func TestAnUrgentPointerInASYNWaits(t *testing.T) {
 // pointer counts from its number, so that it waits until that much has left.
 func TestAnUrgentPointerWithoutDataDoesNotOvertakeTheStream(t *testing.T) {
 	bare := pressing(ackSeg{seq: 104, ack: 1000, win: 50, flags: ackOnly}, 9)
-	x, p, s := opened(t, nil)
+	x, _, s := opened(t, nil)
 	x.told("the pointer", x.Secondary(pressing(data(100, "ab"), 13), x.now), "")
 	x.told("it is ahead of what the secondary's guest has said", x.Primary(bare, x.now), "")
 	x.told("that guest says as much", s(data(102, "cd")), "@104 ack 1000 to 7400")
 
-	x, p, s = opened(t, nil)
+	x, p, s := opened(t, nil)
 	x.told("the pointer", x.Secondary(pressing(data(100, "ab"), 13), x.now), "")
 	x.told("", x.Primary(bare, x.now), "")
 	x.told("what is before it comes", p(data(100, "abcd")), "")
