@@ -69,7 +69,7 @@ func TestCountlessRefusalsOfTheSecondarysGuestTakeNoMemory(t *testing.T) {
 	if r := p(say(3000)); len(r.Release) != 0 || held > 0 {
 		t.Errorf("%d have left that nobody knows of, %d bytes are held", len(r.Release), held)
 	}
-	for n := range uint32(3) {
+	for n := range uint32(6) {
 		s(say(4000 + n))
 	}
 	p(say(4000))
@@ -78,7 +78,7 @@ func TestCountlessRefusalsOfTheSecondarysGuestTakeNoMemory(t *testing.T) {
 	if r := p(say(5000)); len(r.Release) != 1 {
 		t.Error("one that both have said since the checkpoint does not leave")
 	}
-	for n := range uint32(3) {
+	for n := range uint32(6) {
 		if r := p(say(4000 + n)); len(r.Release) != 0 {
 			t.Error("one leaves that the secondary's guest has not said since the checkpoint")
 		}
