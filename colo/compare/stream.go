@@ -306,6 +306,32 @@ func (r *ranges) add(from, to uint32) {
 	}
 }
 
+// absorb adds the numbers between from and to, unless one of the stretches has them all, and
+// drops those that this one has: a duplicate (RFC 2883) may be part of another block.
+func (r *ranges) absorb(from, to uint32) {
+	if r.has(from, to) {
+		return
+	}
+	n := uint8(0)
+	for _, b := range r.at[:r.n] {
+		if after(from, b[0]) || after(b[1], to) {
+			r.at[n] = b
+			n++
+		}
+	}
+	clear(r.at[n:r.n]) // as in every value of this type, which are compared
+	r.n = n
+	r.add(from, to)
+}
+
+// trim drops stretches behind the first n: a packet has room for as many as it had.
+func (r *ranges) trim(n uint8) {
+	if r.n > n {
+		clear(r.at[n:r.n])
+		r.n = n
+	}
+}
+
 // has reports whether one of the stretches contains all numbers between from and to.
 func (r *ranges) has(from, to uint32) bool {
 	for _, b := range r.at[:r.n] {
@@ -338,7 +364,7 @@ func (r *ranges) and(s *ranges) (both ranges) {
 			if after(to, b[1]) {
 				to = b[1]
 			}
-			both.add(from, to)
+			both.absorb(from, to)
 		}
 	}
 	return both
