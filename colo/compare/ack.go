@@ -32,7 +32,7 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 func (e *Engine) owe(c *conn, p *pkt) {
 	since := e.now
 	if c.owed != nil {
-		if c.tcp.told.outdoes(c.owed, p) {
+		if t := &c.tcp.told; t.outdoes(c.owed, p) || c.owed.id > p.id && !t.outdoes(p, c.owed) {
 			e.pool.put(p) // it has only waited behind others, which have left
 			return
 		}
@@ -106,13 +106,25 @@ func (e *Engine) paySelective(c *conn, s *pkt) bool {
 		return false
 	}
 	d := e.edit(t, p)
+	own := d.sack
 	d.sack = ranges{}
 	all, held := s.blocks(), p.blocks()
 	for _, b := range all.at[:all.n] {
-		if !after(b[1], p.ack) || held.has(b[0], b[1]) {
+		if !after(b[1], p.ack) {
 			d.sack.add(b[0], b[1])
+			continue
+		}
+		d.sack.absorb(b[0], p.ack)
+		one := ranges{at: [4][2]uint32{b}, n: 1}
+		both := one.and(&held)
+		for _, x := range both.at[:both.n] {
+			d.sack.absorb(x[0], x[1])
 		}
 	}
+	if d.sack.n > all.n && !own.within(&t.left.sack) {
+		return false // s has no room for all that both hold, and p says some of it that is news
+	}
+	d.sack.trim(all.n)
 	d.cut = d.sack != all
 	l := &t.left
 	if d.sack.n == 0 || l.acks && !after(d.ack, l.ack) && d.sack.within(&l.sack) {

@@ -7,6 +7,13 @@ import "github.com/gocolo/lockstep/internal/packet"
 // which network address, and that does not change from one message to the next. So it
 // leaves if the secondary's guest has claimed the same at any time, or if a received
 // checkpoint covers that claim.
+//
+// A guest that asks whether anybody has an address does not claim it yet, and will not if
+// somebody has. So a question is covered by the same question, and a claim by a claim.
+
+// question stands in a key where other packets have ports, if the guest asks whether anybody has
+// the address.
+const question = 1
 
 // A claim records which guests have sent messages that give one network address one
 // hardware address.
@@ -46,7 +53,7 @@ func (p *pkt) claimARP(k *connKey) bool {
 	p.LinkKey(&k.Key)
 	who := b[14:18]
 	if b[7] == 1 && [4]byte(who) == [4]byte{} {
-		who = b[24:28] // it asks whether anybody has this address (RFC 5227 section 2.1.1)
+		who, k.Ports = b[24:28], question // RFC 5227 section 2.1.1
 	}
 	copy(k.Dst[:], b[8:14]) // the sender's link-layer address
 	copy(k.Src[:], who)
@@ -69,6 +76,7 @@ func (p *pkt) claimND(k *connKey) bool {
 	b := p.Payload()
 	ip := p.IPv6()
 	who, opts, want := ip.Src(), []byte(nil), byte(ndSourceLinkAddress)
+	asks := false
 	switch {
 	case b[0] == ndRouterSolicitation && b[1] == 0:
 		opts = b[8:]
@@ -77,8 +85,9 @@ func (p *pkt) claimND(k *connKey) bool {
 		if b[0] == ndNeighborAdvertisement {
 			want = ndTargetLinkAddress
 		}
-		if b[0] == ndNeighborAdvertisement || [16]byte(who) == [16]byte{} {
-			who = b[8:24] // it advertises this address, or asks whether anybody has it (RFC 4862 section 5.4)
+		asks = b[0] == ndNeighborSolicitation && [16]byte(who) == [16]byte{} // RFC 4862 section 5.4
+		if b[0] == ndNeighborAdvertisement || asks {
+			who = b[8:24]
 		}
 	default:
 		return false
@@ -91,6 +100,9 @@ func (p *pkt) claimND(k *connKey) bool {
 		opts = opts[int(opts[1])*8:]
 	}
 	p.LinkKey(&k.Key)
+	if asks {
+		k.Ports = question
+	}
 	copy(k.Src[:], who)
 	copy(k.Dst[:], address)
 	return true

@@ -62,8 +62,9 @@ type Config struct {
 	// CompareARP compares ARP, and those messages of neighbour discovery that hosts send,
 	// by the pair of addresses that they claim: such a message leaves once the secondary's
 	// guest has claimed that pair too, in any message, or once a checkpoint covers that
-	// the primary's guest has. Without it ARP is not compared, and neighbour discovery is
-	// compared as other ICMPv6 is.
+	// the primary's guest has. A question whether anybody has an address claims nothing, and
+	// leaves once both have asked it. Without CompareARP, ARP is not compared, and neighbour
+	// discovery is compared as other ICMPv6 is.
 	CompareARP bool
 
 	// Cross is how long packets of one flow may wait for their equals when the guests seem

@@ -41,10 +41,13 @@ type conn struct {
 
 	tcp stream
 
-	hash    uint64 // the hash of key
-	number  int    // in the index
-	awaits  bool   // it is in the engine's list flights
-	claim   claim
+	hash   uint64 // the hash of key
+	number int    // in the index
+	awaits bool   // it is in the engine's list flights
+	claim  claim
+
+	datagrams *datagrams // of fragments: which have matched; nil: none have; a mark clears it
+
 	marked  int     // how many packets wait that belong to an epoch that has ended and is not received
 	until   instant // when the flow is tried again, if it is set apart
 	crossed instant // since when datagrams of both sides wait for their equals, or a loner for the other guest to begin it; zero: none do

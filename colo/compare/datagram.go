@@ -16,7 +16,7 @@ const crossMax = 8
 func (e *Engine) primaryOther(c *conn, p *pkt) {
 	if !c.blind && !c.apart {
 		for i, s := range c.s.all() {
-			if same(p, s) {
+			if same(p, s) && c.joins(p, s) {
 				e.pool.put(c.s.remove(i))
 				e.release(p, &e.stats.Matched)
 				e.paired(c)
@@ -34,7 +34,7 @@ func (e *Engine) secondaryOther(c *conn, s *pkt) {
 		return
 	}
 	for i, p := range c.p.all() {
-		if same(p, s) {
+		if same(p, s) && c.joins(p, s) {
 			c.p.remove(i)
 			e.release(p, &e.stats.Matched)
 			e.paired(c)

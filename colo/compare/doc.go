@@ -36,7 +36,8 @@
 // says that the packet is from another address (RFC 6275, RFC 5533), the packet waits for the
 // checkpoint. Other protocols (SCTP, UDP-Lite) and fragments are compared with their IP header and
 // the addresses of Ethernet, except for the fields that differ between two hosts by nature
-// (identification, time to live, class, flow label, checksum). Packets in a VLAN or in a session of
+// (identification, time to live, class, flow label, checksum). The fragments of a datagram match those
+// of one datagram, in their order. Packets in a VLAN or in a session of
 // PPP over Ethernet are compared within it, ARP and neighbour discovery by whose address they
 // claim, if the configuration says so.
 //

@@ -40,6 +40,24 @@ func (e *Engine) adopt(f *Frame) *pkt {
 	return p
 }
 
+// worthLending is how long a packet is at least that leaves in memory which lend finds: a
+// shorter one is copied as quickly.
+const worthLending = 1024
+
+// lend returns the lowest of the secondary's segments that wait on c, in whose memory the segment s in f may
+// leave, which has the same data: it writes what is around the data into that memory. A caller
+// that keeps what leaves need not copy the data then. Otherwise lend returns nil, and has
+// changed nothing.
+func (e *Engine) lend(c *conn, f *Frame, s *plain) *pkt {
+	w := c.s.at(0)
+	if len(f.Data) < worthLending || e.drafted != nil || w.dat != s.dat || w.VNetHdr != f.VNetHdr || len(w.Data) != len(f.Data) {
+		return nil
+	}
+	copy(w.Data[:f.VNetHdr+s.dat], f.Data)
+	copy(w.Data[f.VNetHdr+s.end:], f.Data[f.VNetHdr+s.end:])
+	return c.s.remove(0)
+}
+
 // scrap frees a draft that nobody has adopted: what waits is a copy.
 func (e *Engine) scrap() {
 	if e.drafted != nil {

@@ -84,6 +84,8 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 		} else if w != nil {
 			w.used = false
 		}
+	case kindFragment:
+		c.datagrams = nil
 	case kindClaim:
 		c.claim.narrow(epoch)
 	}

@@ -70,9 +70,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	if e.cfg.LowerAcks && p.flags&packet.ACK != 0 && p.flags&(packet.SYN|packet.RST) == 0 && !p.bare() {
 		// The engine owes the peer what the segment does not say any more.
 		edge, ok := t.told.edgeOf(p)
-		if after(p.ack, d.ack) || ok && after(edge, d.edge) || d.less > 0 {
+		if after(p.ack, d.ack) || ok && after(edge, d.edge) || d.less > 0 || d.cut {
 			e.owe(c, e.ackOf(c, p))
-		} else if c.owed != nil && !t.told.outdoes(c.owed, p) && !after(c.owed.ack, d.ack) && (c.owed.dack == 0 || p.dack > 0 && !after(c.owed.dataAck(), p.dataAck())) {
+		} else if c.owed != nil && !t.told.outdoes(c.owed, p) && !after(c.owed.ack, d.ack) && (c.owed.nsck == 0 || c.owed.id < p.id) && (c.owed.dack == 0 || p.dack > 0 && !after(c.owed.dataAck(), p.dataAck())) {
 			e.settle(c)
 		}
 	}
@@ -124,7 +124,7 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		return d
 	}
 	switch {
-	case p.bare() && l.ends && after(p.seq, l.end) && !t.said.reaches(p.seq):
+	case p.bare() && t.early(p):
 		// The peer takes no window from a segment that begins before the one that it has its
 		// window from (RFC 9293 section 3.10.7.4). A guest that goes on from what has left
 		// would not be believed.
@@ -144,12 +144,16 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 			}
 			v.holds(b, &d.sack)
 		}
-		for ; d.sack.n > all.n; d.sack.n-- { // there is room for as many as there were
-			d.sack.at[d.sack.n-1] = [2]uint32{}
-		}
+		d.sack.trim(all.n)
 		d.cut = d.sack != all
 	}
 	return d
+}
+
+// early reports whether p, which has no data, begins behind what has left, and the secondary's
+// guest has not said as much.
+func (t *stream) early(p *pkt) bool {
+	return t.left.ends && after(p.seq, t.left.end) && !t.said.reaches(p.seq)
 }
 
 // stamp returns the timestamp with which p is to leave if the newest that has left is

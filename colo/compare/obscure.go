@@ -52,7 +52,7 @@ func (e *Engine) missed(c *conn, p *pkt) {
 	e.drop(&c.s)
 	c.blind = true
 	if t := &c.tcp; !t.said.open || t.said.isn != p.seq {
-		t.said, t.cover, t.urgent = said{past: true}, cover{}, nil
+		t.said, t.cover, t.urgent, t.refusals = said{past: true}, cover{}, nil, nil
 		t.dataAcks.reset()
 	}
 }

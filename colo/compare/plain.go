@@ -205,6 +205,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	}
 	t := &c.tcp
 	v := &t.cover
+	var lent *pkt
 	switch {
 	case t.said.rsts || t.said.fins || t.said.syns:
 		return false
@@ -246,6 +247,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 			return false
 		}
 		v.done = s.last
+		lent = e.lend(c, f, s)
 		e.consume(c)
 	}
 	e.arrive(c, now)
@@ -267,7 +269,12 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	e.stats.Matched++
 	e.waits.Add(0)
 	e.trail(0)
-	e.out, e.spent = append(e.out, *f), append(e.spent, spent{at: e.now})
+	if lent == nil {
+		e.out, e.spent = append(e.out, *f), append(e.spent, spent{at: e.now})
+	} else {
+		lent.at = e.now
+		e.out, e.spent = append(e.out, lent.Frame), append(e.spent, spent{at: e.now, p: lent})
+	}
 	return true
 }
 

@@ -100,6 +100,42 @@ func TestAskingWhetherAnAddressIsFreeClaimsThatAddress(t *testing.T) {
 	}
 }
 
+// A guest that has only asked may hear that somebody has the address, and then never takes it.
+func TestAnAddressThatTheSecondarysGuestHasOnlyAskedForIsNotClaimed(t *testing.T) {
+	arpAsks := arp(1, 1, 0, 1)
+	clear(arpAsks.Data[28:32])
+	ndAsks := nd(135, 1, 1)
+	clear(ndAsks.Data[22:38])
+	ndAsks.Data = ndAsks.Data[:len(ndAsks.Data)-8]
+	ndAsks.Data[19] -= 8
+	ndAsks.Data[6+5] = 1
+	ndAsks.Data[6] = 2
+	for name, c := range map[string]struct{ asks, claims, answers compare.Frame }{
+		"ARP":                 {arpAsks, arp(1, 1, 1, 1), arp(2, 1, 1, 5)},
+		"neighbour discovery": {ndAsks, nd(136, 1, 1), nd(135, 1, 1)},
+	} {
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		left := func(why string, r compare.Result, want int) {
+			t.Helper()
+			if len(r.Release) != want {
+				t.Errorf("%s: %s: %d have left, want %d", name, why, len(r.Release), want)
+			}
+		}
+		x.Secondary(c.asks, x.now)
+		left("the primary's guest asks too", x.Primary(c.asks, x.now), 1)
+		left("it claims the address, and the other one does not yet", x.Primary(c.claims, x.now), 0)
+		left("nor does it when it asks again", x.Secondary(c.asks, x.now), 0)
+		left("it does, with other words", x.Secondary(c.answers, x.now), 1)
+		left("which is no question", x.Primary(c.answers, x.now), 1)
+		x.mark(1)
+		left("both have claimed it before the mark", x.Primary(c.claims, x.now), 1)
+		left("and asked", x.Primary(c.asks, x.now), 1)
+		x.received(1)
+		left("the checkpoint has all of it", x.Primary(c.claims, x.now), 1)
+	}
+}
+
 func TestAClaimOfTheOldGuestOnlyIsVoidAfterAMark(t *testing.T) {
 	x := newRig(t, everything())
 	x.checkpoint(0)

@@ -35,6 +35,7 @@ type stream struct {
 
 	urgent   *urgent   // nil: neither guest has sent an urgent pointer
 	dataAcks *dataAcks // nil: neither guest has acknowledged data of Multipath TCP
+	refusals *refusals // nil: no refusal of the secondary's guest waits behind another one
 }
 
 // told has what the primary's guest has said. It changes with each of its packets,
@@ -150,6 +151,45 @@ func (t *said) resets(p *pkt) {
 	t.open = t.open && !t.acks // the next SYN begins another connection, also with the same number
 }
 
+// refusals are refusals of SYNs that the secondary's guest has sent while one of its RSTs waits for the
+// primary's. A client may try again and again from one port, and both guests refuse each time.
+type refusals struct {
+	at [8]streamEvent // more than these do not count
+	n  int
+}
+
+// resets notes a RST of the secondary's guest. If another one waits, a refusal waits behind
+// it: a guest that resets a connection may do so with any number of RSTs, but refuses a SYN with one
+// that begins at the number 0 (RFC 9293 section 3.10.7.1).
+func (t *stream) resets(p *pkt) {
+	switch r := t.refusals; {
+	case !t.said.rsts:
+		t.said.resets(p)
+	case p.flags&packet.ACK == 0 || p.seq != 0:
+	case r == nil:
+		t.refusals = &refusals{at: [8]streamEvent{{p.seq, p.ack, p.at}}, n: 1} // rare
+	case r.n < len(r.at):
+		r.at[r.n] = streamEvent{p.seq, p.ack, p.at}
+		r.n++
+	}
+}
+
+// wasReset is called when the RST of the secondary's guest that waits has met one of the primary's. The
+// next refusal takes its place.
+func (t *stream) wasReset() {
+	r := t.refusals
+	if r == nil {
+		t.said.rsts = false
+		return
+	}
+	t.said.rst, t.said.acks = r.at[0], true
+	r.n--
+	copy(r.at[:], r.at[1:])
+	if r.n == 0 {
+		t.refusals = nil
+	}
+}
+
 // narrow is called at a mark. From then on the guest that goes on may be the primary's as
 // it is at the mark, which knows only what it has said.
 func (t *stream) narrow(epoch uint64) {
@@ -169,6 +209,7 @@ func (t *stream) narrow(epoch uint64) {
 	t.urgent.narrow()
 	t.dataAcks.narrow()
 	t.said.syns, t.said.fins, t.said.rsts, t.said.ends = false, false, false, false
+	t.refusals = nil
 	t.mark = snapshot{true, epoch, t.told}
 }
 
@@ -265,6 +306,32 @@ func (r *ranges) add(from, to uint32) {
 	}
 }
 
+// absorb adds the numbers between from and to, unless one of the stretches has them all, and
+// drops those that this one has: a duplicate (RFC 2883) may be part of another block.
+func (r *ranges) absorb(from, to uint32) {
+	if r.has(from, to) {
+		return
+	}
+	n := uint8(0)
+	for _, b := range r.at[:r.n] {
+		if after(from, b[0]) || after(b[1], to) {
+			r.at[n] = b
+			n++
+		}
+	}
+	clear(r.at[n:r.n]) // as in every value of this type, which are compared
+	r.n = n
+	r.add(from, to)
+}
+
+// trim drops stretches behind the first n: a packet has room for as many as it had.
+func (r *ranges) trim(n uint8) {
+	if r.n > n {
+		clear(r.at[n:r.n])
+		r.n = n
+	}
+}
+
 // has reports whether one of the stretches contains all numbers between from and to.
 func (r *ranges) has(from, to uint32) bool {
 	for _, b := range r.at[:r.n] {
@@ -297,7 +364,7 @@ func (r *ranges) and(s *ranges) (both ranges) {
 			if after(to, b[1]) {
 				to = b[1]
 			}
-			both.add(from, to)
+			both.absorb(from, to)
 		}
 	}
 	return both

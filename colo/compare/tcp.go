@@ -115,7 +115,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		if t.cover.edges { // or its SYN acknowledges nothing, and no answer to it can have come
 			n.cover.ack, n.cover.acks, n.cover.edge, n.cover.edges = t.cover.ack, t.cover.acks, t.cover.edge, true
 		}
-		n.dataAcks = t.dataAcks.reopen()
+		n.dataAcks, n.refusals = t.dataAcks.reopen(), t.refusals
 	} else {
 		e.drop(&c.s)
 		n.said.past = true
@@ -137,7 +137,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		}
 		t.said = said{isn: p.seq, open: true, syns: true, syn: synEvent{streamEvent{p.seq, p.ack, p.at}, p.flags, p.synOptions()}}
 		t.cover = cover{}
-		t.urgent = nil
+		t.urgent, t.refusals = nil, nil
 		t.dataAcks.reset()
 	}
 	// The initial numbers of the guests differ, and what a RST carries is no data.
@@ -150,7 +150,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		// one.
 		const refusal = packet.RST | packet.ACK
 		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
-			t.said.resets(p)
+			t.resets(p)
 			e.advance(c, true)
 		}
 		return
@@ -175,8 +175,8 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.hear(p)
 		again = again && t.cover.edge == room
 	}
-	if p.flags&packet.RST != 0 && !t.said.rsts && !c.apart {
-		t.said.resets(p)
+	if p.flags&packet.RST != 0 && !c.apart {
+		t.resets(p)
 	}
 	if p.flags&packet.FIN != 0 && p.flags&events == 0 && !t.said.fins && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
 		t.said.fins, t.said.fin = true, streamEvent{p.end, p.ack, p.at}
@@ -304,7 +304,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		case !(p.flags&packet.ACK != 0 && t.said.acks && t.said.rst.ack == p.ack) && !e.ackOK(t, p):
 			return false, e.impatient()
 		}
-		t.said.rsts = false
+		t.wasReset()
 		return true, ReasonNone
 
 	case p.flags&packet.SYN != 0:
@@ -329,6 +329,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		return true, ReasonNone
 
 	case len(data) == 0 && p.flags&packet.FIN == 0:
+		if p.flags&packet.URG != 0 && e.cfg.LowerAcks && t.early(p) {
+			return false, ReasonNone // its pointer counts from its number, which stays as it is
+		}
 		if ok = e.ackOK(t, p); !ok && t.said.rsts {
 			why = ReasonFlags // the secondary's guest will acknowledge nothing more
 		}

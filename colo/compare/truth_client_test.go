@@ -107,6 +107,7 @@ type truthClient struct {
 	clock  uint32
 	stamps map[uint32]bool // what it has sent
 
+	named      spans          // what it has been told that the guest holds
 	top, right uint32         // the greatest acknowledgment number, and right edge, that it has seen, counted or not
 	again      map[uint32]int // acknowledgments that say no more than those before them, by their numbers
 }
@@ -132,6 +133,7 @@ func (c *truthClient) judge(s *truthFrame) (wrong string) {
 		if b.to > c.snd || b.from >= b.to {
 			return fmt.Sprintf("%v is acknowledged selectively of %d", b, c.snd)
 		}
+		c.named = c.named.with(b)
 	}
 	if s.flags&packet.SYN != 0 {
 		if !c.open && (l.dialed || s.flags&packet.ACK != 0) {

@@ -202,3 +202,42 @@ func TestAClientIsToldNothingThatASurvivorWouldTakeBack(t *testing.T) {
 	}
 	t.Logf("%d segments have left, %d acknowledgments were lowered", left, lowered)
 }
+
+// untold returns a stretch that both guests have acknowledged selectively, and lately, and of which the client
+// has heard nothing, though there is room for all that is common to the two in as many blocks as the
+// primary's guest has used.
+func (w *truthWorld) untold() (b span) {
+	var pieces spans
+	for _, p := range w.named[0] {
+		for _, s := range append(spans{{0, w.heard.ack}}, w.named[1]...) {
+			both := span{max(p.from, s.from), min(p.to, s.to)}
+			if both.from >= both.to {
+				continue
+			}
+			pieces = pieces.with(both)
+			if both == p && p.from > w.heard.ack && p.to > w.c.top && !w.c.named.has(p) {
+				b = p
+			}
+		}
+	}
+	if len(pieces) > len(w.named[0]) {
+		return span{}
+	}
+	return b
+}
+
+// lifeOf returns the connection that a segment of the guest is of, nil if there is none.
+func (w *truthWorld) lifeOf(h packet.TCP) *truthLife {
+	refuses := h.Flags()&packet.RST != 0 && h.Seq() == 0
+	for i := len(w.lives) - 1; i >= 0 && refuses; i-- {
+		if l := w.lives[i]; l.refused && h.Ack() == l.client+1 {
+			return l
+		}
+	}
+	for _, l := range w.lives {
+		if h.Seq()-l.guest+1<<20 < 1<<21 {
+			return l
+		}
+	}
+	return nil
+}

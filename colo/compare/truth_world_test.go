@@ -43,6 +43,8 @@ type truthWorld struct {
 	marks   map[uint64]truthGuest
 	bare    uint32 // the greatest acknowledgment that the primary's guest has given without data
 	gave    map[uint32]int
+	last    *truthFrame // what the primary's guest has said last
+	named   [2][]span   // what the last acknowledgment of each guest has acknowledged selectively, if nothing has made it void
 	next    uint64
 	got     uint64 // one more than the last epoch that is received
 	runs    uint64 // one more than the last epoch that the secondary's guest has become
@@ -121,6 +123,7 @@ func (w *truthWorld) begin() {
 	w.life, w.lives = l, append(w.lives, l)
 	w.p.inbox, w.s.inbox = nil, nil
 	w.told, w.heard, w.bare, w.gave = testified{}, testified{}, 0, map[uint32]int{}
+	w.last, w.named = nil, [2][]span{}
 	for epoch := range w.pending {
 		w.pending[epoch] = testified{}
 	}
@@ -286,6 +289,9 @@ func (w *truthWorld) primary(f []byte) {
 	s := w.life.read(f)
 	w.note("P %v", s)
 	if of := w.p.life; of == w.life || of == nil {
+		if w.last, w.named[0] = s, nil; s.bare() {
+			w.named[0] = s.blocks
+		}
 		again := s.end <= w.told.snd
 		if w.told.learns(s); s.bare() {
 			w.bare = max(w.bare, s.ack)
@@ -324,8 +330,12 @@ func (w *truthWorld) deliver() {
 	if w.runs == w.next && m.life == w.life && !w.stale() {
 		s := w.life.read(m.frame)
 		w.note("s %v", s)
-		if w.heard.learns(s); s.bare() {
+		wider := s.ack == w.heard.ack && s.edge > w.heard.edge
+		if w.heard.learns(s); s.bare() && !wider {
 			w.gave[s.ack]++
+		}
+		if s.flags&packet.ACK != 0 {
+			w.named[1] = s.blocks
 		}
 	}
 	w.take(w.e.Secondary(compare.Frame{Data: m.frame}, w.now), nil)
@@ -361,6 +371,7 @@ func (w *truthWorld) mark() {
 		}
 	}
 	w.pending[w.next] = k
+	w.last, w.named = nil, [2][]span{}
 	w.marks[w.next] = w.p.clone()
 	w.next++
 }
@@ -433,6 +444,9 @@ func (w *truthWorld) judge(f []byte) {
 	s := l.read(f)
 	w.note("  left %v", s)
 	w.left++
+	if p := w.last; p != nil && s.data != "" && s.seq == p.seq && s.end == p.end {
+		w.named[0] = p.blocks // it has waited for its data
+	}
 	for _, k := range w.survivors() {
 		switch {
 		case s.flags&packet.ACK != 0 && (!k.acks || s.ack > k.ack):
@@ -455,22 +469,6 @@ func (w *truthWorld) judge(f []byte) {
 	}
 }
 
-// lifeOf returns the connection that a segment of the guest is of, nil if there is none.
-func (w *truthWorld) lifeOf(h packet.TCP) *truthLife {
-	refuses := h.Flags()&packet.RST != 0 && h.Seq() == 0
-	for i := len(w.lives) - 1; i >= 0 && refuses; i-- {
-		if l := w.lives[i]; l.refused && h.Ack() == l.client+1 {
-			return l
-		}
-	}
-	for _, l := range w.lives {
-		if h.Seq()-l.guest+1<<20 < 1<<21 {
-			return l
-		}
-	}
-	return nil
-}
-
 // promises checks what must be true at any time.
 func (w *truthWorld) promises() {
 	if w.life == nil || w.c.over || w.life.refused {
@@ -484,6 +482,9 @@ func (w *truthWorld) promises() {
 	}
 	if least >= w.c.top+1<<w.scale && !w.loose { // a number may be lowered until the window's edge is a multiple of its unit away
 		w.fail("both guests have acknowledged %d, and the client knows of %d", least, w.c.top)
+	}
+	if b := w.untold(); b.from < b.to && !w.loose {
+		w.fail("both guests hold %v, and the client has not been told", b)
 	}
 	for ack, n := range w.c.again {
 		gave := 0

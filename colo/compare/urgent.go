@@ -39,11 +39,21 @@ func (t *stream) points(p *pkt, who side) {
 	if t.urgent == nil {
 		t.urgent = new(urgent) // rare
 	}
-	if who == primary {
+	switch {
+	case who == primary:
 		t.urgent.told = p.urgent()
-	} else {
+	case p.scatters():
+		t.urgent.covered = pointer{} // no segment of the primary's guest has all of these
+	default:
 		t.urgent.covered = p.urgent()
 	}
+}
+
+// scatters reports whether a device cuts p into several segments. It puts the urgent pointer of p,
+// which counts from the segment's number, into each of them, and so each points to another place.
+func (p *pkt) scatters() bool {
+	size := gsoSize(&p.Frame)
+	return size > 0 && len(p.data()) > size
 }
 
 // narrow is called at a mark and receive at a receipt, as stream's methods of these names
@@ -67,12 +77,12 @@ func (u *urgent) receive() {
 // urges reports whether p may leave as far as its urgent pointer is concerned: p has none, or
 // the guest that would go on has given the same one. If p may not leave, why is ReasonFlags if
 // that guest will not give the pointer any more, because it has sent the data at that place
-// without one. A SYN with an urgent pointer waits for the checkpoint.
+// without one. A SYN with an urgent pointer waits for the checkpoint, and so does a segment that a device cuts into several.
 func (t *stream) urges(p *pkt) (ok bool, why Reason) {
 	switch {
 	case p.flags&packet.URG == 0 || p.flags&packet.RST != 0:
 		return true, ReasonNone
-	case p.flags&packet.SYN != 0:
+	case p.flags&packet.SYN != 0, p.scatters():
 		return false, ReasonFlags
 	}
 	at := p.urgent()

@@ -80,3 +80,57 @@ func TestAnUrgentPointerInASYNWaits(t *testing.T) {
 	x.Secondary(pressing(syn, 3), x.now)
 	x.told("", x.Primary(pressing(syn, 3), x.now), "!flags")
 }
+
+// One that begins behind what has left would give the peer a window that a guest which goes on from
+// there cannot change, since the peer takes none from a segment that begins before. Its
+// pointer counts from its number, so that it waits until that much has left.
+func TestAnUrgentPointerWithoutDataDoesNotOvertakeTheStream(t *testing.T) {
+	bare := pressing(ackSeg{seq: 104, ack: 1000, win: 50, flags: ackOnly}, 9)
+	x, _, s := opened(t, nil)
+	x.told("the pointer", x.Secondary(pressing(data(100, "ab"), 13), x.now), "")
+	x.told("it is ahead of what the secondary's guest has said", x.Primary(bare, x.now), "")
+	x.told("that guest says as much", s(data(102, "cd")), "@104 ack 1000 to 7400")
+
+	x, p, s := opened(t, nil)
+	x.told("the pointer", x.Secondary(pressing(data(100, "ab"), 13), x.now), "")
+	x.told("", x.Primary(bare, x.now), "")
+	x.told("what is before it comes", p(data(100, "abcd")), "")
+	x.told("and leaves first", s(data(102, "cd")), "abcd@100 ack 1000 to 7400, @104 ack 1000 to 7400")
+
+	x, _, _ = opened(t, nil)
+	x.Secondary(pressing(data(100, "ab"), 13), x.now)
+	x.Primary(bare, x.now)
+	x.mark(1)
+	x.told("a checkpoint has it", x.received(1), "@104 ack 1000 to 7400")
+}
+
+// A device that cuts a segment puts its urgent pointer into each of the pieces, where it points to as
+// many places.
+func TestAnUrgentPointerInASegmentThatADeviceCutsWaits(t *testing.T) {
+	cut := func(size byte) compare.Frame {
+		f := pressing(data(100, "abcdefgh"), 2)
+		return compare.Frame{Data: append([]byte{1, 1, 54, 0, size, 0, 34, 0, 16, 0}, f.Data...), VNetHdr: 10}
+	}
+	plain := func(a ackSeg, at uint16) compare.Frame {
+		f := a.frame()
+		if at > 0 {
+			f = pressing(a, at)
+		}
+		return compare.Frame{Data: append(make([]byte, 10), f.Data...), VNetHdr: 10}
+	}
+
+	x, _, _ := opened(t, nil)
+	x.Secondary(plain(data(100, "abcd"), 2), x.now)
+	x.Secondary(plain(data(104, "efgh"), 0), x.now)
+	x.want("the primary's is cut", x.Primary(cut(4), x.now), "!flags")
+
+	x, _, _ = opened(t, nil)
+	x.Secondary(cut(4), x.now)
+	if got := show(x.Primary(plain(data(100, "abcd"), 2), x.now)); got == "abcd" {
+		t.Errorf("the secondary's is cut, and %q leaves", got)
+	}
+
+	x, _, _ = opened(t, nil)
+	x.Secondary(plain(data(100, "abcdefgh"), 2), x.now)
+	x.want("one that is short enough is not cut", x.Primary(cut(8), x.now), "abcdefgh")
+}

@@ -64,7 +64,8 @@
 //     alone, counts as none.
 //   - ARP and neighbour discovery follow timers of each guest. Such a message
 //     leaves if the secondary's guest has claimed the same address for the same
-//     link-layer address before, or a received checkpoint covers that claim.
+//     link-layer address before, or a received checkpoint covers that claim. A
+//     guest that asks whether anybody has an address does not claim it yet.
 //   - Multicast is compared like any datagram: what the guests do not both say
 //     (reports after a random time, say) waits for a checkpoint.
 //   - Everything else (other EtherTypes, malformed headers, PPP's own packets)

@@ -1,0 +1,150 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A fragmentOf is eight bytes of a datagram that a guest sends in fragments.
+type fragmentOf struct {
+	datagram, place int
+	last            bool
+	data            byte
+}
+
+func (f fragmentOf) frame(v6 bool) compare.Frame {
+	where := uint16(f.place)
+	payload := make([]byte, 8)
+	for i := range payload {
+		payload[i] = f.data
+	}
+	if v6 {
+		if where <<= 3; !f.last {
+			where |= 1
+		}
+		h := []byte{packet.ProtoUDP, 0, byte(where >> 8), byte(where), 0, 0, 0, byte(f.datagram)}
+		return ip(true, packet.ProtoFragment, 0, append(h, payload...), 0)
+	}
+	b := ip(false, packet.ProtoUDP, uint16(f.datagram), payload, 0)
+	if !f.last {
+		where |= moreFragments
+	}
+	binary.BigEndian.PutUint16(b.Data[20:], where)
+	return b
+}
+
+// fragmentIn is what frame has made a frame of.
+func fragmentIn(f compare.Frame) fragmentOf {
+	b := f.Data
+	if b[12] == 0x86 {
+		return fragmentOf{int(b[61]), int(binary.BigEndian.Uint16(b[56:]) >> 3), b[57]&1 == 0, b[62]}
+	}
+	where := binary.BigEndian.Uint16(b[20:])
+	return fragmentOf{int(b[19]), int(where & 0x1fff), where&moreFragments == 0, b[34]}
+}
+
+// partners reports whether what has left of each datagram is how some datagram of the other guest
+// begins, of which no other one is.
+func partners(left, said [][]fragmentOf) bool {
+	if len(left) == 0 {
+		return true
+	}
+	for i, other := range said {
+		n := len(left[0])
+		if n <= len(other) && slices.EqualFunc(left[0], other[:n], func(a, b fragmentOf) bool {
+			a.datagram = b.datagram
+			return a == b
+		}) && partners(left[1:], slices.Delete(slices.Clone(said), i, i+1)) {
+			return true
+		}
+	}
+	return false
+}
+
+// The peer puts together what has one number, whatever the secondary's guest has sent with which.
+func TestFragmentsThatLeaveMakeNoDatagramThatTheSecondarysGuestHasNotSent(t *testing.T) {
+	seeds := uint64(20000)
+	if testing.Short() {
+		seeds = 2000
+	}
+	all := 0
+	for seed := range seeds {
+		r := rand.New(rand.NewPCG(seed, 7))
+		v6 := r.IntN(2) == 0
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		number := [2]int{10 + r.IntN(2), 20 + r.IntN(2)}
+		var left, said [3][]fragmentOf
+		var story string
+		for range 4 + r.IntN(16) {
+			f := fragmentOf{r.IntN(3), r.IntN(2), r.IntN(2) == 0, "ab"[r.IntN(2)]}
+			f.last = f.last && f.place > 0 // or it would be all of the datagram
+			who := r.IntN(2)
+			sent := f
+			sent.datagram += number[who]
+			story += fmt.Sprintf("\n%d sends %+v", who, sent)
+			var res compare.Result
+			if who == 0 {
+				res = x.Primary(sent.frame(v6), x.now)
+			} else {
+				said[f.datagram] = append(said[f.datagram], f)
+				res = x.Secondary(sent.frame(v6), x.now)
+			}
+			for _, l := range res.Release {
+				out := fragmentIn(l)
+				story += fmt.Sprintf("\n  %+v leaves", out)
+				left[out.datagram-number[0]] = append(left[out.datagram-number[0]], out)
+				all++
+			}
+		}
+		var some [][]fragmentOf
+		for _, l := range left {
+			if len(l) > 0 {
+				some = append(some, l)
+			}
+		}
+		if !partners(some, said[:]) {
+			t.Fatalf("seed %d: the peer gets a datagram that the secondary's guest has not sent:%s", seed, story)
+		}
+	}
+	if all == 0 {
+		t.Error("nothing has left")
+	}
+}
+
+// Guests may send two datagrams in two orders, with whatever numbers; after a checkpoint, which takes
+// them over, the numbers begin again.
+func TestFragmentsOfTwoDatagramsMayCross(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		datagram := func(number int, data byte) []compare.Frame {
+			return []compare.Frame{
+				fragmentOf{number, 0, false, data}.frame(v6), fragmentOf{number, 1, true, data}.frame(v6),
+			}
+		}
+		for epoch, many := range []int{20, 20, 200} {
+			for i := range many {
+				n := 2 * i % 250
+				for _, f := range slices.Concat(datagram(n, 'a'), datagram(n+1, 'b')) {
+					x.want("the secondary's guest is first", x.Secondary(f, x.now), "")
+				}
+				left := 0
+				for _, f := range slices.Concat(datagram((n+7+epoch)%250, 'b'), datagram((n+8+epoch)%250, 'a')) {
+					left += len(x.Primary(f, x.now).Release)
+				}
+				if x.now = x.now.Add(time.Millisecond); left != 4 {
+					t.Fatalf("%d of 4 fragments have left, of the datagrams %d", left, i)
+				}
+			}
+			x.checkpoint(uint64(epoch) + 1)
+		}
+	}
+}
