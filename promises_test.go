@@ -129,6 +129,7 @@ var promises = []struct {
 	{"docs/operations.md", "A journal with which the disk was not changed last", []string{"replication.TestAJournalUndoesNothingThatWasWrittenWithoutIt"}},
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "A host that seeks the other one tells it when it is refused for longer than a second", []string{"colo/protect.TestWhyTheOtherHostDoesNotFollowIsToldOnce", "colo/protect.TestARefusalThatPassesIsNotTold"}},
+	{"docs/operations.md", "leaves two hosts that wait. The first primary has all that the guest has written, and is refused, since the arbiter has granted the generation after that of its disks. The secondary's disks say", []string{"colo/protect.TestAPersonDecidesWhereASecondaryDiesBetweenItsGrantAndItsRecord"}},
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
 	{"docs/operations.md", "A host that waits and lacks what it follows with tells it, too, such as memory for its copy, a disk or its network. It refuses primaries with that reason", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
 	{"docs/operations.md", "a host on which the storage that both reach is not mounted refuses to start", []string{"failover/sharedfile.TestWhatIsAboveADirectoryIsNotMade"}},

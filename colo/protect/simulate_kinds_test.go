@@ -48,7 +48,7 @@ func (s *simulation) hasThree() {
 }
 
 // hasItsKind lets a seed be of its kind, when it is known which hosts there are.
-func (s *simulation) hasItsKind() {
+func (s *simulation) hasItsKind(seed uint64) {
 	if s.kinds.rates || s.kinds.days {
 		s.term, s.patience = 1500*time.Millisecond, 600*time.Millisecond // so that a takeover waits for the end of a grant
 	}
@@ -56,7 +56,7 @@ func (s *simulation) hasItsKind() {
 		s.chooseRates(s.kinds.draw)
 	}
 	if s.kinds.certs {
-		s.certificates = newCertificates(s.t, s.names)
+		s.certificates = newCertificates(s.t, seed, s.names)
 	}
 }
 

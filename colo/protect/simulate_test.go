@@ -146,7 +146,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	}
 	w.manual = s.fresh != nil && s.alone && len(w.names) == 2
 	s.lasts()
-	s.hasItsKind()
+	s.hasItsKind(seed)
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
 	s.begins = seed%8 == 7 && s.newer != nil

@@ -65,7 +65,7 @@ var exactly = []change{
 const (
 	drawnForSelect = iota
 	drawnForTimer
-	drawnForMap
+	drawnByName // by the packages math/rand, math/rand/v2 and os
 )
 
 // draw is SplitMix64.
@@ -73,7 +73,14 @@ const (
 //go:nosplit
 func (b *synctestBubble) draw(what int) uint64 {
 	b.drawn[what] += 0x9e3779b97f4a7c15
-	z := b.drawn[what]
+	return mixed(b.drawn[what])
+}
+
+//go:nosplit
+func (b *synctestBubble) drawNow() uint64 { return mixed(uint64(b.now)) }
+
+//go:nosplit
+func mixed(z uint64) uint64 {
 	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
 	z = (z ^ z>>27) * 0x94d049bb133111eb
 	return z ^ z>>31
@@ -84,6 +91,14 @@ func bubbledRand(what int) uint32 {
 		return uint32(b.draw(what) >> 32)
 	}
 	return cheaprand()
+}
+
+//go:linkname bubbledRand64
+func bubbledRand64() uint64 {
+	if b := getg().bubble; b != nil {
+		return b.draw(drawnByName)
+	}
+	return rand()
 }
 `,
 	},
@@ -110,9 +125,23 @@ func bubbledRand(what int) uint32 {
 		"t.rand = bubbledRand(drawnForTimer)",
 	},
 	{
-		"maps, and math/rand without a source", "runtime/rand.go",
+		// Not one after the other: what is parsed once in a process, or kept until the next
+		// collection, makes maps in one run of a seed and none in the next.
+		"what maps draw depends on the time of the bubble alone", "runtime/rand.go",
 		"\tmp := getg().m\n\tc := &mp.chacha8\n",
-		"\tif b := getg().bubble; b != nil {\n\t\treturn b.draw(drawnForMap)\n\t}\n\tmp := getg().m\n\tc := &mp.chacha8\n",
+		"\tif b := getg().bubble; b != nil {\n\t\treturn b.drawNow()\n\t}\n\tmp := getg().m\n\tc := &mp.chacha8\n",
+	},
+	{
+		"math/rand without a source", "math/rand/rand.go",
+		"//go:linkname runtime_rand runtime.rand\n", "//go:linkname runtime_rand runtime.bubbledRand64\n",
+	},
+	{
+		"math/rand/v2 without a source", "math/rand/v2/rand.go",
+		"//go:linkname runtime_rand runtime.rand\n", "//go:linkname runtime_rand runtime.bubbledRand64\n",
+	},
+	{
+		"names of temporary files, which are drawn until there is no such file", "os/tempfile.go",
+		"//go:linkname runtime_rand runtime.rand\n", "//go:linkname runtime_rand runtime.bubbledRand64\n",
 	},
 	{
 		"a mutex that somebody waits for too long is handed on: too long by the bubble's clock", "runtime/sema.go",

@@ -8,10 +8,8 @@
 //
 // With -exact a seed is the same to the last bit whenever it runs, as the comment of
 // replay.WriteOverlay says, and a digest of all histories is printed, by which two machines can be
-// compared; the first use builds the Go runtime anew. Seeds whose connections are by TLS, a quarter of
-// those from 2^34 on, are an exception: of 16 three were not always the same. Without it the order of what
-// happens at one instant differs from run to run, so that many runs of the same seeds
-// see more. What is found without -exact may need some runs to be found again.
+// compared; the first use builds the Go runtime anew. Without it the order of what happens at one
+// instant differs from run to run, so that many runs of the same seeds see more. What is found without -exact may need some runs to be found again.
 package main
 
 import (

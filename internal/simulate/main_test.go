@@ -40,11 +40,12 @@ func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
 		}
 		return found
 	}
-	// The clocks of these run at other rates, or the clock of the day is set. Of the eight after them, whose
-	// connections are by TLS, one is not the same each time.
+	// The clock of the day is set in these, or their connections are by TLS. 2^34+81 and 2^34+87 did something
+	// else after other seeds: a certificate that had been parsed by then was not parsed again, which makes maps.
 	defer func() {
-		from := "17179869184" // 2^34
-		want, got := digests("-seeds", "16", "-seed", from, "-cores", "1"), digests("-seeds", "16", "-seed", from, "-cores", "2")
+		const first = 1<<34 + 72
+		want := digests("-seeds", "16", "-seed", fmt.Sprint(first), "-cores", "1")
+		got := digests("-seeds", "16", "-seed", fmt.Sprint(first+15), "-step", fmt.Sprint(^uint64(0)), "-cores", "2")
 		if len(want) != 16 || !maps.Equal(want, got) {
 			t.Errorf("%v, and then %v", want, got)
 		}
