@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,12 +17,15 @@ import (
 // LoadTLS returns the TLS of a PortConfig from PEM files: this host's certificate,
 // its key, and the certificates of the authorities that sign the hosts'.
 //
-// For each new connection it looks whether the first two files have changed, and shows the
-// certificate that they have now; while they do not fit together, or have a certificate that
-// is not for both directions, the one before. The authorities are read once.
+// For each new connection it reads the first two files again, and shows the certificate that
+// they have now; while they do not fit together, or have a certificate that is not for both
+// directions, the one before. The authorities are read once.
 func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
-	stamps := [2]stamp{stampOf(cert), stampOf(key)} // before they are read
-	pair, err := tls.LoadX509KeyPair(cert, key)
+	files, err := readPair(cert, key)
+	var pair tls.Certificate
+	if err == nil {
+		pair, err = tls.X509KeyPair(files[0], files[1])
+	}
 	if err != nil {
 		return nil, fmt.Errorf("protect: certificate %s and key %s: %w", cert, key, err)
 	}
@@ -33,7 +37,7 @@ func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("protect: %s has no certificate", authorities)
 	}
-	r := &renewed{cert: cert, key: key, pair: &pair, read: stamps}
+	r := &renewed{cert: cert, key: key, pair: &pair, sums: sumsOf(files)}
 	return &tls.Config{
 		Certificates: []tls.Certificate{pair}, RootCAs: pool,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.now(), nil },
@@ -46,39 +50,42 @@ type renewed struct {
 
 	mu   sync.Mutex
 	pair *tls.Certificate
-	read [2]stamp // of the files that pair is from
+	sums [2][sha256.Size]byte // of the files that pair is from
 }
 
-// now returns the present certificate.
+// now returns the present certificate. Whether the files have changed is seen from what is in them: a renewed
+// certificate often has as many bytes as the one before, and whoever copies it may give it the same time.
 func (r *renewed) now() *tls.Certificate {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	stamps := [2]stamp{stampOf(r.cert), stampOf(r.key)}
-	if stamps == r.read {
+	files, err := readPair(r.cert, r.key)
+	if err != nil {
 		return r.pair
 	}
-	pair, err := tls.LoadX509KeyPair(r.cert, r.key)
+	sums := sumsOf(files)
+	if sums == r.sums {
+		return r.pair
+	}
+	pair, err := tls.X509KeyPair(files[0], files[1])
 	if err == nil {
 		err = bothWays(&tls.Config{Certificates: []tls.Certificate{pair}})
 	}
 	if err == nil {
-		r.pair, r.read = &pair, stamps
+		r.pair, r.sums = &pair, sums
 	}
 	return r.pair
 }
 
-// stamp tells whether a file is still the same.
-type stamp struct {
-	written time.Time
-	size    int64
+// readPair returns what is in the files of a certificate and of its key.
+func readPair(cert, key string) (files [2][]byte, err error) {
+	if files[0], err = os.ReadFile(cert); err == nil {
+		files[1], err = os.ReadFile(key)
+	}
+	return files, err
 }
 
-// stampOf returns the stamp of a file; the zero stamp if there is none.
-func stampOf(path string) (s stamp) {
-	if st, err := os.Stat(path); err == nil {
-		s = stamp{st.ModTime(), st.Size()}
-	}
-	return s
+func sumsOf(files [2][]byte) [2][sha256.Size]byte {
+	return [2][sha256.Size]byte{sha256.Sum256(files[0]), sha256.Sum256(files[1])}
 }
 
 // bothWays returns an error unless this host can show each of its certificates in both directions:

@@ -65,6 +65,10 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 		fmt.Fprintln(stderr, "lockstep:", err)
 		return 1
 	}
+	if err := checkAddresses(&o.Config); err != nil {
+		fmt.Fprintln(stderr, "lockstep:", err)
+		return 1
+	}
 	var picture *os.File // where the timeline is drawn, opened before there is anything to lose; nil: nowhere
 	if o.timeline != "" {
 		if picture, err = os.Create(o.timeline); err != nil {

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"io"
 
 	"github.com/gocolo/lockstep/colo/protect/control"
+	"github.com/gocolo/lockstep/colo/protect/watch"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -26,4 +30,33 @@ func watched(cfg trial.SideConfig, bus *event.Bus) *event.Bus {
 		return nil
 	}
 	return bus
+}
+
+// checkAddresses returns an error unless the sides can listen at the addresses of their monitors and
+// pages. A side that found that out by itself would end a run that has begun.
+func checkAddresses(o *trial.Config) error {
+	for _, side := range o.Sides() {
+		// Their form was checked with the options.
+		monitor, _ := trial.MonitorOf(o.QMP, side)
+		page, _ := trial.PageOf(o.HTTP, side)
+		if err := canListen(monitor, qmp.Listen); err != nil {
+			return fmt.Errorf("-qmp: the monitor of the side %s: %w", side, err)
+		}
+		if err := canListen(page, watch.Listen); err != nil {
+			return fmt.Errorf("-http: the page of the side %s: %w", side, err)
+		}
+	}
+	return nil
+}
+
+// canListen listens for a moment at an address, if there is one.
+func canListen[L io.Closer](address string, listen func(string) (L, error)) error {
+	if address == "" {
+		return nil
+	}
+	l, err := listen(address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -147,6 +148,32 @@ func TestFlowsThatDifferAreToldWhereSomebodyWatches(t *testing.T) {
 	} {
 		if got := watched(c.cfg, &bus); got != c.want {
 			t.Errorf("page %q, monitor %q: %p, want %p", c.cfg.HTTP, c.cfg.QMP, got, c.want)
+		}
+	}
+}
+
+func TestAnAddressThatASideCannotHaveIsToldInOneLineBeforeTheRun(t *testing.T) {
+	page, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer page.Close()
+	path := filepath.Join(socket.Dir(t), "m")
+	monitor, err := net.Listen("unix", path+".b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer monitor.Close()
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"-http", page.Addr().String()}, "lockstep: -http: the page of the side primary: "},
+		{[]string{"-failovers", "1", "-qmp", "unix:" + path}, "lockstep: -qmp: the monitor of the side b: "},
+	} {
+		out, errs := program(t, 1, append(c.args, "-backend", "sim")...)
+		if out != "" || !strings.HasPrefix(errs, c.want) || strings.Count(errs, "\n") != 1 {
+			t.Errorf("%q: it printed %q, and said %q", c.args, out, errs)
 		}
 	}
 }

@@ -253,7 +253,11 @@ func demo(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	if *mode != "continuous" && *mode != "compare" {
 		return cli.Wrong("-mode %s: want continuous or compare", *mode)
 	}
-	return play(ctx, stdout, *secure, *mode)
+	err := play(ctx, stdout, *secure, *mode)
+	if err != nil && ctx.Err() != nil {
+		return errors.New("interrupted") // not what it waited for
+	}
+	return err
 }
 
 func play(ctx context.Context, w io.Writer, secure bool, mode string) error {

@@ -30,6 +30,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+func TestAnInterruptedDemonstrationSaysThatAndNotWhatItWaitedFor(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts two processes")
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	if err := demo(ctx, nil, io.Discard, io.Discard); err == nil || err.Error() != "interrupted" {
+		t.Errorf("it says %v", err)
+	}
+}
+
 func TestClientNoticesNothingOfKillsStopsAndSwitchovers(t *testing.T) {
 	for _, x := range []struct {
 		mode   string

@@ -47,6 +47,14 @@ func PageOf(addr, side string) (string, error) {
 	return addr[:at] + port, nil
 }
 
+// Sides returns the names of the two sides, that which has the guest at first before the other.
+func (c *Config) Sides() [2]string {
+	if c.Failovers+c.Switchovers > 0 {
+		return [2]string{hostA, hostB}
+	}
+	return [2]string{Primary, Secondary}
+}
+
 // handles sets the addresses of a side's monitor and page. The options were checked.
 func (s *SideConfig) handles(o *Config) {
 	s.QMP, _ = MonitorOf(o.QMP, s.Side)
