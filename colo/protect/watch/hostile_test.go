@@ -69,8 +69,8 @@ func TestThoseWhoSayNothingGiveTheirPlacesBack(t *testing.T) {
 	})
 }
 
-// A thousand connections that say nothing keep a browser out for some seconds.
-func TestAThousandConnectionsThatSayNothingKeepABrowserOutForSeconds(t *testing.T) {
+// A thousand connections that say nothing, or never come to an end, keep a browser out for some seconds.
+func TestAThousandConnectionsThatAskForNothingKeepABrowserOutForSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
 		l := newListener(in, maxConnections)
@@ -89,11 +89,17 @@ func TestAThousandConnectionsThatSayNothingKeepABrowserOutForSeconds(t *testing.
 			if err != nil {
 				t.Fatal(err)
 			}
-			go func() { // as a server does that is told nothing
+			go func() { // as a server does that is told nothing whole
 				defer here.Close()
-				here.Read(make([]byte, 1))
+				for err := error(nil); err == nil; {
+					_, err = here.Read(make([]byte, 1))
+				}
 			}()
-			all = append(all, <-dialled)
+			there := <-dialled
+			if len(all)%2 == 0 {
+				there.Write([]byte("GET / HTTP/1.1"))
+			}
+			all = append(all, there)
 		}
 		if d := time.Since(begun); d > 5*time.Second {
 			t.Errorf("it took %v", d)

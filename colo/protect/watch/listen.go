@@ -16,8 +16,8 @@ const (
 	// lurking is how long a connection keeps its place though no byte goes either way.
 	lurking = 2 * time.Minute
 
-	// mute is how long a connection over which no byte has gone yet keeps its place while another
-	// waits for one. Where they come faster than that lets go, it is halved each time that as many
+	// mute is how long a connection over which no whole request has come yet keeps its place while
+	// another waits for one. Where they come faster than that lets go, it is halved each time that as many
 	// have been closed as there are places, so often as haste says at most. A browser across an ocean
 	// still gets in then.
 	mute  = time.Second
@@ -26,9 +26,9 @@ const (
 
 // Listen listens for browsers at an address: HOST:PORT, or :PORT or PORT, which is
 // on the loopback interface. It lets 128 connections in at a time; others wait until one
-// ends. One over which no byte goes for two minutes is closed, and so is one that has
-// said nothing for a second while another waits, so that those who connect and say nothing keep
-// nobody out.
+// ends. One over which no byte goes for two minutes is closed, and so is one over which a [Page]
+// was asked for nothing, and nothing was sent, within a second while another waits, so that those
+// who connect and say nothing, or never come to an end, keep nobody out.
 func Listen(address string) (net.Listener, error) {
 	if !strings.Contains(address, ":") {
 		address = ":" + address
@@ -142,7 +142,7 @@ type visitor struct {
 	l     *listener
 	came  time.Time
 	bored *time.Timer // closes it
-	known atomic.Bool // a byte has gone one way or the other
+	known atomic.Bool // a request has come whole, or was answered
 }
 
 // Read implements net.Conn.
@@ -155,17 +155,20 @@ func (v *visitor) Read(p []byte) (int, error) {
 // Write implements net.Conn.
 func (v *visitor) Write(p []byte) (int, error) {
 	n, err := v.Conn.Write(p)
+	v.known.Store(true)
 	v.moved(n)
 	return n, err
 }
 
+// SetWriteDeadline implements net.Conn. A Page sets it as soon as it has a request.
+func (v *visitor) SetWriteDeadline(t time.Time) error {
+	v.known.Store(true)
+	return v.Conn.SetWriteDeadline(t)
+}
+
 // moved notes that n bytes went one way. It does not wake a timer that Close has stopped.
 func (v *visitor) moved(n int) {
-	if n == 0 {
-		return
-	}
-	v.known.Store(true)
-	if v.bored.Stop() {
+	if n > 0 && v.bored.Stop() {
 		v.bored.Reset(lurking)
 	}
 }
