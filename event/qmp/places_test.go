@@ -2,8 +2,10 @@ package qmp_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
@@ -102,6 +104,54 @@ func TestAClientThatSaysNothingGivesWayToOneThatWaits(t *testing.T) {
 		cancel()
 		<-ended
 		for _, c := range []net.Conn{watcher, idle, operator, late} {
+			c.Close()
+		}
+	})
+}
+
+// Whoever opens a thousand connections and says nothing must not keep an operator from the monitor
+// for a quarter of an hour, in which a guest may stand still, nor fill the log.
+func TestAThousandClientsThatSayNothingKeepAnOperatorOutForLessThanTwoMinutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s := newHost()
+		var log bytes.Buffer
+		s.Log = slog.New(slog.NewTextHandler(&log, nil))
+		l := pipes{make(chan net.Conn), make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Serve(ctx, l) }()
+
+		begun := time.Now()
+		var silent []net.Conn
+		for range 1000 {
+			c, _, _ := l.connect(t)
+			silent = append(silent, c)
+		}
+		operator, hears, greeted := l.connect(t)
+		if err := <-greeted; err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begun); took > 2*time.Minute {
+			t.Errorf("it took %v", took)
+		}
+		if got := say(t, operator, hears, `{"execute":"qmp_capabilities"}`); !strings.Contains(got, "return") {
+			t.Error(got)
+		}
+		time.Sleep(time.Hour)
+		if got := say(t, operator, hears, `{"execute":"query-version"}`); !strings.Contains(got, "qemu") {
+			t.Errorf("the operator hears %q", got)
+		}
+		for range 1000 {
+			browser, _, _ := l.connect(t)
+			browser.Write([]byte("GET "))
+			browser.Close()
+		}
+		cancel()
+		<-ended
+		if told := strings.Count(log.String(), "level=WARN"); told == 0 || told > 130 { // two minutes, and a moment
+			t.Errorf("%d records of them", told)
+		}
+		for _, c := range append(silent, operator) {
 			c.Close()
 		}
 	})

@@ -18,7 +18,7 @@ import (
 type client struct {
 	s   *Server
 	h   *hub
-	at  *place // nil: it is the only client of a call
+	at  *place
 	out *outbox
 
 	ctx        context.Context
@@ -142,9 +142,7 @@ func (c *client) read(conn net.Conn) {
 		n, err := conn.Read(buf)
 		for _, b := range buf[:n] {
 			if begins.browser(b) {
-				if c.s.Log != nil {
-					c.s.Log.Warn("a browser has asked the monitor for a page, and was closed", "from", conn.RemoteAddr())
-				}
+				c.at.browses()
 				return
 			}
 			for more := true; more; {

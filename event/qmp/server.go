@@ -52,7 +52,8 @@ type Server struct {
 	// MaxClients bounds how many clients are served at a time. A further client can
 	// connect, but gets no greeting until another leaves, as with a QEMU, which serves
 	// one; or until it takes the place of a client that has not said qmp_capabilities
-	// within ten seconds. 0 is [DefaultMaxClients].
+	// within ten seconds, or less where many have come that say nothing. 0 is
+	// [DefaultMaxClients].
 	MaxClients int
 
 	// MaxValue bounds a client's command, in bytes without blanks. 0 is
@@ -76,9 +77,9 @@ type Server struct {
 	// not wait for Serve to return.
 	Quit func()
 
-	// Log gets a record for each client that is closed because it stalls, is a browser, or
-	// says nothing while others wait (Warn), and for each that comes and goes (Debug). Nil:
-	// nothing is logged.
+	// Log gets a record for each client that is closed because it stalls (Warn), one a second at
+	// most for clients that are closed because they are browsers, or say nothing while others
+	// wait (Warn), and one for each that comes and goes (Debug). Nil: nothing is logged.
 	Log *slog.Logger
 
 	dropped atomic.Uint64
@@ -150,7 +151,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	defer cancel(nil)
 	wg.Go(func() { h.limit(ctx) })
 	defer s.Bus.SubscribeAll(h.event)()
-	s.serve(ctx, h, conn, nil)
+	s.serve(ctx, h, conn, newPlaces(1, s.Log).take(ctx, conn))
 	return context.Cause(ctx)
 }
 

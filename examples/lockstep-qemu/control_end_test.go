@@ -33,22 +33,28 @@ func connected(t *testing.T) (client, server net.Conn) {
 
 func TestAStandbySaysWhyItsGuardianHasEndedUnlessItHasToldItself(t *testing.T) {
 	const lost = "the guardian has ended, or its process has died"
+	const gone = "guardian    gone, and so is its guest, of which no copy is here: "
 	for _, c := range []struct {
 		name string
 		says []standby.Said // before it ends
+		live bool           // a session tells of the copy that is here
 		runs uint64         // the generation that was gone on with
 		want string
+		told string // on the terminal
 	}{
-		{"no word", nil, 0, lost},
-		{"a planned end", []standby.Said{standby.SaidPlanned}, 0, ""},
-		{"a death", []standby.Said{standby.SaidDead}, 0, ""},
-		{"a guest that was stopped for the standby's", []standby.Said{standby.SaidStopped}, 0, ""},
-		{"another guest after that", []standby.Said{standby.SaidPlanned, standby.SaidProtect}, 0, lost},
-		{"a guest that runs here", nil, 2, ""},
+		{"no word", nil, false, 0, lost, ""},
+		{"a planned end", []standby.Said{standby.SaidPlanned}, true, 0, "", ""},
+		{"a death", []standby.Said{standby.SaidDead}, true, 0, "", ""},
+		{"a death before there is a copy", []standby.Said{standby.SaidDead, standby.SaidBeat}, false, 0, "", gone + "dead\n"},
+		{"a planned end before there is a copy", []standby.Said{standby.SaidPlanned, standby.SaidBeat}, false, 0, "", gone + "planned\n"},
+		{"a guest that was stopped for the standby's", []standby.Said{standby.SaidStopped}, true, 0, "", ""},
+		{"another guest after that", []standby.Said{standby.SaidPlanned, standby.SaidProtect}, false, 0, lost, ""},
+		{"a guest that runs here", nil, false, 2, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			h := newHeard(&printer{terminal: terminal{out: new(printed), err: new(printed)}})
-			h.runs = c.runs
+			out := new(printed)
+			h := newHeard(&printer{terminal: terminal{out: out, err: new(printed)}})
+			h.runs, h.live = c.runs, c.live
 			there, here := connected(t)
 			h.room.Enter(here)
 			ended := make(chan error, 1)
@@ -78,6 +84,10 @@ func TestAStandbySaysWhyItsGuardianHasEndedUnlessItHasToldItself(t *testing.T) {
 			}
 			if got != c.want {
 				t.Errorf("%q, want %q", got, c.want)
+			}
+			_, told, _ := strings.Cut(out.b.String(), "\n") // behind the line that it has connected
+			if told != c.told {
+				t.Errorf("told %q, want %q", told, c.told)
 			}
 		})
 	}

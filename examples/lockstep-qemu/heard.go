@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -218,16 +219,17 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 			return err
 		}
 	}
+	var end string         // in the guardian's words, of a guest of which no copy is here
 	for over := false; ; { // it ends when the standby has heard of the guest's end
 		m, err := c.Receive(h.silence)
 		if err != nil {
-			return h.lost(err, over)
+			return h.lost(err, over, end)
 		}
 		switch m.Say {
 		case standby.SaidPlanned, standby.SaidDead, standby.SaidStopped:
-			over = true
+			over, end = true, h.unkept(m)
 		case standby.SaidProtect:
-			over = false
+			over, end = false, ""
 		}
 		var answer standby.ControlMessage
 		h.update(func() {
@@ -246,15 +248,27 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 		}
 		if m.Say == standby.SaidBeat {
 			if err := c.Send(answer, h.silence); err != nil {
-				return h.lost(err, over)
+				return h.lost(err, over, end)
 			}
 		}
 	}
 }
 
-// lost returns how it is said that a guardian's connection has ended by err; nil: not at all, since
-// the guest has ended, as the guardian has said, or runs here.
-func (h *heard) lost(err error, over bool) error {
+// unkept returns why a guest has ended, as its guardian says in m, where no session tells of that: no copy
+// of the guest is here, and it does not run here. Otherwise it returns "".
+func (h *heard) unkept(m standby.ControlMessage) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.live || h.runs > 0 {
+		return ""
+	}
+	return cmp.Or(m.Why, string(m.Say))
+}
+
+// lost returns how it is said that a guardian's connection has ended by err; nil: not as a failure, since
+// the guest has ended, as the guardian has said, or runs here. end is what unkept has returned then: nothing
+// else would tell the operator of this host why the guest does not come.
+func (h *heard) lost(err error, over bool, end string) error {
 	h.mu.Lock()
 	over = over || h.runs > 0
 	h.mu.Unlock()
@@ -264,6 +278,9 @@ func (h *heard) lost(err error, over bool) error {
 	case !hungUp(err):
 		return fmt.Errorf("the guardian is lost: %w", err)
 	case over:
+		if end != "" {
+			h.p.say("guardian    gone, and so is its guest, of which no copy is here: %s", end)
+		}
 		return nil
 	}
 	return errors.New("the guardian has ended, or its process has died")

@@ -56,7 +56,7 @@ func (g *page) begin(ctx context.Context, all *sync.WaitGroup, addr string, p *p
 	p.object(map[string]string{"http": l.Addr().String()})
 	server := &http.Server{Handler: rebind.Handler(g.handler()), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
-	all.Go(func() { server.Serve(l) }) // until it is closed
+	all.Go(func() { server.Serve(newVisitors(ctx, l)) }) // until it is closed
 	all.Go(func() {
 		<-ctx.Done()
 		server.Close()

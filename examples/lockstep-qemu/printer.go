@@ -101,14 +101,20 @@ func plainly(why string) string {
 	return why
 }
 
-// where returns the checkpoint that an error is about.
+// where returns the checkpoint in which the session has ended, or that it has come after, as an error says.
 func where(why string) string {
-	for part := range strings.SplitSeq(why, ": ") {
-		if n, ok := strings.CutPrefix(part, "checkpoint "); ok {
-			return ", after checkpoint " + n
-		}
+	_, rest, _ := strings.Cut(why, ": checkpoint ")
+	n, rest, ok := strings.Cut(rest, ": ")
+	op, _, _ := strings.Cut(rest, ": ")
+	switch {
+	case !ok:
+		return ""
+	case op == "wait" || op == "resume" || op == "send vmstate-loaded" || op == "send checkpoint-ready": // that one is here
+		return ", after checkpoint " + n
+	case n == "0":
+		return ", in the first copy of its memory"
 	}
-	return ""
+	return ", in checkpoint " + n
 }
 
 // checkpoint prints a line of progress, if it is time for one.

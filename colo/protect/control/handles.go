@@ -11,10 +11,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/protect/watch"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // Handles says at which addresses a job can be steered and watched. The zero Handles has
@@ -164,9 +166,16 @@ func monitorAddress(l net.Listener) string {
 	return a.String()
 }
 
-// servePage serves a page until ctx ends; requests under way are given a moment.
+// servePage serves a page until ctx ends; requests under way are given a moment. Whoever has
+// connected and is still asking, or says nothing, does not hold the host's end up.
 func servePage(ctx context.Context, l net.Listener, page *watch.Page) error {
-	server := &http.Server{Handler: page, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+	var busy atomic.Int64 // requests that came whole and are being answered
+	answering := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		busy.Add(1)
+		defer busy.Add(-1)
+		page.ServeHTTP(w, r)
+	})
+	server := &http.Server{Handler: answering, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
 	var group sync.WaitGroup
 	with, end := context.WithCancel(ctx)
 	group.Go(func() { page.Run(with) })
@@ -181,9 +190,16 @@ func servePage(ctx context.Context, l net.Listener, page *watch.Page) error {
 	end() // ends the requests of browsers that watch
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
+	group.Go(func() {
+		for busy.Load() > 0 && wait.For(grace, 10*time.Millisecond) == nil {
+		}
+		wait.For(grace, 500*time.Millisecond) // the last answer is on its way
+		cancel()
+	})
 	if server.Shutdown(grace) != nil {
 		server.Close()
 	}
+	cancel()
 	group.Wait()
 	return err
 }

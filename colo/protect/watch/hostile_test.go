@@ -16,12 +16,12 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 )
 
-// Whoever takes all places and says nothing keeps others out for two minutes and no longer; one that
+// Whoever takes all places and says nothing keeps others out for a second and no longer; one that
 // is told something, or says something, keeps its place.
 func TestThoseWhoSayNothingGiveTheirPlacesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
-		l := &listener{Listener: in, room: make(chan struct{}, 3), closed: make(chan struct{})}
+		l := newListener(in, 3)
 		accept := func() (there net.Conn, here net.Conn) {
 			t.Helper()
 			dialled := make(chan net.Conn, 1)
@@ -43,8 +43,8 @@ func TestThoseWhoSayNothingGiveTheirPlacesBack(t *testing.T) {
 		listens, tells := accept()
 		begun := time.Now()
 		go func() {
-			for range 10 {
-				time.Sleep(time.Minute)
+			for wait := time.Duration(0); wait < 10*time.Minute; wait += time.Minute {
+				time.Sleep(min(wait, time.Minute))
 				says.Write([]byte("x"))
 				hears.Read(make([]byte, 1))
 				go listens.Read(make([]byte, 1))
@@ -52,18 +52,67 @@ func TestThoseWhoSayNothingGiveTheirPlacesBack(t *testing.T) {
 			}
 		}()
 		late, _ := accept() // when one has left
-		if d := time.Since(begun); d != lurking {
+		if d := time.Since(begun); d != mute {
 			t.Errorf("a newcomer waits for %v", d)
 		}
 		if _, err := silent.Read(make([]byte, 1)); err != io.EOF {
 			t.Errorf("the silent one: %v", err)
 		}
 		time.Sleep(time.Hour) // and all others when they fall silent
-		if n := len(l.room); n != 0 {
+		if n := l.inside(); n != 0 {
 			t.Errorf("%d places are taken", n)
 		}
 		for _, c := range []net.Conn{silent, says, listens, late} {
 			c.Close()
+		}
+		l.Close()
+	})
+}
+
+// A thousand connections that say nothing, or never come to an end, keep a browser out for some seconds.
+func TestAThousandConnectionsThatAskForNothingKeepABrowserOutForSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+		l := newListener(in, maxConnections)
+		begun := time.Now()
+		var all []net.Conn
+		for range 1001 {
+			dialled := make(chan net.Conn, 1)
+			go func() {
+				conn, err := in.dial(t.Context(), "", "")
+				if err != nil {
+					t.Error(err)
+				}
+				dialled <- conn
+			}()
+			here, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { // as a server does that is told nothing whole
+				defer here.Close()
+				for err := error(nil); err == nil; {
+					_, err = here.Read(make([]byte, 1))
+				}
+			}()
+			there := <-dialled
+			if len(all)%2 == 0 {
+				there.Write([]byte("GET / HTTP/1.1"))
+			}
+			all = append(all, there)
+		}
+		if d := time.Since(begun); d > 5*time.Second {
+			t.Errorf("it took %v", d)
+		}
+		if n := l.inside(); n > maxConnections {
+			t.Errorf("%d are in", n)
+		}
+		for _, c := range all {
+			c.Close()
+		}
+		synctest.Wait()
+		if n := l.inside(); n != 0 {
+			t.Errorf("%d are in when all have left", n)
 		}
 		l.Close()
 	})

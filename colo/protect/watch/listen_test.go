@@ -6,6 +6,12 @@ import (
 	"testing"
 )
 
+func (l *listener) inside() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.in)
+}
+
 // Whoever connects as often as he can waits, and takes no descriptors from the guest.
 func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 	l, err := Listen("0")
@@ -21,6 +27,7 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 				ended <- err
 				return
 			}
+			conn.Write([]byte("x")) // one that was told nothing could be closed for another
 			in <- conn
 		}
 	}()
@@ -45,7 +52,7 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 	for range maxConnections {
 		visitors = append(visitors, enters())
 	}
-	if n := len(l.(*listener).room); n != maxConnections {
+	if n := l.(*listener).inside(); n != maxConnections {
 		t.Errorf("%d are in", n)
 	}
 	select {
@@ -56,7 +63,7 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 	visitors[7].Close()
 	visitors[7].Close() // which leaves once
 	visitors[7] = enters()
-	if n := len(l.(*listener).room); n != maxConnections {
+	if n := l.(*listener).inside(); n != maxConnections {
 		t.Errorf("%d are in when another has come for one that left", n)
 	}
 	l.Close() // while it is full
@@ -66,7 +73,7 @@ func TestNoMoreConnectionsAreLetInThanThereMayBe(t *testing.T) {
 	for _, conn := range append(strangers, visitors...) {
 		conn.Close()
 	}
-	if n := len(l.(*listener).room); n != 0 {
+	if n := l.(*listener).inside(); n != 0 {
 		t.Errorf("%d are in when all have left", n)
 	}
 }

@@ -62,8 +62,8 @@ type Config struct {
 	// say. It is called by the goroutines of requests. Nil: nothing is added.
 	Metrics func(*metrics.Set)
 
-	// Logger hears of orders (Info) and of requests that are refused (Warn). Nil:
-	// nothing is logged.
+	// Logger hears of orders (Info) and, once a second at most, of requests that are refused
+	// (Warn). Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -79,6 +79,12 @@ type Page struct {
 	over    chan struct{} // closed when Run has returned
 
 	counts metrics.Recorder
+
+	refusals struct {
+		sync.Mutex
+		told time.Time // when the last was logged
+		more int       // that were not, since then
+	}
 
 	mu      sync.Mutex
 	rec     record
@@ -182,11 +188,28 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	deadline(w, stalling)
 	if !rebind.Known(r.Host, p.cfg.Hosts) {
-		p.log.Warn("a page was asked for by a name that it does not have", "host", r.Host, "from", r.RemoteAddr)
+		p.refused("a page was asked for by a name that it does not have", "host", r.Host, "from", r.RemoteAddr)
 		http.Error(w, rebind.Refused, http.StatusMisdirectedRequest)
 		return
 	}
 	p.mux.ServeHTTP(w, r)
+}
+
+// refused logs that a request was refused, once a second at most: whoever reaches the page could fill
+// the host's log otherwise.
+func (p *Page) refused(what string, args ...any) {
+	r, now := &p.refusals, time.Now()
+	r.Lock()
+	defer r.Unlock()
+	if now.Sub(r.told) < time.Second {
+		r.more++
+		return
+	}
+	if r.more > 0 {
+		args = append(args, "not-told", r.more)
+	}
+	r.told, r.more = now, 0
+	p.log.Warn(what, args...)
 }
 
 // deadline bounds how long a browser may take no byte from now on, where the server supports

@@ -149,7 +149,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request) {
 	out.SetReadDeadline(time.Now().Add(stalling)) // where the server supports that
 	token := r.Header.Get("X-Lockstep-Token")
 	if err := p.origin.Check(r); err != nil || subtle.ConstantTimeCompare([]byte(token), []byte(p.token)) != 1 {
-		p.log.Warn("an order that is not the page's was refused", "from", r.RemoteAddr, "origin", r.Header.Get("Origin"))
+		p.refused("an order that is not the page's was refused", "from", r.RemoteAddr, "origin", r.Header.Get("Origin"))
 		http.Error(w, "this order does not come from the page as it is now: reload it", http.StatusForbidden)
 		return
 	}
