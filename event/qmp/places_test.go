@@ -7,7 +7,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,5 +156,47 @@ func TestAThousandClientsThatSayNothingKeepAnOperatorOutForLessThanTwoMinutes(t 
 		for _, c := range append(silent, operator) {
 			c.Close()
 		}
+	})
+}
+
+// failing is a listener that fails before each connection.
+type failing struct {
+	pipes
+	with []error
+}
+
+func (l *failing) Accept() (net.Conn, error) {
+	if len(l.with) > 0 {
+		err := l.with[0]
+		l.with = l.with[1:]
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", err)}
+	}
+	return l.pipes.Accept()
+}
+
+// A monitor that has ended cannot be told who goes on with a guest.
+func TestAMonitorOutlivesWhatAcceptingFailsWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, s := newHost()
+		l := &failing{pipes{make(chan net.Conn), make(chan struct{})}, []error{syscall.EMFILE, syscall.ENOBUFS, syscall.EPERM, syscall.ECONNABORTED}}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Serve(ctx, l) }()
+		time.Sleep(time.Minute)
+		select {
+		case err := <-ended:
+			t.Fatal(err)
+		default:
+		}
+		c, r, greeted := l.connect(t)
+		if err := <-greeted; err != nil {
+			t.Fatal(err)
+		}
+		if got := say(t, c, r, `{"execute":"qmp_capabilities"}`); !strings.Contains(got, "return") {
+			t.Error(got)
+		}
+		cancel()
+		<-ended
+		c.Close()
 	})
 }

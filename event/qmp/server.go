@@ -90,7 +90,8 @@ type Server struct {
 func (s *Server) Dropped() uint64 { return s.dropped.Load() }
 
 // Serve accepts clients of l, which it closes, and serves them until ctx ends; it
-// returns the cause, or the error of l. When it returns all clients are closed
+// returns the cause, or net.ErrClosed if l was closed before. After any other error of l, such
+// as that there is no descriptor left, it tries again. When it returns all clients are closed
 // and no goroutine of its own is left; it waits for commands that run. It may be
 // called for several listeners at once.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
@@ -107,20 +108,21 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer s.Bus.SubscribeAll(h.event)()
 
 	all := newPlaces(positive(s.MaxClients, DefaultMaxClients), s.Log)
-	for {
+	for pause := time.Millisecond; ; {
 		conn, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if tooMany(err) {
-				select {
-				case <-time.After(100 * time.Millisecond):
-				case <-ctx.Done():
-				}
-				continue
-			}
+		switch {
+		case err == nil:
+			pause = time.Millisecond
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, net.ErrClosed):
 			return err
+		default: // out of descriptors, say, or refused by a firewall, which passes
+			if err := wait.For(ctx, pause); err != nil {
+				return err
+			}
+			pause = min(2*pause, time.Second)
+			continue
 		}
 		p := all.take(ctx, conn)
 		if p == nil {
@@ -132,13 +134,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			s.serve(ctx, h, conn, p)
 		})
 	}
-}
-
-// tooMany reports whether Accept may succeed later: a client is gone before it
-// was accepted, or there are no descriptors left for now.
-func tooMany(err error) bool {
-	var temporary interface{ Temporary() bool }
-	return errors.As(err, &temporary) && temporary.Temporary() && !errors.Is(err, net.ErrClosed)
 }
 
 // ServeConn serves one client, until it leaves, or ctx ends; then it returns the

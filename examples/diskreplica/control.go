@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/examples/internal/strangers"
 )
 
 // The two processes speak NBD, and beside that one line per checkpoint over a
@@ -97,20 +99,22 @@ func (c *control) ask(ctx context.Context, line, answer string) (string, error) 
 
 // serveVisits serves each connection to ln by serve, on a goroutine of its own and no more
 // than maxVisits at a time. It returns when ln is closed, or ctx ends, and all of them have
-// ended.
+// ended. A lack of descriptors, which passes, does not end it.
 func serveVisits(ctx context.Context, ln net.Listener, serve func(net.Conn)) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	door := strangers.Room{Max: 1} // in which nobody stays
 	for room := make(chan struct{}, maxVisits); ; {
 		select {
 		case room <- struct{}{}:
 		case <-ctx.Done():
 			return
 		}
-		conn, err := ln.Accept()
+		conn, err := door.Accept(ctx, ln)
 		if err != nil {
 			return
 		}
+		door.Leave(conn)
 		wg.Go(func() {
 			serve(conn)
 			<-room

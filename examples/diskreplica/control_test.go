@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -175,5 +177,42 @@ func TestControlConnectionsAreBoundedInNumber(t *testing.T) {
 		if most != maxVisits || all != 2*maxVisits {
 			t.Errorf("%d were served, %d at once", all, most)
 		}
+	})
+}
+
+// lacking is a listener whose process has no descriptor left, up to the first connection.
+type lacking struct {
+	visitors
+	times int
+}
+
+func (l *lacking) Accept() (net.Conn, error) {
+	if l.times++; l.times <= 3 {
+		return nil, os.NewSyscallError("accept4", syscall.EMFILE)
+	}
+	return l.visitors.Accept()
+}
+
+// A secondary whose primary cannot connect any more takes no checkpoint for as long as it lives.
+func TestControlConnectionsAreServedAgainWhenThereAreDescriptorsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ln := &lacking{visitors: visitors{come: make(chan net.Conn, 1)}}
+		here, there := net.Pipe()
+		defer there.Close()
+		ln.come <- here
+		served := make(chan struct{}, 1)
+		ended := make(chan struct{})
+		go func() {
+			serveVisits(t.Context(), ln, func(c net.Conn) { c.Close(); served <- struct{}{} })
+			close(ended)
+		}()
+		time.Sleep(time.Minute)
+		select {
+		case <-served:
+		default:
+			t.Error("nobody is served")
+		}
+		close(ln.come)
+		<-ended
 	})
 }

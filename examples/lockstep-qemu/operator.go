@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/examples/internal/strangers"
 )
 
 // order asks a running process to do something for an operator: a line of JSON over a socket in
@@ -48,30 +49,37 @@ type answer struct {
 // maxOrder bounds an order, in bytes.
 const maxOrder = 64 << 10
 
+// maxAsking is how many connections to an operator's socket there are at a time that have not given
+// their order yet. One more ends the oldest.
+const maxAsking = 64
+
 // socketIn returns the socket of the process whose -state is dir.
 func socketIn(dir, role string) string { return "unix:" + filepath.Join(dir, role+".sock") }
 
 // takeOrders serves the operator's socket until ctx ends. It calls status for an order
-// status, and sends all other orders to orders.
+// status, and sends all other orders to orders. A lack of descriptors, which passes, does not end it:
+// an operator would be told that no such process runs.
 func takeOrders(ctx context.Context, l net.Listener, orders chan<- order, status func() any) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
 	var all sync.WaitGroup
 	defer all.Wait()
+	room := strangers.Room{Max: maxAsking}
 	for {
-		conn, err := l.Accept()
+		conn, err := room.Accept(ctx, l)
 		if err != nil {
 			return
 		}
 		all.Go(func() {
+			defer room.Leave(conn)
 			stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 			defer stop()
 			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(10 * time.Second))
 			in := bufio.NewScanner(conn)
 			in.Buffer(nil, maxOrder)
-			if !in.Scan() {
+			if !in.Scan() || !room.Leave(conn) {
 				return
 			}
 			var o order

@@ -95,7 +95,7 @@ func (r *reception) accept(ctx context.Context, l net.Listener) error {
 func (r *reception) look(ctx context.Context, raw net.Conn) {
 	w, err := r.begins(ctx, raw)
 	if !r.room.Leave(raw) {
-		err = fmt.Errorf("%s has begun no migration, and %d have come since", peer(raw), maxStrangers)
+		err = fmt.Errorf("%s has begun no migration, and %d have come since", hostIn(raw), maxStrangers)
 	}
 	if err == nil {
 		select {
@@ -124,7 +124,7 @@ func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) 
 	if r.creds != nil {
 		t := tls.Server(conn, r.creds)
 		if err := handshake(ctx, t); err != nil {
-			return nil, fmt.Errorf("%s: %w", peer(raw), err)
+			return nil, fmt.Errorf("%s: %w", hostIn(raw), err)
 		}
 		conn = t
 	}
@@ -134,15 +134,15 @@ func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) 
 	}
 	first := make([]byte, len(magic))
 	if n, err := io.ReadFull(w, first); err != nil {
-		return nil, fmt.Errorf("%s has begun no migration: %d bytes, %w", peer(conn), n, err)
+		return nil, fmt.Errorf("%s has begun no migration: %d bytes, %w", hostIn(conn), n, err)
 	}
 	if !bytes.Equal(first, magic) {
-		return nil, fmt.Errorf("%s has begun no migration: it says %q", peer(conn), first)
+		return nil, fmt.Errorf("%s has begun no migration: it says %q", hostIn(conn), first)
 	}
 	var seen bytes.Buffer
 	all := io.TeeReader(io.LimitReader(io.MultiReader(bytes.NewReader(first), w), maxBeginning), &seen)
 	if err := beginning(qemufile.NewReader(all)); err != nil {
-		return nil, fmt.Errorf("%s has begun no migration: after %d bytes, %w", peer(conn), seen.Len(), err)
+		return nil, fmt.Errorf("%s has begun no migration: after %d bytes, %w", hostIn(conn), seen.Len(), err)
 	}
 	w.first = seen.Bytes()
 	return w, conn.SetReadDeadline(time.Time{})

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -187,5 +188,24 @@ func TestAPrimaryIsTakenWhateverItsTimeout(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatalf("%v: it waits", peer)
 		}
+	}
+}
+
+// Whoever can connect to a standby can do so as often as he likes.
+func TestStrangersDoNotFillTheLogOfAStandby(t *testing.T) {
+	t.Parallel()
+	out, said := new(printed), new(printed)
+	s := &standbyRun{p: &printer{terminal: terminal{out: out, err: said}}}
+	told := 0
+	for port := range 1000 {
+		if s.stranger(fmt.Errorf("10.0.0.9 has begun no migration: 0 bytes, read tcp 10.0.0.1:9998->10.0.0.9:%d: i/o timeout", 1024+port)) {
+			told++
+		}
+	}
+	if n := said.count("not protected: "); n != told || n == 0 || n > maxTold {
+		t.Errorf("%d lines, of which %d were known of", n, told)
+	}
+	if n := s.tally.refused.Load(); n != 1000 {
+		t.Errorf("%d are counted", n)
 	}
 }

@@ -106,6 +106,8 @@ type standbyRun struct {
 	recorder metrics.Recorder             // figures from events, for /metrics
 	present  atomic.Pointer[standby.Copy] // guest, for goroutines that only read its Info
 
+	strangers once // why connections have begun no migration
+
 	protected bool // the primary was told that its guest is here
 	epoch     atomic.Uint64
 
@@ -201,7 +203,11 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		}
 		waiting()
 		s.heard.idle()
-		conn, want, err := s.acceptPrimary(ctx, l, creds.server(), func(err error) { s.refused(err); waiting() })
+		conn, want, err := s.acceptPrimary(ctx, l, creds.server(), func(err error) {
+			if s.stranger(err) {
+				waiting()
+			}
+		})
 		switch {
 		case err != nil:
 			return s.interrupted(ctx, exitFailed), err
@@ -211,6 +217,9 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		s.p.say("connected   %s", peer(conn))
 		err = s.session(ctx, conn)
 		s.lost = time.Now()
+		if s.protected {
+			s.strangers.again()
+		}
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return s.after(ctx, err)
@@ -281,6 +290,18 @@ func (s *standbyRun) refused(err error) {
 	s.tally.refused.Add(1)
 	s.p.warn("not protected: %s", err)
 	s.p.object(map[string]string{"refused": err.Error()})
+}
+
+// stranger counts a connection that has begun no migration, and prints why it was refused, unless that was
+// printed since a primary was there last: whoever can connect would fill a log otherwise. It reports whether
+// it has printed anything.
+func (s *standbyRun) stranger(err error) bool {
+	if !s.strangers.first(err.Error()) {
+		s.tally.refused.Add(1)
+		return false
+	}
+	s.refused(err)
+	return true
 }
 
 // forget prints why the copy is not used.

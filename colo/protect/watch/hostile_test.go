@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,4 +192,39 @@ func TestTheHeaderOfWhatIsSentForEverIsAnAnswer(t *testing.T) {
 	if ctx.Err() != nil || w.Code != http.StatusOK || w.Header().Get("Content-Type") != "text/event-stream" || len(p.viewers) != 0 {
 		t.Errorf("%v: %d %v", context.Cause(ctx), w.Code, w.Header())
 	}
+}
+
+// failing is a listener that fails before its connection.
+type failing struct {
+	net.Listener
+	with []error
+}
+
+func (l *failing) Accept() (net.Conn, error) {
+	if len(l.with) > 0 {
+		err := l.with[0]
+		l.with = l.with[1:]
+		return nil, os.NewSyscallError("accept4", err)
+	}
+	return l.Listener.Accept()
+}
+
+func TestAPageOutlivesWhatAcceptingFailsWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+		l := newListener(&failing{in, []error{syscall.EMFILE, syscall.ENOBUFS, syscall.EPERM}}, 1)
+		go func() {
+			conn, err := in.dial(t.Context(), "", "")
+			if err != nil {
+				t.Error(err)
+			}
+			conn.Close()
+		}()
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		l.Close()
+	})
 }

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"errors"
 	"net"
 	"strings"
 	"sync"
@@ -60,9 +61,27 @@ type listener struct {
 	closed int                   // of late for another, but for those that found a place at once
 }
 
+// accept accepts a connection, which has no place yet. An error that passes, as where there is no
+// descriptor left, would end an http.Server in some cases: it tries again.
+func (l *listener) accept() (net.Conn, error) {
+	for pause := time.Millisecond; ; pause = min(2*pause, time.Second) {
+		conn, err := l.Listener.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return conn, err
+		}
+		again := time.NewTimer(pause)
+		select {
+		case <-again.C:
+		case <-l.over:
+			again.Stop()
+			return nil, net.ErrClosed
+		}
+	}
+}
+
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
+	conn, err := l.accept()
 	if err != nil {
 		return nil, err
 	}
