@@ -198,3 +198,35 @@ func TestWordsOfAConnectionDoNotCountForOneThatBeginsInFragments(t *testing.T) {
 		}
 	}
 }
+
+// The peer of a connection that lives takes such a SYN for none (RFC 5961), and drops what comes with an
+// older timestamp after that.
+func TestTimestampsDoNotGoBackAtASYNInFragments(t *testing.T) {
+	x, p, _ := opened(t, nil)
+	stamped := func(seq uint32, text string, ts uint32) ackSeg {
+		a := data(seq, text)
+		a.opts = wireTimes(ts, 7)
+		return a
+	}
+	p(stamped(100, "abcd", 8))
+	syn := ackSeg{seq: 9000, ack: 501, win: 6400, flags: packet.SYN | packet.ACK}.frame()
+	binary.BigEndian.PutUint16(syn.Data[20:], moreFragments)
+	x.Primary(syn, x.now)
+	p(stamped(104, "efgh", 4))
+	x.mark(1)
+	newest := uint32(0)
+	r := x.received(1)
+	for _, f := range r.Release {
+		if f.Data[20]&0x20 != 0 {
+			continue
+		}
+		ts := binary.BigEndian.Uint32(f.Data[34+20+4:])
+		if ts < newest {
+			t.Errorf("timestamp %d leaves after %d", ts, newest)
+		}
+		newest = ts
+	}
+	if len(r.Release) != 3 {
+		t.Errorf("%d packets have left", len(r.Release))
+	}
+}

@@ -79,8 +79,10 @@ func (e *Engine) pieces(p *pkt) {
 	}
 	opens := !p.L4OK || p.TCP().Flags()&packet.SYN != 0 // or nobody can tell from this fragment
 	if opens {
-		if e.speaks == primary {
+		if l := &c.tcp.left; e.speaks == primary {
+			ts, tss := l.ts, l.tss
 			e.reopen(c, p)
+			l.ts, l.tss = ts, tss // the peer may take the SYN for none, and goes on with the connection before it
 		} else {
 			e.forgets(c)
 		}
