@@ -95,6 +95,18 @@ func (e *Engine) payOwed(c *conn, again bool) {
 	}
 }
 
+// wasPaid reports whether p, which a checkpoint covers, was owed at the mark and says nothing that
+// the peer has not been told since p came. Leaving again it would be a duplicate.
+func (e *Engine) wasPaid(c *conn, p *pkt) bool {
+	t := &c.tcp
+	l := &t.left
+	if !e.cfg.LowerAcks || p.owner != c || p.age != c.age || !p.bare() || p.id > l.last || !l.acks {
+		return false
+	}
+	d := e.edit(t, p)
+	return d.edges && !after(d.ack, l.ack) && !after(d.edge, l.edge) && d.sack.within(&l.sack) && !t.dataAcks.news(p, d.less)
+}
+
 // paySelective lets s leave, an acknowledgment that the secondary's guest has just sent,
 // in the place of a lowered one. The SACK blocks of s name data beyond its number that
 // both guests hold, so that the peer sends again only what is missing. paySelective

@@ -370,6 +370,9 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 		e.secondaryTCP(c, p)
 	case kindClaim:
 		e.secondaryClaim(c)
+	case kindFragment:
+		e.pieces(p)
+		e.secondaryOther(c, p)
 	default:
 		e.secondaryOther(c, p)
 	}

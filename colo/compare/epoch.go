@@ -142,10 +142,13 @@ func (e *Engine) receive(epoch uint64) {
 		if p.owner != nil {
 			p.owner.marked--
 		}
-		if c := e.ownerOf(p); c != nil && p.segment.is {
-			e.leave(c, p, &e.stats.Checkpoint)
-		} else {
+		switch c := e.ownerOf(p); {
+		case c == nil || !p.segment.is:
 			e.release(p, &e.stats.Checkpoint)
+		case e.wasPaid(c, p):
+			e.owe(c, p) // at a later mark less may be allowed
+		default:
+			e.leave(c, p, &e.stats.Checkpoint)
 		}
 		n++
 	}

@@ -1,6 +1,7 @@
 package compare_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -146,5 +147,86 @@ func TestFragmentsOfTwoDatagramsMayCross(t *testing.T) {
 			}
 			x.checkpoint(uint64(epoch) + 1)
 		}
+	}
+}
+
+// A SYN in fragments begins another connection on the same addresses. What the guests have acknowledged
+// on the one before does not count for it, and nothing leaves until a checkpoint has it.
+func TestWordsOfAConnectionDoNotCountForOneThatBeginsInFragments(t *testing.T) {
+	syn := ackSeg{seq: 9000, ack: 501, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+	for name, cut := range map[string]int{"with the header in the first": 24, "with the flags in the second": 8} {
+		for _, order := range []string{"ps", "sp"} {
+			t.Run(name+", "+order, func(t *testing.T) {
+				x, p, s := opened(t, nil) // 1000 is acknowledged
+				whole := syn.frame().Data
+				first, second := bytes.Clone(whole[:34+cut]), append(bytes.Clone(whole[:34]), whole[34+cut:]...)
+				binary.BigEndian.PutUint16(first[16:], uint16(len(first)-14))
+				binary.BigEndian.PutUint16(first[20:], moreFragments)
+				binary.BigEndian.PutUint16(second[16:], uint16(len(second)-14))
+				binary.BigEndian.PutUint16(second[20:], uint16(cut/8))
+				for _, f := range [][]byte{first, second} {
+					for _, who := range order {
+						if who == 'p' {
+							x.Primary(compare.Frame{Data: f}, x.now)
+						} else {
+							x.Secondary(compare.Frame{Data: f}, x.now)
+						}
+					}
+				}
+				late := ackSeg{seq: 9001, ack: 700, win: 50, flags: ackOnly}
+				if r := p(late); len(r.Release) > 0 {
+					t.Errorf("an acknowledgment that the secondary's guest has not given: %q", told(r))
+				}
+				if r := s(ackSeg{seq: 9001, ack: 600, win: 50, flags: ackOnly}); len(r.Release) > 0 {
+					t.Errorf("one that it has not given is cut from: %q", told(r))
+				}
+				x.mark(1)
+				if r := x.received(1); len(r.Release) != 1 {
+					t.Errorf("%d segments leave with the checkpoint: %q", len(r.Release), told(r))
+				}
+				if _, err := x.SecondaryMark(1); err != nil {
+					t.Fatal(err)
+				}
+				next := ackSeg{seq: 9001, ack: 750, win: 50, flags: ackOnly}
+				if r := p(next); len(r.Release) > 0 {
+					t.Errorf("the next before its time: %q", told(r))
+				}
+				if r := s(next); len(r.Release) != 1 {
+					t.Errorf("the next, which both have given: %q", told(r))
+				}
+			})
+		}
+	}
+}
+
+// The peer of a connection that lives takes such a SYN for none (RFC 5961), and drops what comes with an
+// older timestamp after that.
+func TestTimestampsDoNotGoBackAtASYNInFragments(t *testing.T) {
+	x, p, _ := opened(t, nil)
+	stamped := func(seq uint32, text string, ts uint32) ackSeg {
+		a := data(seq, text)
+		a.opts = wireTimes(ts, 7)
+		return a
+	}
+	p(stamped(100, "abcd", 8))
+	syn := ackSeg{seq: 9000, ack: 501, win: 6400, flags: packet.SYN | packet.ACK}.frame()
+	binary.BigEndian.PutUint16(syn.Data[20:], moreFragments)
+	x.Primary(syn, x.now)
+	p(stamped(104, "efgh", 4))
+	x.mark(1)
+	newest := uint32(0)
+	r := x.received(1)
+	for _, f := range r.Release {
+		if f.Data[20]&0x20 != 0 {
+			continue
+		}
+		ts := binary.BigEndian.Uint32(f.Data[34+20+4:])
+		if ts < newest {
+			t.Errorf("timestamp %d leaves after %d", ts, newest)
+		}
+		newest = ts
+	}
+	if len(r.Release) != 3 {
+		t.Errorf("%d packets have left", len(r.Release))
 	}
 }

@@ -61,6 +61,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		d := edit{seq: p.seq, ack: p.ack, win: p.win, ts: p.stamp(newest, known)}
 		if p.owner != nil && p.ts > 0 {
 			serialMax(&t.left.past, &t.left.pasts, d.ts) // a repetition may have made it newer than those behind it
+			if t.told.pieces {
+				serialMax(&t.left.ts, &t.left.tss, d.ts) // the peer may not have taken the SYN in fragments for one
+			}
 		}
 		p = e.apply(p, &d)
 		e.release(p, count)

@@ -52,19 +52,42 @@ func (e *Engine) missed(c *conn, p *pkt) {
 	e.drop(&c.s)
 	c.blind = true
 	if t := &c.tcp; !t.said.open || t.said.isn != p.seq {
-		t.said, t.cover, t.urgent, t.refusals = said{past: true}, cover{}, nil, nil
-		t.dataAcks.reset()
+		e.forgets(c)
 	}
 }
 
-// pieces takes note of a fragment of the primary's guest. Fragments are compared one by one, and
-// where the data in them begins and ends is not looked at.
+// forgets is called when the secondary's guest has begun another connection, and what it says on that
+// does not count.
+func (e *Engine) forgets(c *conn) {
+	e.drop(&c.s)
+	t := &c.tcp
+	t.said, t.cover, t.urgent, t.refusals = said{past: true}, cover{}, nil, nil
+	t.dataAcks.reset()
+}
+
+// pieces takes note of a fragment. Fragments are compared one by one, and where the data in them
+// begins and ends is not looked at. But what comes after a SYN in fragments is of another
+// connection.
 func (e *Engine) pieces(p *pkt) {
 	k := connKey{kind: kindSegment}
-	if !p.HeadKey(&k.Key) {
+	if !p.FirstKey(&k.Key) {
 		return
 	}
-	if c := e.conns.find(e.conns.hash(&k), &k); c != nil {
-		c.tcp.told.pieces = true
+	c := e.conns.find(e.conns.hash(&k), &k)
+	if c == nil {
+		return
 	}
+	opens := !p.L4OK || p.TCP().Flags()&packet.SYN != 0 // or nobody can tell from this fragment
+	if opens {
+		if l := &c.tcp.left; e.speaks == primary {
+			ts, tss := l.ts, l.tss
+			e.reopen(c, p)
+			l.ts, l.tss = ts, tss // the peer may take the SYN for none, and goes on with the connection before it
+		} else {
+			e.forgets(c)
+		}
+		c.blind = true
+		e.diverge(c, ReasonFlags)
+	}
+	c.tcp.told.pieces = c.tcp.told.pieces || e.speaks == primary
 }

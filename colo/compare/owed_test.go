@@ -252,3 +252,21 @@ func TestWhatTheOtherGuestHasAcknowledgedMayBeAcknowledgedSelectively(t *testing
 		}
 	}
 }
+
+// What was owed at a mark, and has left as far as the other guest has given it, does not leave once more
+// with the checkpoint: it would be a duplicate that no guest has given.
+func TestWhatHasLeftOfAnAcknowledgmentDoesNotLeaveAgainWithACheckpoint(t *testing.T) {
+	x, p, s := opened(t, nil)
+	block := string(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte{1, 1, 5, 10}, 1300), 1400))
+	beyond := ackSeg{seq: 100, ack: 1000, win: 50, flags: ackOnly, opts: block}
+	x.told("the other guest does not hold that", p(beyond), "")
+	s(ackSeg{seq: 100, ack: 1200, win: 50, flags: ackOnly})
+	x.told("both repeat themselves", s(ackSeg{seq: 100, ack: 1200, win: 50, flags: ackOnly}), "@100 ack 1000 to 7400")
+	x.mark(1)
+	if r := x.received(1); len(r.Release) > 0 {
+		t.Errorf("with the checkpoint: %q", told(r))
+	}
+	if st := x.Stats(); st.Held > 1 {
+		t.Errorf("%+v", st)
+	}
+}

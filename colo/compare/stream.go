@@ -324,8 +324,16 @@ func (r *ranges) absorb(from, to uint32) {
 	r.add(from, to)
 }
 
-// trim drops stretches behind the first n: a packet has room for as many as it had.
+// trim drops stretches until there are n, for which a packet has room: first those that are within
+// others, then the last ones.
 func (r *ranges) trim(n uint8) {
+	if r.n > n {
+		var all ranges
+		for _, b := range r.at[:r.n] {
+			all.absorb(b[0], b[1])
+		}
+		*r = all
+	}
 	if r.n > n {
 		clear(r.at[n:r.n])
 		r.n = n

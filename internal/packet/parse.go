@@ -302,8 +302,12 @@ func (p *Packet) Key(k *Key) {
 
 // HeadKey sets k to the flow of a TCP segment in fragments, if the packet is the first of them and
 // has the segment's header, and reports whether it is. TCP returns that part of the segment then.
-func (p *Packet) HeadKey(k *Key) bool {
-	if !p.Fragment || p.Proto != ProtoTCP || !p.L4OK {
+func (p *Packet) HeadKey(k *Key) bool { return p.L4OK && p.FirstKey(k) }
+
+// FirstKey sets k to the flow of a TCP segment in fragments, if the packet is the first of them, and
+// reports whether it is. The header of the segment may go on in the next fragment.
+func (p *Packet) FirstKey(k *Key) bool {
+	if !p.Fragment || !p.First || p.Proto != ProtoTCP || p.End-p.L4 < 4 {
 		return false
 	}
 	p.Fragment = false
