@@ -89,6 +89,7 @@ func TestAClientThatSaysNothingGivesWayToOneThatWaits(t *testing.T) {
 		if _, err := idles.ReadByte(); err != io.EOF {
 			t.Errorf("the one that said nothing hears %v", err)
 		}
+		begun := time.Now()
 		late, _, greetedLate := l.connect(t)
 		time.Sleep(9 * time.Second)
 		select {
@@ -96,9 +97,11 @@ func TestAClientThatSaysNothingGivesWayToOneThatWaits(t *testing.T) {
 			t.Errorf("a client takes the place of one that has just come: %v", err)
 		default:
 		}
-		time.Sleep(2 * time.Second)
 		if err := <-greetedLate; err != nil {
 			t.Errorf("the next hears %v", err)
+		}
+		if d := time.Since(begun); d != 10*time.Second { // as the comment of MaxClients says
+			t.Errorf("the next waits for %v", d)
 		}
 		if got := say(t, watcher, watches, `{"execute":"query-version"}`); !strings.Contains(got, "qemu") {
 			t.Errorf("the watcher hears %q", got)

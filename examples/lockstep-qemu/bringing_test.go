@@ -154,6 +154,7 @@ func TestAQEMUThatWouldLeaveItsStandbyIsRefused(t *testing.T) {
 
 // The relay's guest runs nowhere until one of the secondaries goes on.
 func TestASecondaryThatHangsKeepsNoOtherFromGoingOn(t *testing.T) {
+	t.Parallel()
 	var said printed
 	p := &printer{terminal: terminal{out: &said, err: &said}}
 	r := &relayRun{standbyRun: &standbyRun{p: p, guest: standby.New(standby.Config{})}}

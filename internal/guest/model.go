@@ -8,8 +8,8 @@ import (
 
 // Model follows one vCPU without its memory: it keeps a working set of its own
 // and takes from outside only the time-stamp counters that the guest took in.
-// A client that sees every frame of a vCPU from round 1 on can so tell whether
-// the guest's state was ever anything but right. It belongs to one goroutine.
+// So a client that sees every frame of a vCPU, from round 1 on, can tell whether
+// the guest's state has ever been wrong. It belongs to one goroutine.
 type Model struct {
 	n, x, k uint64
 	acc     float64
