@@ -304,3 +304,24 @@ func TestADiskThatHangsHoldsUpNoAdopt(t *testing.T) {
 		}
 	})
 }
+
+// Two facts are recorded at the same time, beside a device that takes its time.
+func TestNoChangeOfMetadataIsLostToAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newMetadataRig(t)
+		r.near.hangs.Store("sync")
+		var busy sync.WaitGroup
+		busy.Go(func() { must(t, r.p.meta.Hold(3)) })
+		busy.Go(func() { must(t, r.p.meta.Outdate()) })
+		synctest.Wait()
+		r.near.letGo()
+		busy.Wait()
+		m, err := OpenMetadata(r.near)
+		must(t, err)
+		for what, m := range map[string]*Metadata{"in memory": r.p.meta, "on the device": m} {
+			if m.Held() != 3 || m.Identity().State != CopyOutdated {
+				t.Errorf("%s: generation %d, %v", what, m.Held(), m.Identity())
+			}
+		}
+	})
+}
