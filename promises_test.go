@@ -176,6 +176,9 @@ var promises = []struct {
 	{"docs/operations.md", "`replication.Newest` compares two identities", []string{"replication.TestNewestIsTheCopyWhoseGuestWentOn"}},
 	{"docs/operations.md", "A host whose own guest was the last to write to its disks starts the guest from them without `Start` too", []string{"colo/protect.TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn"}},
 	{"docs/operations.md", "it is brought back to its last checkpoint instead", []string{"colo/protect.TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal"}},
+	{"docs/operations.md", "A secondary whose disk has failed is not handed the guest", []string{"colo/protect.TestASecondaryWhoseDiskHasFailedIsHandedNoGuest"}},
+	{"docs/operations.md", "it takes `HungAfter` until the takeover gives the disk up", []string{"colo/protect.TestAnImageThatHangsHoldsUpNoStopOfAHostThatFollows"}},
+	{"docs/operations.md", "You see `DISK_STALLED` with operation `stop`", []string{"colo/protect.TestATakeoverThatWaitsForADiskSaysSo"}},
 	{"docs/operations.md", "A secondary that was only away is sent what its disks have missed", []string{"replication.TestSecondaryThatComesBackGetsOnlyWhatItMissed", "colo/protect.TestABlipCostsWhatHasChanged"}},
 	{"docs/operations.md", "For any other copy of a disk checksums are compared and what differs is sent, and all of the memory is sent.", []string{
 		"replication.TestSynchroniseSendsOnlyWhatDiffersByItsSum", "colo/protect.TestAHostThatIsNotWhoItWasGetsAll"}},

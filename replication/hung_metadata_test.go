@@ -274,6 +274,19 @@ func TestADiskThatHangsHoldsUpNoAttachNorDetach(t *testing.T) {
 	}
 }
 
+// The disk was given up before, so that nothing is asked of it any more.
+func TestADetachOfADiskThatWasGivenUpClosesTheConnection(t *testing.T) {
+	p, err := NewPrimary(newFake(testSize, 0x11), PrimaryConfig{Name: "disk0", InSync: true, Overwrite: true})
+	must(t, err)
+	remote := &closedRemote{fakeRemote: newFakeRemote(newFake(testSize, 0x11), 1)}
+	must(t, p.Attach(remote))
+	p.local.abandon(&HungError{Mode: event.ModePrimary, Disk: "disk0", Device: "disk", Op: "read"})
+	wantErr(t, "Detach", p.Detach(), ErrHung)
+	if !remote.closed.Load() {
+		t.Error("the connection is open")
+	}
+}
+
 // closedRemote is a Remote that notes that it was closed.
 type closedRemote struct {
 	*fakeRemote
@@ -301,6 +314,48 @@ func TestADiskThatHangsHoldsUpNoAdopt(t *testing.T) {
 		must(t, r.s.WaitHung(t.Context()))
 		if r.s.life.adoption() != before {
 			t.Error("an Adopt that was given up has had an effect")
+		}
+	})
+}
+
+// The same before the first checkpoint, when a write of the primary before hangs.
+func TestAnAdoptThatWasGivenUpHasNoEffect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := newHanging(t, 0x11)
+		s, err := NewSecondary(disk, SecondaryConfig{Name: "disk0", HungAfter: hungSoon})
+		must(t, err)
+		disk.hangs.Store("write")
+		var primary sync.WaitGroup
+		primary.Go(func() { s.Export().WriteAt(make([]byte, BlockSize), 0) })
+		synctest.Wait()
+		err = s.Adopt(Identity{Disk: newID(), Generation: Generation{1, 1}, Overwrite: true})
+		wantHung(t, "Adopt", err, event.ModeSecondary, "disk", "write")
+		disk.letGo()
+		primary.Wait()
+		must(t, s.WaitHung(t.Context()))
+		if id := s.Identity(); s.life.adoption() != nil || id.Disk != (ID{}) {
+			t.Errorf("it is %v", id)
+		}
+	})
+}
+
+// Two facts are recorded at the same time, beside a device that takes its time.
+func TestNoChangeOfMetadataIsLostToAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newMetadataRig(t)
+		r.near.hangs.Store("sync")
+		var busy sync.WaitGroup
+		busy.Go(func() { must(t, r.p.meta.Hold(3)) })
+		busy.Go(func() { must(t, r.p.meta.Outdate()) })
+		synctest.Wait()
+		r.near.letGo()
+		busy.Wait()
+		m, err := OpenMetadata(r.near)
+		must(t, err)
+		for what, m := range map[string]*Metadata{"in memory": r.p.meta, "on the device": m} {
+			if m.Held() != 3 || m.Identity().State != CopyOutdated {
+				t.Errorf("%s: generation %d, %v", what, m.Held(), m.Identity())
+			}
 		}
 	})
 }

@@ -52,6 +52,9 @@ type facts struct {
 	bound [32]byte // of the image, so that it is not taken for another; zero: not bound
 	held  uint64   // see Held
 	guard ID       // the name of the journal with which the copy was changed last; zero: it was none
+	// restored: Rebind has been told that the copy may be older than others know, and it was inconsistent. The
+	// journal can still say what it is.
+	restored bool
 }
 
 // metadataDevice is what metadata is kept on, and what closes it; nil: nothing does.
@@ -90,7 +93,7 @@ const (
 	metadataMagic   = "lockstep disk 2\n"
 	metadataSlot    = 4096
 	metadataHead    = 2 * metadataSlot
-	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32 + 8 + 16
+	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32 + 8 + 16 + 1
 )
 
 // OpenMetadata reads the metadata on a device of its own, of at least 8 KiB;
@@ -172,6 +175,7 @@ func (m *facts) encode(seq uint64) []byte {
 	p = le.AppendUint64(p, m.peer.Epoch)
 	p = append(p, m.bound[:]...)
 	p = append(le.AppendUint64(p, m.held), m.guard[:]...)
+	p = append(p, bit(m.restored))
 	p = append(p, zeroes[:SectorSize-4-len(p)]...)
 	return le.AppendUint32(p, crc32.Checksum(p, castagnoli))
 }
@@ -193,6 +197,7 @@ func decodeFacts(p []byte) (m facts, seq uint64, ok bool) {
 	copy(m.bound[:], p[40:])
 	m.held = le.Uint64(p[72:])
 	copy(m.guard[:], p[80:])
+	m.restored = p[96] != 0
 	return m, seq, true
 }
 

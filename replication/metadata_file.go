@@ -142,7 +142,7 @@ func metadataBeside(name string) string {
 // Rebind says that the image and the file with its metadata belong together,
 // though the image is not the file that it was: both were moved or restored. They may
 // be older than what other copies know of them, so the account of what a secondary lacks is
-// void, and so is what a primary knows of a copy that is inconsistent without a [Journal]:
+// void, and so is what a primary knows of a copy that is inconsistent, if no [Journal] makes it clean before a Secondary has it:
 // the next synchronisation compares or copies everything. It is called before anything else
 // uses the metadata.
 func (d *File) Rebind() error {
@@ -171,8 +171,12 @@ func (d *File) Rebind() error {
 		if f.peer.Copy != (ID{}) && f.peer.Generation == f.id.Generation {
 			f.id.begin() // the guest goes on from there, without its secondary
 		}
-		if f.id.State == CopyInconsistent && f.guard == (ID{}) {
+		switch {
+		case f.id.State != CopyInconsistent:
+		case f.guard == (ID{}):
 			f.id.Copy = newID()
+		default:
+			f.restored = true
 		}
 		f.peer = peerBase{}
 	})

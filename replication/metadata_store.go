@@ -37,6 +37,21 @@ func (m *Metadata) change(change func(*facts)) error {
 	return m.store(next)
 }
 
+// forgetRestored gives a copy that was restored, and that no journal has made clean, another name: what a primary
+// knows of the one that it was does not hold. The next change makes that durable; until then it happens again.
+func (m *Metadata) forgetRestored() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.take()
+	defer m.give()
+	if !m.restored {
+		return
+	}
+	if m.restored, m.ahead = false, true; m.id.State == CopyInconsistent {
+		m.id.Copy = newID()
+	}
+}
+
 // take waits until nobody changes the metadata, and keeps others from it until give. The caller holds mu.
 func (m *Metadata) take() {
 	for m.busy {

@@ -217,9 +217,11 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 		if err := w.call(context.Background(), func() error { return cfg.Journal.attach(s) }); err != nil {
 			return nil, err
 		}
+		s.meta.forgetRestored() // or the journal has to be recovered first
 		s.armKept(s.meta.Identity())
 		return s, nil
 	}
+	s.meta.forgetRestored()
 	s.active = newOverlay("active", size, cfg.ActiveBytes, newMemorySlots(cfg.ActiveBytes))
 	s.active.keepSpare(size)
 	s.hidden = newOverlay("hidden", size, cfg.HiddenBytes, newMemorySlots(cfg.HiddenBytes))

@@ -96,12 +96,20 @@ func (j *Job) takeHand(s *session, n note) {
 		return
 	}
 	s.mu.Lock()
-	epoch, whole := s.epoch, s.whole
+	epoch, whole, again := s.epoch, s.whole, s.early != nil
 	early := whole && epoch+1 == n.Seq
 	if s.early = nil; early {
 		s.early, s.migrates = &n, n.Migrate
 	}
 	s.mu.Unlock()
+	// The primary is there, stands still, and has a copy that may be good.
+	if err := j.diskFailed(); err != nil && !again {
+		s.mu.Lock()
+		s.early = nil
+		s.mu.Unlock()
+		s.peer.say(note{Say: sayCannot, Reason: err.Error()})
+		return
+	}
 	if early {
 		s.peer.set(func() { s.peer.released = true })
 		s.colo.Expect(errSwitchover)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,7 +21,12 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if args := os.Getenv(killedArgs); args != "" {
+		beKilled(args)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // process is one side, run in this process.
 type process struct {
