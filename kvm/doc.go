@@ -98,11 +98,15 @@
 //
 // The TSC, and KVM's clock, go on from where they were when the state was saved,
 // exactly where KVM has KVM_VCPU_TSC_OFFSET. The package reads the TSC back to see whether
-// KVM has set it ([VM.TSCError]). On a host whose own TSC is not stable, KVM lets the TSC of a vCPU stand
-// still while the vCPU does not run, and catch up when it runs again, so that the TSCs of several vCPUs are
-// only nearly as far apart as they were; the log tells of such a host once. With CatchUp, which the host can choose instead, the time
+// KVM has set it ([VM.TSCError]). With CatchUp, which the host can choose instead, the time
 // of the move passes for the guest. After pauses that add up to 10 ms the guest is told, by its
 // clock, that it did not run, so that its watchdogs keep quiet.
+//
+// On a host whose own TSC is not stable, KVM lets the TSC of a vCPU stand still while the vCPU
+// does not run, and catch up when it runs again. A state has it as it was when the vCPU ran last,
+// which is another moment for each: the TSCs of several vCPUs are only nearly as far apart as they
+// were, and one that has waited for an interrupt is behind. A guest that takes its time from KVM's
+// clock does not see that. The log tells of such a host once.
 //
 // # Dirty memory
 //

@@ -79,7 +79,8 @@ var rules = []struct {
 	{"doc.go", "The TSC, and KVM's clock, go on from where they were when the state was saved, exactly where KVM has KVM_VCPU_TSC_OFFSET.", []string{
 		"TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets"}},
 	{"doc.go", "The package reads the TSC back to see whether KVM has set it ([VM.TSCError]).", []string{"TestATSCThatIsNotObeyedIsSaid"}},
-	{"doc.go", "the TSCs of several vCPUs are only nearly as far apart as they were; the log tells of such a host once", []string{
+	{"doc.go", "KVM lets the TSC of a vCPU stand still while the vCPU does not run", []string{"TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable"}},
+	{"doc.go", "The log tells of such a host once.", []string{
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid"}},
 	{"doc.go", "With CatchUp, which the host can choose instead, the time of the move passes for the guest.", []string{"TestAGuestCatchesUpWithTheWallClockIfAsked"}},
 	{"doc.go", "After pauses that add up to 10 ms the guest is told, by its clock, that it did not run", []string{"TestAGuestIsToldByItsClockThatItStoodStill", "TestAGuestIsToldOnceOfATime"}},

@@ -3,6 +3,8 @@
 package kvm
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
 )
@@ -64,5 +66,41 @@ func TestAGuestIsToldOnceOfATime(t *testing.T) {
 	v.tellGuest()
 	if v.stop.unsaid != 0 || !v.stop.since.IsZero() {
 		t.Errorf("%v are still to be told, of an hour", v.stop.unsaid)
+	}
+}
+
+// The rest of a throttled vCPU does not count as a stop, also where it begins at the end of a pause.
+func TestARestIsNoStop(t *testing.T) {
+	vm := &VM{}
+	v := &VCPU{vm: vm, data: new(RunData), inRun: true}
+	v.stop.entered, v.stop.noticed = true, time.Now().Add(-time.Hour)
+	v.stopBegins()
+	v.slice.until = time.Now().Add(time.Hour)
+	ctx, cancel := context.WithCancel(t.Context())
+	parked := make(chan error, 1)
+	go func() { parked <- v.park(ctx) }()
+	for end := time.Now().Add(10 * time.Second); vm.Stopped() == 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := vm.Stopped(); got < time.Hour || got > 2*time.Hour {
+		t.Errorf("while it rests it is said to have stood still for %v, want an hour", got)
+	}
+	cancel()
+	vm.parked.Raise()
+	if err := <-parked; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// A vCPU whose Run has ended counts as in the guest no more, however it ended: while one counts, no other
+// saves its state on its way into a pause.
+func TestAVCPUWhoseRunHasEndedIsNotInTheGuest(t *testing.T) {
+	vm := &VM{}
+	v := &VCPU{vm: vm, inRun: true}
+	v.stop.inside = true
+	vm.inside.Add(1)
+	v.end()
+	if n := vm.inside.Load(); n != 0 || v.stop.inside {
+		t.Errorf("%d vCPUs count as in the guest", n)
 	}
 }

@@ -205,7 +205,8 @@ func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	t.Parallel()
 	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI|MachineCheck|Banks|Enclaves|ADeadline'", nil, false)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
-		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
+		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable",
+		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
 		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
 		"TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore", "TestAnNMIThatIsQueuedAtARollBackIsNotTheRestoredGuests",
 		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad", "TestEachSituationOfAVMIsRestored",
@@ -223,5 +224,6 @@ func TestATSCIsExactInsideAMachineWhoseOwnIsStable(t *testing.T) {
 	t.Parallel()
 	results := insideAMachine(t, "tsc", "kvm.test", "-test.run TSC", nil, true)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
-		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestATSCThatIsAdvancedIsLater")
+		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestATSCThatIsAdvancedIsLater",
+		"TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable")
 }
