@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type Keeper struct {
 	holder Holder
 	grant  Grant
 	note   string
+	asked  []*asked // for grants without a deadline
 }
 
 // NewKeeper returns a Keeper that holds nothing.
@@ -100,14 +102,24 @@ func (k *Keeper) SetNote(note string) error {
 // followed, and returns the generation that it got; the gate is open then, if it is not barred. While
 // nobody can be asked it asks again, for as long as ctx lasts. A refusal matches
 // ErrRefused. A grant that breaks the rules of Arbiter gives another error, and does not
-// open the gate. While Acquire asks, a grant that this host has stays as it is.
+// open the gate. While Acquire asks, a grant that this host has stays as it is. A grant without a
+// deadline that this host has of the generation after that one is not asked for again: a person
+// who has said yes to one of two questions is not waited for with the other.
 func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 	var last error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		k.mu.Lock()
+		if held := k.holder.Generation(); k.cfg.Term == 0 && held == after+1 && k.grant.Generation == held {
+			k.gate.Until(k.holder.Until())
+			k.mu.Unlock()
+			return held, nil
+		}
 		c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: after, Term: k.cfg.Term, Note: k.note}
+		ask, end := k.asks(ctx, after)
 		k.mu.Unlock()
-		g, err := k.cfg.Arbiter.Acquire(ctx, c)
+		g, err := k.cfg.Arbiter.Acquire(ask, c)
+		given := ask.Err() != nil && ctx.Err() == nil
+		end()
 		switch {
 		case err == nil:
 			if err := k.check(g, after+1); err != nil {
@@ -115,6 +127,8 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 			}
 			k.granted(g)
 			return g.Generation, nil
+		case given:
+			continue
 		case errors.Is(err, ErrRefused), errors.Is(err, ErrClaim):
 			k.over(after)
 			return 0, err
@@ -125,6 +139,30 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 			return 0, errors.Join(err, last)
 		}
 	}
+}
+
+// asks returns a context for a question for the generation after one, which ends with ctx or end, or, of a
+// grant without a deadline, when that generation is granted by the answer to another question. The caller
+// holds mu; end takes it.
+func (k *Keeper) asks(ctx context.Context, after uint64) (ask context.Context, end func()) {
+	ask, cancel := context.WithCancel(ctx)
+	if k.cfg.Term > 0 {
+		return ask, cancel
+	}
+	q := &asked{after, cancel}
+	k.asked = append(k.asked, q)
+	return ask, func() {
+		cancel()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.asked = slices.DeleteFunc(k.asked, func(o *asked) bool { return o == q })
+	}
+}
+
+// An asked is a question that waits for a person.
+type asked struct {
+	after uint64
+	end   func()
 }
 
 // Promised records a promise of the follower; see Holder.Promised.
@@ -333,6 +371,11 @@ func (k *Keeper) granted(g Grant) {
 		k.grant = g
 	}
 	k.gate.Until(k.holder.Until())
+	for _, q := range k.asked {
+		if q.after+1 == k.holder.Generation() {
+			q.end()
+		}
+	}
 	k.mu.Unlock()
 	k.wake()
 }

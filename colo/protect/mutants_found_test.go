@@ -41,6 +41,29 @@ func foundBy(m mutant.Mutant, out string) string {
 	return ""
 }
 
+// controls are, for each thing that must hold in a simulation, mutants that break it and that the
+// simulator finds.
+var controls = map[string][]string{
+	"one host at a time acts for the guest": {
+		"a grant lasts longer than its term", "a secondary does not keep its promise", "a packet leaves through a shut gate",
+	},
+	"nothing leaves that the survivor does not know of": {"output leaves before its checkpoint is there", "a checkpoint forgets the output that it lets go"},
+	"a guest is in a state of its history":              {"what a guest writes while its state is sent counts as sent"},
+	"its disk is what its memory says":                  {"a disk is brought back over a checkpoint"},
+	"the pair is in step again":                         {"an error of long ago keeps a secondary from its claim", "a primary whose disk has failed leaves its guest to a secondary that is dead"},
+	"nothing is held for ever":                          {"a host that leaves lets its guest wait for its disk"},
+}
+
+func TestWhatMustHoldInASimulationIsBrokenByAMutantThatItFinds(t *testing.T) {
+	for holds, all := range controls {
+		for _, what := range all {
+			if !slices.ContainsFunc(mutants, func(m mutant.Mutant) bool { return m.What == what && len(m.Tests) == 0 }) {
+				t.Errorf("%s: there is no mutant for the simulator that is called %q", holds, what)
+			}
+		}
+	}
+}
+
 // A mutant counts as found by what it was planted for, and not by any failure.
 func TestAMutantIsFoundByASeedOrByTheTestThatItNames(t *testing.T) {
 	simulated, named := mutant.Mutant{}, mutant.Mutant{Tests: []string{"-run=^TestThis$", "."}}

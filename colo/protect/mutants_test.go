@@ -161,6 +161,19 @@ var mutants = []mutant.Mutant{
 		New:  "PermitOutdated: true, Gate",
 	},
 	{
+		What: "a disk is brought back over a checkpoint",
+		File: "replication/secondary.go",
+		Old:  "\ts.active.reset()\n\ts.hidden.reset()\n",
+		New:  "\ts.active.reset()\n",
+	},
+	{
+		What:  "a person is asked again for what was granted",
+		File:  "failover/keeper.go",
+		Old:   "k.cfg.Term == 0 && held == after+1 && k.grant.Generation == held",
+		New:   "false && held > 0",
+		Tests: []string{"-run=^TestAnOrderThatIsGrantedBeforeTheLinkIsLostLeavesTheGateOpen$", "."},
+	},
+	{
 		What:  "the second of two words of an operator forgets the first",
 		File:  "colo/protect/operator_word.go",
 		Old:   "\tcase heard == 0:\n",
