@@ -127,8 +127,19 @@ func TestACallWithoutAContextEndsThoughTheMetadataHangs(t *testing.T) {
 				r := newMetadataRig(t)
 				r.near.hangs.Store(op)
 				r.far.hangs.Store(op)
+				begin := time.Now()
 				wantHung(t, c.what, c.do(r), c.mode, "metadata", opUpdate)
+				if took := time.Since(begin); took != 3*hungSoon {
+					t.Errorf("%s has taken %v", c.what, took)
+				}
 				wantErr(t, c.what+" again", c.do(r), ErrHung)
+				wait := r.p.WaitHung
+				if c.mode == event.ModeSecondary {
+					wait = r.s.WaitHung
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				wantErr(t, "WaitHung before the device has answered", wait(ctx), context.DeadlineExceeded)
 				r.near.letGo()
 				r.far.letGo()
 				must(t, r.p.WaitHung(t.Context()))
