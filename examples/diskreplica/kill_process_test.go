@@ -18,7 +18,18 @@ const killedArgs = "DISKREPLICA_KILLED"
 
 // beKilled is the main function of such a process.
 func beKilled(args string) {
-	os.Exit(statusOf(run(context.Background(), strings.Split(args, "\n"), os.Stdin, os.Stdout, false)))
+	os.Exit(statusOf(run(context.Background(), strings.Split(args, "\n"), orphanEnds{}, os.Stdout, false)))
+}
+
+// orphanEnds is the standard input of a process that ends when the test is gone.
+type orphanEnds struct{}
+
+func (orphanEnds) Read(p []byte) (int, error) {
+	n, err := os.Stdin.Read(p)
+	if err != nil {
+		os.Exit(1)
+	}
+	return n, nil
 }
 
 // victim is a diskreplica in a process of its own, which is killed.
