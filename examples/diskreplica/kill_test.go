@@ -51,6 +51,12 @@ type point struct {
 
 func (h *trialHost) dead() bool { return h.of == nil || h.of.shot.Load() }
 
+// saysWhetherUsed reports whether what is said of the image, of a host that was alive or buried before, is
+// right about that. One that was killed meanwhile may have used it.
+func (h *trialHost) saysWhetherUsed(said string) bool {
+	return h.of != nil && h.dead() || strings.Contains(said, "in use") == (h.of != nil)
+}
+
 // bury waits until the process is over.
 func (h *trialHost) bury() {
 	if h.of != nil {
@@ -301,7 +307,7 @@ func (k *killTrial) look() {
 	switch {
 	case !strings.Contains(said, "the guest's copy, clean, "):
 		k.t.Fatalf("of the primary's image it is said: %s", said)
-	case strings.Contains(said, "in use") == k.lead.dead():
+	case !k.lead.saysWhetherUsed(said):
 		k.t.Fatalf("dead: %v, and it is said: %s", k.lead.dead(), said)
 	}
 	said = k.describe(k.follow)
@@ -317,7 +323,7 @@ func (k *killTrial) look() {
 	} else {
 		journal = fmt.Sprint(r, err)
 	}
-	if !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(said, w) }) || strings.Contains(said, "in use") == k.follow.dead() {
+	if !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(said, w) }) || !k.follow.saysWhetherUsed(said) {
 		k.t.Fatalf("dead: %v, and of the secondary's image it is said: %s (%s)", k.follow.dead(), said, journal)
 	}
 }
