@@ -159,6 +159,8 @@ var promises = []struct {
 	{"docs/operations.md", "is no failure: neither host's log has a warning of it", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure", "colo/protect.TestAHostThatLeavesHasAskedForTheEndItself"}},
 	{"docs/operations.md", "Each host's log tells the end of such a session in one line, COLO_EXIT", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure"}},
 	{"docs/operations.md", "A primary that reaches its secondary again, and hears that it", []string{"colo/protect.TestAPrimaryWithoutAnArbiterGoesOnWhenItsSecondaryHasNothing", "colo/protect.TestOnlyAHostThatHasLeftASessionSaysThatItIsOver"}},
+	{"docs/operations.md", "without the words \"record generation\" the guest has not run there. (The library logs them before the guest goes on, as a warning.)", []string{"colo/protect.TestATakeoverDoesNotWaitForTheRecordOfItsGeneration"}},
+	{"docs/operations.md", "for `generation` a takeover waits two seconds at most", []string{"colo/protect.TestATakeoverDoesNotWaitForTheRecordOfItsGeneration"}},
 	{"docs/operations.md", "refuse a copy of an older generation.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestOldGenerationGetsNowhere"}},
 	{"docs/operations.md", "A claim of a host that knows a later generation is refused, also by `Start`", []string{
 		"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestDisksOfAGenerationThatTheRecordHasLostStartAGuestWhenItIsWrittenAnew"}},

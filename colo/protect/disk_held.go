@@ -124,9 +124,17 @@ func (j *Job) hold(generation uint64) {
 		if err != nil {
 			// A cold start will find too old a generation, which the arbiter
 			// refuses: nothing is started that should not be.
-			j.note(fmt.Errorf("disk %q: record generation %d: %w", d.cfg.Name, generation, err))
+			j.unrecorded(fmt.Errorf("disk %q: record generation %d: %w", d.cfg.Name, generation, err))
 		}
 	}
+}
+
+// unrecorded tells that the disks do not say of which generation they are, before the guest goes on with them.
+// The log has it for whoever finds, after a cold start, disks that are too old: without its words the guest
+// has not run in that generation on this host.
+func (j *Job) unrecorded(err error) {
+	j.note(err)
+	j.ownLog().Warn("the disks do not have the guest's generation", "side", j.side().String(), "checkpoint", uint64(0), "error", err)
 }
 
 // errCopy says why no guest can be started from the disks here.

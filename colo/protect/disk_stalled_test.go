@@ -139,6 +139,60 @@ func TestATakeoverThatWaitsForADiskSaysSo(t *testing.T) {
 	})
 }
 
+// Nor does the guest wait for that record. It goes on after two seconds, and the log has words for whoever finds
+// after a cold start that the disks are of the generation before: an error of the disk has the same.
+func TestATakeoverDoesNotWaitForTheRecordOfItsGeneration(t *testing.T) {
+	t.Parallel()
+	for _, fails := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite(t, false)
+			s.wear = map[string]*wear{}
+			var log lines
+			b := s.start("b", false, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+			a := s.start("a", true, nil)
+			a.is(Protected)
+			b.is(Following)
+			breaks := func() {
+				s.wear["b"].before.Store(nil)
+				s.wear["b"].out.Store(true)
+			}
+			if fails {
+				s.wear["b"].before.Store(&breaks)
+			} else {
+				b.job.holding <- struct{}{} // as while a generation is being recorded
+			}
+			a.kill(false)
+			b.is(Asking)
+			begun := time.Now()
+			b.is(Alone)
+			a.bury()
+			if d := time.Since(begun); !fails && d < recordWait+obedient || d > b.job.cfg.Term+recordWait+obedient {
+				t.Errorf("the guest stands still for %v", d)
+			}
+			before := s.heard()
+			time.Sleep(time.Second)
+			if s.heard() == before {
+				t.Error("nothing leaves the guest")
+			}
+			want := "record generation 2: the disks have not answered for 2s"
+			if fails {
+				want = `disk \"root\": record generation 2: `
+			}
+			if said := strings.Join(log.all(), "\n"); !strings.Contains(said, want) {
+				t.Errorf("the log does not say %q:\n%s", want, said)
+			}
+			if !fails {
+				<-b.job.holding
+			}
+			time.Sleep(time.Minute)
+			if g := s.heldBy("b"); !fails && g != 2 || fails && g != 1 {
+				t.Errorf("the disk is of generation %d", g)
+			}
+			b.halt()
+		})
+	}
+}
+
 // A guest that stands still with its disk is no host that stands still without a word.
 func TestAGuestWhoseDiskDoesNotAnswerIsToldOf(t *testing.T) {
 	t.Parallel()

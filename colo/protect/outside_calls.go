@@ -187,6 +187,22 @@ func (j *Job) record(ctx context.Context, generation uint64) error {
 	return err
 }
 
+// recordWait is how long a guest that is to go on stands still for disks to record the generation that this
+// host was granted, besides what a call is given to return (obedient).
+const recordWait = time.Second
+
+// recordSoon does what record does, for a guest that is to go on. Where the disks take longer than recordWait
+// it goes on without, as where they cannot record anything, and it is told of in the same words: a cold
+// start finds too old a generation, or is after one that the arbiter knows was this host's (wasOurs).
+func (j *Job) recordSoon(ctx context.Context, generation uint64) {
+	begun := time.Now()
+	soon, cancel := context.WithTimeout(ctx, recordWait)
+	defer cancel()
+	if err := j.record(soon, generation); err != nil && ctx.Err() == nil {
+		j.unrecorded(fmt.Errorf("record generation %d: the disks have not answered for %v, and the guest does not wait for them", generation, time.Since(begun).Round(time.Millisecond)))
+	}
+}
+
 // allReturned returns when all calls that were left behind have.
 func (j *Job) allReturned() {
 	for _, o := range []*outside{&j.asking, &j.watching, &j.fencing, &j.recording} {

@@ -119,7 +119,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return err
 	}
 	j.learn(generation)
-	j.hold(generation)
+	j.recordSoon(ctx, generation)
 	if fences && s.getPurpose() != toTakeHand {
 		if err := j.fence(ctx, generation); err != nil {
 			return err
