@@ -174,8 +174,14 @@ func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 	if p.flags&packet.FIN != 0 {
 		seq++
 	}
-	if l := &c.tcp.left; l.ends && after(l.end, seq) {
-		seq = l.end // p repeats something, and the peer takes nothing that begins before what it has
+	// p may repeat something, and the peer takes nothing that begins before what it has by the time at which
+	// this leaves.
+	t := &c.tcp
+	if next, known := t.told.next(); known && after(next, seq) {
+		seq = next
+	}
+	if t.left.ends && after(t.left.end, seq) {
+		seq = t.left.end
 	}
 	q := e.cut(c, p, p.dat, p.dat, seq, packet.ACK)
 	q.id = p.id // it is no repetition: the peer gets the segment itself

@@ -283,19 +283,22 @@ func (l *left) note(p *pkt, d *edit, scale uint8) {
 	if p.flags&packet.ACK == 0 || p.flags&packet.RST != 0 {
 		return
 	}
-	win := d.win
+	win, edge := d.win, d.edge
 	l.last = max(l.last, p.id)
 	if p.flags&packet.SYN != 0 {
 		if l.acks {
 			return // it says nothing new of the window, which it cannot scale
 		}
+		// Of its room, what a scaled window cannot say is not counted: acknowledgments
+		// could not leave until one is by a unit of the window higher.
 		win >>= scale
+		edge = d.ack + uint32(win)<<scale
 	}
 	if !l.acks || after(d.ack, l.ack) || d.ack == l.ack && win > l.win {
 		l.ack, l.acks, l.win = d.ack, true, win
 	}
 	if d.edges {
-		serialMax(&l.edge, &l.edges, d.edge)
+		serialMax(&l.edge, &l.edges, edge)
 	}
 	if p.nsck > 0 {
 		l.sack = p.blocks()

@@ -44,7 +44,8 @@ func (e *Engine) repeat(c *conn, p *pkt) bool {
 	l := &t.left
 	edge, scaled := t.told.edgeOf(p)
 	if p.flags&packet.ACK != 0 && (!l.acks || after(p.ack, l.ack) || scaled && (!l.edges || after(edge, l.edge)) || p.nsck > 0 || t.dataAcks.news(p, 0)) {
-		q := e.cut(c, p, p.dat, p.dat, t.told.end, packet.ACK)
+		next, _ := t.told.next() // known: p repeats data
+		q := e.cut(c, p, p.dat, p.dat, next, packet.ACK)
 		q.id = e.ids
 		e.owe(c, q)
 		e.payOwed(c, false)

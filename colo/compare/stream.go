@@ -58,6 +58,14 @@ type told struct {
 	options synOptions // of its last SYN
 }
 
+// next returns the number behind all that the guest has sent, which its acknowledgments have.
+func (t *told) next() (seq uint32, known bool) {
+	if t.fins && (!t.data || !after(t.end, t.fin)) {
+		return t.fin + 1, true
+	}
+	return t.end, t.data
+}
+
 // cover has what the guest that would go on if the primary died now knows at
 // least. What leaves must not go beyond it. It grows with what the secondary's
 // guest says, as long as that is heard. At a mark it shrinks to what the primary's

@@ -185,13 +185,22 @@ func (w *truthWorld) run() string {
 	return w.wrong
 }
 
+// truthFound has seeds beyond the first ones that have found something: acknowledgments cut from a repetition, which
+// began before what the client had by then, so that it did not take their window; one cut from the repetition of a FIN; and
+// a connection whose first bytes could not be acknowledged, since the window of its SYN|ACK is no multiple of the unit of
+// those after it.
+var truthFound = []uint64{28200, 47749, 61334}
+
 func TestAClientIsToldNothingThatASurvivorWouldTakeBack(t *testing.T) {
 	seeds := uint64(3000)
 	if testing.Short() {
 		seeds = 300
 	}
 	left, lowered := 0, 0
-	for seed := range seeds {
+	for seed := range seeds + uint64(len(truthFound)) {
+		if seed >= seeds {
+			seed = truthFound[seed-seeds]
+		}
 		w := newTruthWorld(t, seed)
 		if wrong := w.run(); wrong != "" {
 			t.Errorf("seed %d: %s\n%s", seed, wrong, strings.Join(w.trace[max(0, len(w.trace)-80):], "\n"))
