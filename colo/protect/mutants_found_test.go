@@ -41,6 +41,19 @@ func foundBy(m mutant.Mutant, out string) string {
 	return ""
 }
 
+// seedOf returns the seed that such a line names, "" if it names none.
+func seedOf(found string) string {
+	if m := regexp.MustCompile(`seed (\d+)`).FindStringSubmatch(found); m != nil {
+		return m[1]
+	}
+	return ""
+}
+
+// reason returns what the output of a run says first that is wrong.
+func reason(out string) string {
+	return strings.TrimSpace(regexp.MustCompile(`(?m)^(    \w+_test\.go:\d+: .*|panic: .*)$`).FindString(out))
+}
+
 // controls are, for each thing that must hold in a simulation, mutants that break it and that the
 // simulator finds.
 var controls = map[string][]string{
@@ -86,8 +99,12 @@ func TestAMutantIsFoundByASeedOrByTheTestThatItNames(t *testing.T) {
 		{named, "panic: test timed out after 9m0s\n\trunning tests:\n\t\tTestThis (9m0s)\n", false},
 		{named, "FAIL\tpackage [build failed]\n", false},
 	} {
-		if found := foundBy(c.m, c.out) != ""; found != c.found {
+		line := foundBy(c.m, c.out)
+		if found := line != ""; found != c.found {
 			t.Errorf("%q: found %v", c.out, found)
+		}
+		if seed := seedOf(line); line != "" && seed != map[bool]string{true: "17"}[len(c.m.Tests) == 0] {
+			t.Errorf("%q: seed %q", line, seed)
 		}
 	}
 }

@@ -4,6 +4,7 @@ package protect
 
 import (
 	"flag"
+	"os/exec"
 	"slices"
 	"testing"
 
@@ -29,7 +30,16 @@ func TestMutants(t *testing.T) {
 				t.Fatalf("nobody finds it:\n%s", out)
 			}
 			if what := foundBy(m, string(out)); what != "" {
-				t.Log(what)
+				t.Log(what + "\n" + reason(string(out)))
+				if seed := seedOf(what); seed != "" { // which finds nothing where the fault is not
+					args := []string{"test", "-count=3", "-vet=off", "-run=^TestSimulatedFaults$", "-seed=" + seed, "-seeds=1", "."}
+					if m.Overlay != "" {
+						args = slices.Insert(args, 1, "-tags="+replay.Tag, "-overlay="+m.Overlay)
+					}
+					if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+						t.Errorf("without the fault that seed fails too: %v\n%s", err, out)
+					}
+				}
 				return
 			}
 			t.Errorf("it does not come to a trial: %v\n%s", err, out)
