@@ -43,7 +43,7 @@ func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
 	// The clock of the day is set in these, or their connections are by TLS. 2^34+81 and 2^34+87 did something
 	// else after other seeds: a certificate that had been parsed by then was not parsed again, which makes maps.
 	defer func() {
-		const first = 1<<34 + 72
+		const first uint64 = 1<<34 + 72
 		want := digests("-seeds", "16", "-seed", fmt.Sprint(first), "-cores", "1")
 		got := digests("-seeds", "16", "-seed", fmt.Sprint(first+15), "-step", fmt.Sprint(^uint64(0)), "-cores", "2")
 		if len(want) != 16 || !maps.Equal(want, got) {
