@@ -55,7 +55,7 @@ func (x *plainRig) refused(why string, content []byte) {
 	j := x.open()
 	_, _, err := j.Recover(context.Background(), other)
 	wantErr(x.t, why, err, ErrIdentity)
-	_, _, err = RecoverGroup(context.Background(), []Recovery{{j, other}})
+	_, _, err = RecoverGroup(context.Background(), []Recovery{{Journal: j, Disk: other}})
 	wantErr(x.t, why, err, ErrIdentity)
 	wantBytes(x.t, why, other.data, content, 0)
 	if j.Clean() {
@@ -150,7 +150,7 @@ func TestRecoverGroupChangesNoDiskIfOneIsAnother(t *testing.T) {
 	a.run()
 	b.run()
 	before := bytes.Clone(a.disk.data)
-	_, _, err := RecoverGroup(context.Background(), []Recovery{{a.open(), a.disk}, {b.open(), newFake(testSize, 0)}})
+	_, _, err := RecoverGroup(context.Background(), []Recovery{{Journal: a.open(), Disk: a.disk}, {Journal: b.open(), Disk: newFake(testSize, 0)}})
 	wantErr(t, "the second", err, ErrIdentity)
 	wantBytes(t, "the first", a.disk.data, before, 0)
 }

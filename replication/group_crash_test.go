@@ -138,7 +138,7 @@ func (c *crashGroup) recover() (epoch uint64, failedOver bool) {
 			if j, err = OpenJournal(d[1], d[2]); err != nil {
 				break
 			}
-			list = append(list, Recovery{j, d[0]})
+			list = append(list, Recovery{Journal: j, Disk: d[0]})
 		}
 		if err == nil {
 			var over bool
@@ -244,7 +244,7 @@ func TestDisksThatHaveNoEpochInCommonAreLeftAlone(t *testing.T) {
 		write(t, s.Export(), 0x22, 0, BlockSize)
 		j, err = OpenJournal(hidden, active)
 		must(t, err)
-		list, disks = append(list, Recovery{j, disk}), append(disks, disk)
+		list, disks = append(list, Recovery{Journal: j, Disk: disk}), append(disks, disk)
 	}
 	_, _, err := RecoverGroup(ctx, list)
 	wantErr(t, "disks at 4, 5 and 4", err, ErrEpoch)

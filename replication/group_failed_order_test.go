@@ -72,7 +72,7 @@ func TestDisksOfAFailoverThatOneJournalRefusedAreNotMixed(t *testing.T) {
 			}
 			j, err := OpenJournal(d[1], d[2])
 			must(t, err)
-			all = append(all, Recovery{j, d[0]})
+			all = append(all, Recovery{Journal: j, Disk: d[0]})
 			got[i] = d[0]
 		}
 		before := [2][]byte{bytes.Clone(got[0].data), bytes.Clone(got[1].data)}

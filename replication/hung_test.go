@@ -355,27 +355,54 @@ func TestAJournalThatHangsEndsWhatWaitsForIt(t *testing.T) {
 	})
 }
 
+// hungWhileFollowing returns a disk whose host died while it followed, and its journal, opened anew on hidden and
+// active. Its writes hang.
+func hungWhileFollowing(t *testing.T, hidden, active Disk) (*hangingDisk, *Journal) {
+	j, err := OpenJournal(hidden, active)
+	must(t, err)
+	disk := newHanging(t, 0x11)
+	s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+	must(t, err)
+	p, err := NewPrimary(newFake(testSize, 0x11), PrimaryConfig{InSync: true})
+	must(t, err)
+	protectFirst(t, p, s)
+	write(t, p, 0x22, 0, BlockSize)
+	must(t, p.Sync())
+	p.Cut()
+	disk.hangs.Store("write")
+	j, err = OpenJournal(hidden, active) // the process was started again
+	must(t, err)
+	return disk, j
+}
+
+// Disks that are recovered together are waited for as long as the most patient of them wants.
+func TestARecoveryWaitsForAHungDiskAsLongAsItIsTold(t *testing.T) {
+	for _, c := range []struct{ one, two, takes time.Duration }{
+		{0, 0, DefaultHungAfter}, {5 * time.Second, 2 * time.Second, 5 * time.Second}, {2 * time.Second, 5 * time.Second, 5 * time.Second},
+		{5 * time.Second, 0, DefaultHungAfter}, {-1, 5 * time.Second, time.Hour}, {5 * time.Second, -1, time.Hour},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			disk, j := hungWhileFollowing(t, newFake(testSize, 0), newFake(testSize, 0))
+			other, k := hungWhileFollowing(t, newFake(testSize, 0), newFake(testSize, 0))
+			begin := time.Now()
+			time.AfterFunc(time.Hour, func() { disk.letGo(); other.letGo() })
+			_, _, err := RecoverGroup(context.Background(), []Recovery{{j, disk, c.one}, {k, other, c.two}})
+			if took := time.Since(begin); took != c.takes || errors.Is(err, ErrHung) != (took < time.Hour) {
+				t.Errorf("HungAfter %v and %v: %v, after %v", c.one, c.two, err, took)
+			}
+			time.Sleep(time.Hour)
+			synctest.Wait()
+		})
+	}
+}
+
 func TestARecoveryEndsThoughTheDiskHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hidden, active := newFake(testSize, 0), newFake(testSize, 0)
-		j, err := OpenJournal(hidden, active)
-		must(t, err)
-		disk := newHanging(t, 0x11)
-		s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
-		must(t, err)
-		p, err := NewPrimary(newFake(testSize, 0x11), PrimaryConfig{InSync: true})
-		must(t, err)
-		protectFirst(t, p, s)
-		write(t, p, 0x22, 0, BlockSize)
-		must(t, p.Sync())
-		p.Cut()
-
-		disk.hangs.Store("write")
-		j, err = OpenJournal(hidden, active) // the process was started again
-		must(t, err)
+		disk, j := hungWhileFollowing(t, hidden, active)
 		for range 2 { // the second time the journal is still in use by the first
 			begin := time.Now()
-			_, _, err = j.Recover(context.Background(), disk)
+			_, _, err := j.Recover(context.Background(), disk)
 			wantErr(t, "a recovery", err, ErrHung)
 			if took := time.Since(begin); took > DefaultHungAfter {
 				t.Errorf("it took %v", took)
@@ -383,7 +410,7 @@ func TestARecoveryEndsThoughTheDiskHangs(t *testing.T) {
 		}
 		before, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, _, err = RecoverGroup(before, []Recovery{{j, disk}})
+		_, _, err := RecoverGroup(before, []Recovery{{Journal: j, Disk: disk}})
 		wantErr(t, "a recovery of several disks", err, ErrHung)
 		disk.letGo()
 		synctest.Wait()

@@ -111,7 +111,7 @@ func TestNoDiskOfAGroupIsChangedIfOneJournalIsCorrupt(t *testing.T) {
 			}
 			j, err := OpenJournal(hidden, active)
 			must(t, err)
-			disks, copies = append(disks, Recovery{j, disk}), append(copies, disk)
+			disks, copies = append(disks, Recovery{Journal: j, Disk: disk}), append(copies, disk)
 		}
 		before := [][]byte{bytes.Clone(copies[0].data), bytes.Clone(copies[1].data)}
 		_, _, err := RecoverGroup(context.Background(), disks)

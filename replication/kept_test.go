@@ -180,7 +180,7 @@ func TestDisksThatAreStartedAgainHaveOneEpochAfterAPowerCut(t *testing.T) {
 				x.powerCut(rng)
 				j, err := OpenJournal(x.hidden, x.active)
 				must(t, err)
-				list = append(list, Recovery{j, x.disk})
+				list = append(list, Recovery{Journal: j, Disk: x.disk})
 				for _, d := range []*fakeDisk{x.disk, x.hidden, x.active} {
 					d.power = again
 				}

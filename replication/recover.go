@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"hash/crc32"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -27,7 +29,7 @@ import (
 // do; see HungError. The journal is to be opened anew then.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	d := newStableDisk(disk, "disk")
-	r, err := recovering(ctx, []journaled{{j, d}}, func() (r outcome, err error) {
+	r, err := recovering(ctx, 0, []journaled{{j, d}}, func() (r outcome, err error) {
 		r.epoch, r.failedOver, err = j.recoverAlone(ctx, d)
 		return r, err
 	})
@@ -46,14 +48,15 @@ type journaled struct {
 	disk    *stableDisk
 }
 
-// recovering returns what do returns, which recovers disks, or an error that matches ErrHung.
-func recovering(ctx context.Context, disks []journaled, do func() (outcome, error)) (result outcome, err error) {
+// recovering returns what do returns, which recovers disks, or an error that matches ErrHung. after is
+// that of a Recovery.
+func recovering(ctx context.Context, after time.Duration, disks []journaled, do func() (outcome, error)) (result outcome, err error) {
 	var devices []*stableDisk
 	for _, d := range disks {
 		devices = append(devices, d.disk, d.journal.hidden, d.journal.active)
 	}
 	var w watchdog
-	w.init(event.ModeSecondary, "", 0, func() []*stableDisk { return devices }, func(error) {})
+	w.init(event.ModeSecondary, "", after, func() []*stableDisk { return devices }, func(error) {})
 	var done outcome
 	if err = w.call(ctx, func() (err error) { done, err = do(); return err }); errors.Is(err, ErrHung) {
 		return result, err // done may still be written
@@ -219,6 +222,10 @@ func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error 
 type Recovery struct {
 	Journal *Journal
 	Disk    Disk // the secondary disk of the journal's last user
+
+	// HungAfter is how long an operation of the disk or the journal may take before the recovery is
+	// given up, as SecondaryConfig.HungAfter. Disks that are recovered together have the longest of all.
+	HungAfter time.Duration
 }
 
 // RecoverGroup does what [Journal.Recover] does for all disks of a guest, which were a
@@ -235,10 +242,17 @@ type Recovery struct {
 // has lost something. Like Recover it may be interrupted and repeated, with all disks.
 func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
 	of := make([]journaled, len(disks))
+	var longest time.Duration
 	for i, d := range disks {
 		of[i] = journaled{d.Journal, newStableDisk(d.Disk, "disk")}
+		if after := cmp.Or(d.HungAfter, DefaultHungAfter); longest >= 0 {
+			longest = max(longest, after)
+			if after < 0 {
+				longest = after
+			}
+		}
 	}
-	r, err := recovering(ctx, of, func() (r outcome, err error) {
+	r, err := recovering(ctx, longest, of, func() (r outcome, err error) {
 		r.epoch, r.failedOver, err = recoverGroup(ctx, of)
 		return r, err
 	})

@@ -62,7 +62,7 @@ func recoverDisks(disks []*Disk) error {
 	var all []replication.Recovery
 	for _, d := range disks {
 		if d.cfg.Journal != nil {
-			all = append(all, replication.Recovery{Journal: d.cfg.Journal, Disk: d.image})
+			all = append(all, replication.Recovery{Journal: d.cfg.Journal, Disk: d.image, HungAfter: d.cfg.HungAfter})
 		}
 	}
 	if len(all) == 0 {
