@@ -86,6 +86,7 @@ func TestAMutantIsFoundByASeedOrByTheTestThatItNames(t *testing.T) {
 		found bool
 	}{
 		{simulated, "    simulate_seeds_test.go:146: seed 17\n", true},
+		{simulated, "    world_test.go:143: two act\n    simulate_seeds_test.go:146: seed 17\n", true},
 		{simulated, "panic: seed 17: deadlock: main bubble goroutine has exited [recovered]\n", true},
 		{simulated, "    simulate_seeds_test.go:137: seed 17: 00ff of 12 events\n", false},
 		{simulated, "flag provided but not defined: -seed 17\n", false},
@@ -100,6 +101,10 @@ func TestAMutantIsFoundByASeedOrByTheTestThatItNames(t *testing.T) {
 		{named, "FAIL\tpackage [build failed]\n", false},
 	} {
 		line := foundBy(c.m, c.out)
+		first, _, _ := strings.Cut(c.out, "\n")
+		if why := reason(c.out); c.found && len(c.m.Tests) == 0 && why != strings.TrimSpace(first) {
+			t.Errorf("%q: the reason %q", c.out, why)
+		}
 		if found := line != ""; found != c.found {
 			t.Errorf("%q: found %v", c.out, found)
 		}
