@@ -232,6 +232,7 @@ func TestAHostWithoutAnArbiterHearsThatTheOtherGoesOnAndSeeksNobody(t *testing.T
 				w.f.part("a", "b", false)
 				one.is(Asking)
 				other.is(Asking)
+				time.Sleep(time.Millisecond) // nobody decides in the instant of the loss, in which a frame may be on its way
 				if err := one.job.Failover(); err != nil {
 					t.Fatal(err)
 				}
