@@ -198,7 +198,7 @@ func (j *Job) recordSoon(ctx context.Context, generation uint64) {
 	begun := time.Now()
 	soon, cancel := context.WithTimeout(ctx, recordWait)
 	defer cancel()
-	if err := j.record(soon, generation); err != nil && ctx.Err() == nil {
+	if err := j.record(soon, generation); err != nil { // also if ctx has ended: the log must not lack it
 		j.unrecorded(fmt.Errorf("record generation %d: the disks have not answered for %v, and the guest does not wait for them", generation, time.Since(begun).Round(time.Millisecond)))
 	}
 }

@@ -18,27 +18,33 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 )
 
+// visit connects to a listener on p, which accepts the connection.
+func (p *pipes) visit(t *testing.T, l net.Listener) (there, here net.Conn) {
+	t.Helper()
+	dialled := make(chan net.Conn, 1)
+	go func() {
+		conn, err := p.dial(t.Context(), "", "")
+		if err != nil {
+			t.Error(err)
+		}
+		dialled <- conn
+	}()
+	here, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return <-dialled, here
+}
+
 // Whoever takes all places and says nothing keeps others out for a second and no longer; one that
 // is told something, or says something, keeps its place.
 func TestThoseWhoSayNothingGiveTheirPlacesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
 		l := newListener(in, 3)
-		accept := func() (there net.Conn, here net.Conn) {
+		accept := func() (there, here net.Conn) {
 			t.Helper()
-			dialled := make(chan net.Conn, 1)
-			go func() {
-				conn, err := in.dial(t.Context(), "", "")
-				if err != nil {
-					t.Error(err)
-				}
-				dialled <- conn
-			}()
-			here, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			return <-dialled, here
+			return in.visit(t, l)
 		}
 		silent, _ := accept()
 		says, hears := accept()
@@ -79,25 +85,13 @@ func TestAThousandConnectionsThatAskForNothingKeepABrowserOutForSeconds(t *testi
 		begun := time.Now()
 		var all []net.Conn
 		for range 1001 {
-			dialled := make(chan net.Conn, 1)
-			go func() {
-				conn, err := in.dial(t.Context(), "", "")
-				if err != nil {
-					t.Error(err)
-				}
-				dialled <- conn
-			}()
-			here, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
+			there, here := in.visit(t, l)
 			go func() { // as a server does that is told nothing whole
 				defer here.Close()
 				for err := error(nil); err == nil; {
 					_, err = here.Read(make([]byte, 1))
 				}
 			}()
-			there := <-dialled
 			if len(all)%2 == 0 {
 				there.Write([]byte("GET / HTTP/1.1"))
 			}
