@@ -310,7 +310,15 @@ func (k *killTrial) look() {
 	case !k.lead.saysWhetherUsed(said):
 		k.t.Fatalf("dead: %v, and it is said: %s", k.lead.dead(), said)
 	}
-	said = k.describe(k.follow)
+	for k.describeCopy() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// describeCopy checks what is said of the secondary's image, and reports whether to ask again.
+func (k *killTrial) describeCopy() (again bool) {
+	k.t.Helper()
+	said := k.describe(k.follow)
 	words := []string{"a copy, inconsistent"} // the journal can bring it back
 	if k.follow.stands == nil {
 		words = append(words, "of no known disk")
@@ -320,12 +328,21 @@ func (k *killTrial) look() {
 		words = append(words, "a copy, clean") // it had come back, and nothing was changed since
 	} else if err == nil && !slices.ContainsFunc([]*point{k.follow.stands, k.follow.next}, func(p *point) bool { return p != nil && (p.any || p.epoch == r.Epoch) }) {
 		k.t.Fatalf("the journal is at epoch %d, the last checkpoint was %+v", r.Epoch, k.follow.stands)
-	} else {
-		journal = fmt.Sprint(r, err)
+	} else if journal = fmt.Sprint(r, err); err == nil && strings.Contains(said, "a copy, clean") {
+		// The journal is told first that the copy is going to change, the image next, and then it changes.
+		if k.follow.of != nil {
+			if k.follow.dead() {
+				k.follow.bury()
+			}
+			return true
+		}
+		k.at(k.follow, r.Epoch)
+		words = append(words, "a copy, clean")
 	}
 	if !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(said, w) }) || !k.follow.saysWhetherUsed(said) {
 		k.t.Fatalf("dead: %v, and of the secondary's image it is said: %s (%s)", k.follow.dead(), said, journal)
 	}
+	return false
 }
 
 // describe returns what the command status says of an image.
