@@ -109,3 +109,35 @@ func TestAFailoverFromACheckpointAfterAPrimaryCameBackIsNewer(t *testing.T) {
 		}
 	}
 }
+
+// Each time that a primary comes back begins a generation, of which a copy remembers a few.
+func TestAPrimaryMayComeBackToARunAnyNumberOfTimes(t *testing.T) {
+	ctx := context.Background()
+	for _, journal := range []bool{false, true} {
+		p, s, local, disk := resyncRig(t, journal)
+		p.cfg.Overwrite = false
+		for i := range 3 * historyLength {
+			epoch := s.Epoch() + 1
+			checkpointBoth(t, p, s, epoch)
+			must(t, p.Start(ctx))
+			checkpointBoth(t, p, s, epoch+1)
+			must(t, p.Stop(ctx, true))
+			write(t, p, byte(i), 0, SectorSize)
+			if err := joinOver(p, s); err != nil {
+				t.Fatalf("with a journal %v, after %d times: %v", journal, i, err)
+			}
+			must(t, p.Synchronise(ctx, SyncConfig{}))
+		}
+		wantBytes(t, "the copy", disk.data, local.data, 0)
+
+		// An older copy of the guest's disk is not taken for it.
+		old := p.Identity()
+		old.Generation, old.History = old.History[1], [historyLength]Generation(append(old.History[2:], Generation{}, Generation{}))
+		wantErr(t, fmt.Sprintf("a backup of the primary, with a journal %v", journal), s.Adopt(old), ErrOutdated)
+
+		must(t, s.Stop(ctx, false))
+		if i := s.Identity(); i.State != CopyClean || i.Generation != p.Identity().History[0] {
+			t.Errorf("with a journal %v: after a stop the copy is %v, the primary's %v", journal, i, p.Identity())
+		}
+	}
+}

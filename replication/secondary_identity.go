@@ -100,8 +100,11 @@ func (s *Secondary) adopt(of Identity) error {
 		}
 	}
 	err := s.meta.update(func(i *Identity, b *peerBase) {
-		*b = peerBase{}                                             // it is no primary's copy any more
-		if s.cfg.Journal == nil || st != Running && !s.kept.armed { // else it is clean until keep changes that
+		*b = peerBase{}                     // it is no primary's copy any more
+		if st == Running || !s.kept.armed { // else it is clean until keep changes that
+			// In a run the checkpoint is of another generation, which lifecycle.standing and the
+			// journal have. This one is recorded all the same: a primary that often comes
+			// back has no more room for that of the run's beginning in its history.
 			i.State = CopyInconsistent
 			i.Disk, i.Generation, i.History, i.Writes = of.Disk, of.Generation, of.History, false
 			if st != Running {
