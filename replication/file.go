@@ -65,6 +65,9 @@ func NewFile(f *os.File) (*File, error) {
 // OpenFile opens the image or device of that name for reading and writing, and
 // locks it: while it is open, OpenFile and CreateFile of it, here or in another
 // process, return ErrLocked, and a QEMU refuses it too. (On Linux.)
+//
+// It waits for the system as os.OpenFile does, for as long as that takes: HungAfter of a Primary or a Secondary is for
+// what is asked of the disk once it is open. Who must not wait calls OpenFile on a goroutine of its own.
 func OpenFile(name string) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
@@ -82,7 +85,8 @@ func OpenFile(name string) (*File, error) {
 
 // CreateFile opens the image of that name, which is made, sparse and size
 // bytes long, if it is not there. One that is there must have that size. When
-// CreateFile returns, the name is on stable storage. It locks as OpenFile does.
+// CreateFile returns, the name is on stable storage. It locks as OpenFile does, and waits for the
+// system without a bound, as that does.
 func CreateFile(name string, size int64) (*File, error) {
 	if err := checkSize(name, size); err != nil {
 		return nil, err
