@@ -77,7 +77,8 @@ func (s *Secondary) leavesInUse() []uint32 {
 // or FailoverFailed, and makes the state Done. The guest may use the disk
 // meanwhile. After an error the state is FailoverFailed and Err tells why;
 // calling Commit again repeats the copy, which is idempotent, unless the error
-// is a *SyncError: that is final until the disk is opened anew. If ctx ends it
+// is a *SyncError, or a device of the Journal has failed otherwise than for want of
+// room: that is final until the disk is opened anew. If ctx ends it
 // returns its error and the state remains Failover. In state Done it does
 // nothing; in others the error is ErrNotRunning. Any goroutine may call it.
 func (s *Secondary) Commit(ctx context.Context) error {

@@ -136,3 +136,22 @@ func TestPromotedDiskIsProtectedAnew(t *testing.T) {
 		want(t, "its write since it is protected again", d, 0x55, half, BlockSize)
 	}
 }
+
+// A write that failed, other than for want of room, tells that the device cannot be relied on, whatever it says next.
+func TestAJournalWhoseMapCouldNotBeWrittenIsNotTriedAgain(t *testing.T) {
+	ctx := context.Background()
+	active := newFake(minJournal, 0)
+	j, err := OpenJournal(newFake(minJournal, 0), active)
+	must(t, err)
+	disk := newFake(testSize, 0x11)
+	s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+	must(t, err)
+	must(t, s.Start(ctx))
+	write(t, s, 0x33, 0, BlockSize)
+	active.failWrite = func(int64, int) error { return errInjected }
+	wantErr(t, "the failover", s.Stop(ctx, true), errInjected)
+	active.failWrite = nil
+	wantErr(t, "another try", s.Commit(ctx), errInjected)
+	want(t, "what the guest sees", s, 0x33, 0, BlockSize)
+	want(t, "the disk", disk, 0x11, 0, testSize)
+}

@@ -267,6 +267,47 @@ func TestMetadataThatCannotBeWrittenFailsASecondary(t *testing.T) {
 	}
 }
 
+// A failover of it could not be recorded, and a primary must not take its guest to be protected by it.
+func TestASecondaryWhoseMetadataCannotBeWrittenMakesNoCheckpoint(t *testing.T) {
+	for _, what := range []string{"Prepare", "Checkpoint", "Start"} {
+		p, err := NewPrimary(newFake(evacuated, 0x11), PrimaryConfig{Overwrite: true})
+		must(t, err)
+		dev := newMetaDevice(evacuated)
+		s, err := NewSecondary(reopened(t, newFake(evacuated, 0), dev), SecondaryConfig{})
+		must(t, err)
+		if what == "Start" {
+			must(t, joinOver(p, s))
+			must(t, p.Synchronise(t.Context(), SyncConfig{}))
+			must(t, p.Mark(t.Context(), 0))
+		} else {
+			protectFirst(t, p, s)
+		}
+		dev.failWrite = func(int64, int) error { return errInjected }
+		wantErr(t, "a record", s.meta.Hold(2), errInjected)
+		last := s.Epoch()
+		do := func() error { return s.Start(t.Context()) }
+		switch what {
+		case "Prepare":
+			do = func() error { return s.Prepare(t.Context(), last+1) }
+		case "Checkpoint":
+			do = func() error { return s.Checkpoint(t.Context(), last+1) }
+		}
+		wantErr(t, what, do(), errInjected)
+		if what == "Start" {
+			if st := s.State(); st != None {
+				t.Errorf("it is %v", st)
+			}
+			continue
+		}
+		wantErr(t, "the run", s.Err(), ErrBroken)
+		wantErr(t, "the next checkpoint", s.Checkpoint(t.Context(), last+1), errInjected)
+		if epoch := s.Epoch(); epoch != last {
+			t.Errorf("it is at %d, and was at %d", epoch, last)
+		}
+		want(t, "what its guest sees", s, 0x11, 0, evacuated)
+	}
+}
+
 // Whatever fails first, each failure of a copy is told of, once: for an operator a full
 // file system beside the image, and an image that has lost data, are two things.
 func TestBothFailuresOfADiskAreToldOnce(t *testing.T) {

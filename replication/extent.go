@@ -63,6 +63,9 @@ func (d *File) Extents(off, n int64, yield func(n int64, flags uint32) bool) err
 		return err
 	}
 	for end := off + n; off < end; {
+		if err := d.abandoned.Load(); err != nil {
+			return *err
+		}
 		next, hole, err := fileExtent(d.f, off, end)
 		if err != nil {
 			return err

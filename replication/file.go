@@ -20,7 +20,7 @@ type File struct {
 
 	abandoned atomic.Pointer[error] // see Abandon
 	closed    atomic.Bool
-	changing  atomic.Int64 // the operations under way that change the file
+	changing  atomic.Int64 // the operations under way that change the file, or make it stable
 
 	syncs sharedSync // one at a time, because the system reports an error once
 
@@ -65,6 +65,9 @@ func NewFile(f *os.File) (*File, error) {
 // OpenFile opens the image or device of that name for reading and writing, and
 // locks it: while it is open, OpenFile and CreateFile of it, here or in another
 // process, return ErrLocked, and a QEMU refuses it too. (On Linux.)
+//
+// It waits for the system as os.OpenFile does, for as long as that takes: HungAfter of a Primary or a Secondary is for
+// what is asked of the disk once it is open. Who must not wait calls OpenFile on a goroutine of its own.
 func OpenFile(name string) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
@@ -82,7 +85,8 @@ func OpenFile(name string) (*File, error) {
 
 // CreateFile opens the image of that name, which is made, sparse and size
 // bytes long, if it is not there. One that is there must have that size. When
-// CreateFile returns, the name is on stable storage. It locks as OpenFile does.
+// CreateFile returns, the name is on stable storage. It locks as OpenFile does, and waits for the
+// system without a bound, as that does.
 func CreateFile(name string, size int64) (*File, error) {
 	if err := checkSize(name, size); err != nil {
 		return nil, err
@@ -172,7 +176,7 @@ func (d *File) CheckWrites() error {
 // leaves it locked until that has returned; the image can be opened again then.
 func (d *File) Abandon(err error) { d.abandoned.CompareAndSwap(nil, &err) }
 
-// change runs do, which changes the file.
+// change runs do, which changes the file, or makes it stable.
 func (d *File) change(do func() error) error {
 	d.changing.Add(1)
 	defer d.changing.Add(-1)
@@ -288,6 +292,8 @@ func (d *File) writeZeroes(off, n int64) error {
 // Sync implements [Disk]. Calls during a sync share the next one. If it fails, the error is a
 // *SyncError, and every later call returns the same error.
 func (d *File) Sync() error {
+	d.changing.Add(1) // the system tells an error once: who opens the image before that would not hear of it
+	defer d.changing.Add(-1)
 	if err := d.abandoned.Load(); err != nil {
 		return *err
 	}
@@ -303,7 +309,7 @@ func (d *File) datasync() error {
 
 // StartSync implements [SyncStarter] where the system can do that. Elsewhere it
 // does nothing.
-func (d *File) StartSync() { startSync(d.f) }
+func (d *File) StartSync() { d.change(func() error { startSync(d.f); return nil }) }
 
 // Grow makes the image longer; the new part reads as zeroes. A device must have been made
 // longer before, with zeroes in the new part. The error is ErrSize if the device is not so
@@ -312,6 +318,11 @@ func (d *File) Grow(size int64) error {
 	if err := checkSize(d.f.Name(), size); err != nil {
 		return err
 	}
+	return d.change(func() error { return d.grow(size) })
+}
+
+// grow does what Grow does.
+func (d *File) grow(size int64) error {
 	if old := d.size.Load(); size < old {
 		return fmt.Errorf("%w: %s has %d bytes and does not shrink to %d", ErrSize, d.f.Name(), old, size)
 	}

@@ -43,7 +43,7 @@ func (d *File) release() error {
 	return d.f.Close()
 }
 
-// Close closes the file and the file with its metadata. Where a change of either is under way, that
+// Close closes the file and the file with its metadata. Where a change or a flush of either is under way, that
 // goes on, and the lock ends with it.
 func (d *File) Close() error {
 	d.metaMu.Lock()

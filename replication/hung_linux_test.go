@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -34,11 +35,46 @@ func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
 	wantErr(t, "a read", err, ErrHung)
 	wantErr(t, "a flush", f.Sync(), ErrHung)
 	wantErr(t, "a trim", f.Trim(0, BlockSize), ErrHung)
+	wantErr(t, "zeroing", f.WriteZeroes(0, BlockSize), ErrHung)
+	wantErr(t, "asking for holes", f.Extents(0, testSize, func(int64, uint32) bool { return true }), ErrHung)
+	wantErr(t, "growing", f.Grow(2*testSize), ErrHung)
+	if st, err := os.Stat(name); err != nil || st.Size() != testSize {
+		t.Errorf("it has %d bytes: %v", st.Size(), err)
+	}
+	wantErr(t, "CheckWrites", f.CheckWrites(), ErrHung)
+	f.StartSync()
 	_, err = NewSecondary(f, SecondaryConfig{})
 	wantErr(t, "another use of it", err, ErrHung)
 	must(t, f.Close())
 	_, err = OpenFile(name)
 	wantErr(t, "opening it anew while the write is under way", err, ErrLocked)
+	close(release)
+	late.Wait()
+	f, err = OpenFile(name)
+	must(t, err)
+	must(t, f.Close())
+}
+
+// The system tells an error of a flush once. Who has opened the image before that would take the next flush for good.
+func TestAnImageStaysLockedUntilALateFlushHasReturned(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	f, err := CreateFile(name, testSize)
+	must(t, err)
+	conn, err := f.f.SyscallConn()
+	must(t, err)
+	release, begun := make(chan struct{}), make(chan struct{})
+	var late sync.WaitGroup
+	late.Go(func() { // another flush of the image, for which the one below waits
+		f.syncs.run(func() error { return conn.Control(func(uintptr) { close(begun); <-release }) })
+	})
+	<-begun
+	late.Go(func() { f.Sync() })
+	for f.changing.Load() == 0 {
+		runtime.Gosched()
+	}
+	must(t, f.Close())
+	_, err = OpenFile(name)
+	wantErr(t, "opening it anew while the flush is under way", err, ErrLocked)
 	close(release)
 	late.Wait()
 	f, err = OpenFile(name)

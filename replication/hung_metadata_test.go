@@ -196,7 +196,7 @@ func TestNobodyWhoOnlyLooksWaitsForMetadataOrAJournal(t *testing.T) {
 		for _, d := range []*hangingDisk{r.near, r.far, hidden} {
 			d.hangs.Store("sync")
 		}
-		before := r.p.Identity()
+		before, recorded := r.p.Identity(), j.Identity()
 		var busy sync.WaitGroup
 		busy.Go(func() { r.p.meta.Hold(3) })
 		busy.Go(func() { r.s.meta.Hold(3) })
@@ -217,6 +217,9 @@ func TestNobodyWhoOnlyLooksWaitsForMetadataOrAJournal(t *testing.T) {
 		}
 		r.p.DiskInfo()
 		must(t, r.p.LocalErr())
+		if st, epoch := j.State(); st != None || epoch != 0 || !j.Clean() || j.String() != "journal: none, epoch 0" || j.Identity() != recorded {
+			t.Errorf("%v of %v, of a record that is not stable", j, j.Identity())
+		}
 		if took := time.Since(begin); took != 0 {
 			t.Errorf("looking took %v", took)
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
-	"strings"
 	"sync"
 )
 
@@ -43,12 +42,14 @@ import (
 type Journal struct {
 	hidden, active *stableDisk
 
-	mu    sync.Mutex
+	mu    sync.Mutex // held while a device is waited for
 	super superblock
 	err   error // a device that failed once is not trusted again
 	// unknown says that the hidden device had no room for the superblock behind super, so that
 	// it is not known which of the two counts; see settle.
 	unknown bool
+
+	told told // what State and Identity return
 
 	log   *hiddenLog
 	files []*File // the files that Close closes
@@ -176,7 +177,7 @@ func (b *superblock) decode(p []byte) bool {
 // OpenJournal opens the journal on two devices, whose sizes bound the
 // overlays. Devices that begin with zeroes are a new journal. The caller
 // keeps the devices. Errors: those of [CheckDisk], ErrCorrupt, also if a device that the next
-// recovery needs has become shorter, or what the device said.
+// recovery needs has become shorter, or what the device said. It waits for the devices without a bound.
 func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if err := errors.Join(checkDisk("the hidden device", hidden), checkDisk("the active device", active)); err != nil {
 		return nil, err
@@ -217,22 +218,9 @@ func readJournal(hidden, active Disk) (*Journal, error) {
 	if err := j.super.keeps(hidden.Size(), active.Size()); err != nil {
 		return nil, err
 	}
+	j.told.set(&j.super)
 	j.log = &hiddenLog{dev: j.hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
 	return j, nil
-}
-
-// State returns what stable storage says: in which state, and at which epoch,
-// the journal's user is or was.
-func (j *Journal) State() (State, uint64) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.super.state, j.super.epoch
-}
-
-// Clean reports whether a Secondary may use the journal without Recover.
-func (j *Journal) Clean() bool {
-	st, _ := j.State()
-	return st == None || st == Done
 }
 
 // attach gives s the overlays that the journal keeps, and the disk's identity if the disk
@@ -341,6 +329,7 @@ func (j *Journal) store(b superblock) error {
 		return j.err
 	}
 	j.super, j.unknown = b, false
+	j.told.set(&b)
 	if b.seq == 1 {
 		// The other superblock gets its storage now, with zeroes, which are none: a file system that
 		// is full later must not keep a failover from being recorded. If this fails, the next
@@ -480,20 +469,4 @@ func (j *Journal) setPrepared(epoch uint64) error {
 	b := j.super
 	b.prepared = epoch
 	return j.store(b)
-}
-
-// String returns the journal's state as text for messages.
-func (j *Journal) String() string {
-	st, epoch := j.State()
-	var b strings.Builder
-	fmt.Fprintf(&b, "journal: %v, epoch %d", st, epoch)
-	return b.String()
-}
-
-// Identity returns the identity, at the epoch that State returns, of the disk whose
-// Secondary used the journal last. [Metadata] says where the identity of a disk is kept.
-func (j *Journal) Identity() Identity {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.super.id
 }

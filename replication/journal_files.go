@@ -36,7 +36,7 @@ func (b *superblock) keeps(hidden, active int64) error {
 // otherwise they stay as long as they are until it is, and is opened again. In the place of a
 // file may be a block device, which is used as long as it is. What a failover writes, a map of 16 bytes for
 // each 4 KiB of the journal, has its storage from the beginning, where the file system can promise that: the
-// error matches ENOSPC if there is no room for it.
+// error matches ENOSPC if there is no room for it. It waits for the system without a bound, as [OpenFile] does.
 func OpenJournalFiles(base string, bytes int64) (*Journal, error) {
 	bytes -= bytes % BlockSize
 	if err := checkLengths(bytes, bytes); err != nil {

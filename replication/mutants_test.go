@@ -24,8 +24,8 @@ var mutants = []mutant.Mutant{
 	{
 		What: "a checkpoint does not wait for its disk",
 		File: "secondary.go",
-		Old:  "\tif err := s.syncDisk(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.life.failed(); err != nil { // after the sync, as in Prepare",
-		New:  "\tif err := s.life.failed(); err != nil { // after the sync, as in Prepare",
+		Old:  "\tif err := s.syncDisk(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.runFailed(); err != nil { // after the sync, as in Prepare",
+		New:  "\tif err := s.runFailed(); err != nil { // after the sync, as in Prepare",
 		// The other models come first, and cannot find it.
 		Tests: []string{"-timeout=4m", "-run=^TestModelOfAPrimaryThatDoesNotFlush$", "-model.seeds=18000", "."},
 	},

@@ -32,7 +32,8 @@ func ReadIdentity(name string) (Identity, error) {
 // ReadCopy returns what the file beside the image of that name says. It changes
 // neither, so that it works while another process uses them. An image without metadata has
 // the zero Identity, and no bitmap. The error is errors.ErrUnsupported if nothing is beside a block device: its
-// identity is in the file that KeepMetadata named, in its Journal, or in memory.
+// identity is in the file that KeepMetadata named, in its Journal, or in memory. It waits for the system without a
+// bound, as [OpenFile] does, and so do ReadIdentity and ReadJournal.
 func ReadCopy(name string) (CopyRecord, error) {
 	none := CopyRecord{Marked: -1}
 	f, err := os.Open(name)

@@ -337,6 +337,9 @@ func (s *Secondary) start() error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
+	if err := s.meta.failure(); err != nil {
+		return err
+	}
 	if err := s.beginRun(); err != nil {
 		return err
 	}
@@ -390,7 +393,7 @@ func (s *Secondary) prepare(epoch uint64) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.life.failed(); err != nil { // after the sync: a flush under way may have met an error
+	if err := s.runFailed(); err != nil { // after the sync: a flush under way may have met an error
 		return err
 	}
 	if s.life.isPrepared(epoch) {
@@ -433,7 +436,7 @@ func (s *Secondary) checkpoint(epoch uint64) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.life.failed(); err != nil { // after the sync, as in Prepare
+	if err := s.runFailed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
 	id := s.identityAt(epoch)
@@ -444,6 +447,16 @@ func (s *Secondary) checkpoint(epoch uint64) error {
 	s.life.committed(epoch)
 	s.life.stand(&id)
 	return nil
+}
+
+// runFailed returns why no checkpoint can be made: the error of the run, or that the metadata could not be
+// written, so that a failover could not be recorded.
+func (s *Secondary) runFailed() error {
+	err := s.life.failed()
+	if e := s.meta.failure(); err == nil && e != nil {
+		err = s.latch("checkpoint", 0, 0, e)
+	}
+	return err
 }
 
 // Err returns the first error since Start: a pre-image that could not be saved,

@@ -86,9 +86,9 @@ func (c *control) ask(ctx context.Context, line, answer string) (string, error) 
 	case err != nil && ctx.Err() != nil:
 		return "", ctx.Err()
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return "", fmt.Errorf("the secondary has not answered %q for %v", line, controlTimeout)
+		return "", fmt.Errorf("the secondary at %v has not answered %q for %v", c.conn.RemoteAddr(), line, controlTimeout)
 	case err != nil:
-		return "", fmt.Errorf("the secondary's control connection, after %q: %w", line, err)
+		return "", fmt.Errorf("the control connection to the secondary at %v is lost, after %q: %w", c.conn.RemoteAddr(), line, err)
 	}
 	rest, ok := strings.CutPrefix(strings.TrimSpace(string(got)), answer)
 	if !ok {

@@ -18,7 +18,7 @@ const killedArgs = "DISKREPLICA_KILLED"
 
 // beKilled is the main function of such a process.
 func beKilled(args string) {
-	os.Exit(statusOf(run(context.Background(), strings.Split(args, "\n"), orphanEnds{}, os.Stdout, false)))
+	os.Exit(statusOf(run(context.Background(), strings.Split(args, "\n"), orphanEnds{}, os.Stdout, false), os.Stderr))
 }
 
 // orphanEnds is the standard input of a process that ends when the test is gone.

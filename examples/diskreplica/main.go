@@ -101,18 +101,18 @@ func main() {
 	out := cli.NewOutput(os.Stdout)
 	err := run(ctx, os.Args[1:], os.Stdin, out, cli.IsTerminal(os.Stdout))
 	stop()
-	os.Exit(out.Status(statusOf(err), "diskreplica", os.Stderr))
+	os.Exit(out.Status(statusOf(err, os.Stderr), "diskreplica", os.Stderr))
 }
 
-// statusOf prints an error, if there is one, and returns the exit status.
-func statusOf(err error) int {
+// statusOf prints an error to out, if there is one, and returns the exit status.
+func statusOf(err error, out io.Writer) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
 		return 0
 	case errors.Is(err, cli.ErrWrong):
-		return cli.Tell(os.Stderr, "diskreplica", err)
+		return cli.Tell(out, "diskreplica", err)
 	}
-	fmt.Fprintln(os.Stderr, "diskreplica:", err)
+	fmt.Fprintln(out, "diskreplica:", err)
 	var undecided *replication.UndecidedError
 	switch {
 	case errors.Is(err, errDiffer):

@@ -22,6 +22,7 @@ type primary struct {
 	o       options
 	disk    *replication.Primary
 	control *control
+	conn    *nbd.Client // to the secondary's disk, which has it; nil: there was none yet
 	epoch   uint64
 	due     chan func(context.Context) error // checkpoints that are due since an overlay of the secondary fills up
 	verdict error                            // of the last verify or repair; nil: the copies are the same, or none was ordered
@@ -72,9 +73,18 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 }
 
 // connect attaches the secondary, copies to it what it does not have, and
-// starts.
+// starts. If it fails the guest goes on without: what it writes would be held otherwise, if the Mark was made.
 func (p *primary) connect(ctx context.Context) error {
 	p.disconnect()
+	err := p.join(ctx)
+	if err != nil {
+		p.disconnect()
+	}
+	return err
+}
+
+// join does it.
+func (p *primary) join(ctx context.Context) error {
 	c, err := dialControl(ctx, p.o.secondary)
 	if err != nil {
 		return err
@@ -85,29 +95,31 @@ func (p *primary) connect(ctx context.Context) error {
 		return err
 	}
 	diskExport, identityExport, _ := strings.Cut(names, " ")
-	conn, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: diskExport})
+	conn, err := p.dial(ctx, diskExport)
 	if err != nil {
 		return err
 	}
-	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
+	sums, err := p.dial(ctx, "sums")
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	defer sums.Close()
-	identity, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: identityExport})
+	identity, err := p.dial(ctx, identityExport)
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	defer abortAfter(ctx, conn, sums, identity)()
 	remote := replication.WithIdentity(conn, identity)
 	if err := p.disk.Attach(remote); err != nil {
+		err = p.lost(err, conn, identity)
 		return cmp.Or(ctx.Err(), errors.Join(err, remote.Close()))
 	}
+	p.conn = conn
 	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
-		return cmp.Or(ctx.Err(), err)
+		return cmp.Or(ctx.Err(), p.lost(err, conn, sums))
 	}
 	if err := p.disk.Mark(ctx, 0); err != nil {
-		return err
+		return p.lost(err, conn)
 	}
 	epoch, err := c.ask(ctx, "start", "started")
 	if err != nil {
@@ -117,7 +129,7 @@ func (p *primary) connect(ctx context.Context) error {
 		return err
 	}
 	if err := errors.Join(p.disk.Loaded(ctx, 0), p.disk.Start(ctx)); err != nil {
-		return err
+		return p.lost(err, conn)
 	}
 	p.events.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: p.epoch, Cause: event.CauseInitial})
 	return nil
@@ -189,6 +201,10 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	}
 	epoch := p.epoch + 1
 	if err := p.disk.Mark(ctx, epoch); err != nil {
+		err = p.lost(err, p.conn)
+		if p.disk.LocalErr() != nil { // the secondary is there, and what the guest writes would be held for good
+			err = errors.Join(err, p.disk.Stop(ctx, false))
+		}
 		return err
 	}
 	if _, err := p.control.ask(ctx, fmt.Sprintf("checkpoint %d", epoch), fmt.Sprintf("loaded %d", epoch)); err != nil {
@@ -196,7 +212,7 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	}
 	p.epoch = epoch
 	if err := p.disk.Loaded(ctx, p.epoch); err != nil {
-		return err
+		return p.lost(err, p.conn)
 	}
 	p.events.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: p.epoch, Cause: event.CauseRequest})
 	return nil
@@ -206,7 +222,7 @@ func (p *primary) status() {
 	s := status{State: p.disk.State().String(), Epoch: p.epoch, Error: text(p.disk.Err())}
 	missing := p.disk.Dirty()
 	s.Missing = &missing
-	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB%s", s.State, s.Epoch, missing>>10, trouble(p.disk.Err()))
+	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB%s", s.State, s.Epoch, kib(missing), trouble(p.disk.Err()))
 }
 
 const primaryHelp = `checkpoint  bring the secondary's disk to the state of the primary's

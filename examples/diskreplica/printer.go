@@ -69,6 +69,9 @@ func (p *printer) failed(err error) {
 
 const mib = 1 << 20
 
+// kib returns so many bytes in KiB, and no 0 for what is not nothing.
+func kib(bytes int64) int64 { return (bytes + 1<<10 - 1) >> 10 }
+
 // event prints an event; it is what the bus calls.
 func (p *printer) event(r event.Record) {
 	p.object(r)
@@ -101,15 +104,15 @@ func (p *printer) event(r event.Record) {
 			p.printf("this side stays at its last checkpoint until the primary reconnects, or failover is ordered")
 		}
 	case event.DiskOverlayHalfFull:
-		p.printf("the %s overlay has %d of at most %d KiB: a checkpoint is due", e.Overlay, e.Bytes>>10, e.Bound>>10)
+		p.printf("the %s overlay has %d of at most %d KiB: a checkpoint is due", e.Overlay, kib(e.Bytes), kib(e.Bound))
 	case event.DiskVerified:
 		left := ""
 		if e.Undecided > 0 {
-			left = fmt.Sprintf(", %d KiB undecided", e.Undecided>>10)
+			left = fmt.Sprintf(", %d KiB undecided", kib(e.Undecided))
 		}
-		p.printf("verified: %d KiB compared, %d KiB differed, %d KiB repaired%s, in %v", e.Compared>>10, e.Different>>10, e.Repaired>>10, left, time.Duration(e.ElapsedNS).Round(time.Millisecond))
+		p.printf("verified: %d KiB compared, %d KiB differed, %d KiB repaired%s, in %v", kib(e.Compared), kib(e.Different), kib(e.Repaired), left, time.Duration(e.ElapsedNS).Round(time.Millisecond))
 	case event.DiskOverlayFull:
-		p.printf("the %s overlay is full, of %d KiB: a write waits for a checkpoint", e.Overlay, e.Bound>>10)
+		p.printf("the %s overlay is full, of %d KiB: a write waits for a checkpoint", e.Overlay, kib(e.Bound))
 	case event.DiskFailed:
 		p.printf("the disk cannot be trusted any more: %s: %s", e.Operation, e.Error)
 	case event.CheckpointCommit:
@@ -128,5 +131,5 @@ func (p *printer) event(r event.Record) {
 }
 
 func (p *printer) synchronised(how string, e event.DiskSynchronised) {
-	p.printf("%s: %d KiB copied, %d KiB were the same, in %v", how, e.Copied>>10, e.Same>>10, time.Duration(e.ElapsedNS).Round(time.Millisecond))
+	p.printf("%s: %d KiB copied, %d KiB were the same, in %v", how, kib(e.Copied), kib(e.Same), time.Duration(e.ElapsedNS).Round(time.Millisecond))
 }

@@ -178,7 +178,7 @@ func (s *secondary) status() {
 	st := status{State: s.disk.State().String(), Epoch: s.disk.Epoch(), Error: text(s.disk.Err())}
 	active, hidden := s.disk.OverlayBytes()
 	st.Active, st.Hidden = &active, &hidden
-	s.returned(st, "state %s, epoch %d, overlays %d and %d KiB%s", st.State, st.Epoch, active>>10, hidden>>10, trouble(s.disk.Err()))
+	s.returned(st, "state %s, epoch %d, overlays %d and %d KiB%s", st.State, st.Epoch, kib(active), kib(hidden), trouble(s.disk.Err()))
 }
 
 const secondaryHelp = `failover    go on alone, with the last checkpoint and the guest's own writes

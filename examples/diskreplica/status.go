@@ -46,7 +46,7 @@ func printCopies(files []string, journal string, p *printer) error {
 		}
 		if r.Secondary != (replication.ID{}) {
 			said["secondary"], said["marked"] = r.Secondary.String(), r.Marked
-			line += fmt.Sprintf("; its secondary %v may lack %d KiB", r.Secondary, r.Marked>>10)
+			line += fmt.Sprintf("; its secondary %v may lack %d KiB", r.Secondary, kib(r.Marked))
 		}
 		locked, text := lock(name)
 		said["locked"] = locked

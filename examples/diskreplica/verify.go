@@ -6,7 +6,6 @@ import (
 	"errors"
 
 	"github.com/gocolo/lockstep/replication"
-	"github.com/gocolo/lockstep/replication/nbd"
 )
 
 // errDiffer is the verdict of a verify that has found differences.
@@ -32,7 +31,7 @@ func (p *primary) compare(ctx context.Context, repair bool) (differ bool, err er
 	if !p.linked() {
 		return false, errNoSecondary
 	}
-	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
+	sums, err := p.dial(ctx, "sums")
 	if err != nil {
 		return false, err
 	}
@@ -52,7 +51,7 @@ func (p *primary) compare(ctx context.Context, repair bool) (differ bool, err er
 	if err == nil || undecided != nil {
 		p.object(map[string]any{"return": said})
 	}
-	return !different.Empty(), cmp.Or(ctx.Err(), err)
+	return !different.Empty(), cmp.Or(ctx.Err(), p.lost(err, p.conn, sums))
 }
 
 // ranges prints the ranges of a bitmap for people, and returns them, as offset and length.

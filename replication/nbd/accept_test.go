@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -99,6 +100,21 @@ func TestServiceWithoutDescriptorsIsTriedAgainEverMoreSlowly(t *testing.T) {
 		time.Sleep(time.Minute)
 		if n := 100 - len(l.errs); n < 60 || n > 70 { // 8 at first, then one a second
 			t.Errorf("%d attempts in a minute", n)
+		}
+	})
+}
+
+// There may be no descriptor for the next client because of it.
+func TestWhereDescriptorsAreShortASilentConnectionEnds(t *testing.T) {
+	servePipes(t, ServerConfig{MaxConns: 8}, ErrServerClosed, func(l *pipes) {
+		silent := l.connect()
+		_, err := io.ReadFull(silent, make([]byte, 18)) // what the server says first
+		must(t, err)
+		time.Sleep(2 * silence)
+		begin := time.Now()
+		l.errs <- syscall.EMFILE
+		if _, err := silent.Read(make([]byte, 1)); err == nil || time.Since(begin) != 0 {
+			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
 	})
 }

@@ -150,6 +150,7 @@ func (c *Client) fail(err error) { c.end(err, false) }
 
 // end does what fail does; polite says that a TLS session is closed in due form.
 func (c *Client) end(err error, polite bool) {
+	err = ended(err)
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()

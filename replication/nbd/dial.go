@@ -169,6 +169,8 @@ func handshake(ctx context.Context, conn net.Conn, cfg ClientConfig, choose func
 			err = ctx.Err()
 		case limit.Err() != nil:
 			err = fmt.Errorf("%w: negotiation", ErrTimeout)
+		default:
+			err = ended(err)
 		}
 	}()
 	d := &dialogue{conn: conn, r: newReader(conn)}

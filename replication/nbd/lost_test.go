@@ -111,6 +111,8 @@ func TestALinkThatIsLostAtAnyByteIsNoticedInTime(t *testing.T) {
 						t.Errorf("after %d bytes: %v, after %v", at, err, took)
 					case end == nil:
 						wantErr(t, fmt.Sprintf("after %d bytes", at), err, ErrTimeout)
+					case end == io.EOF:
+						wantErr(t, fmt.Sprintf("after %d bytes", at), err, errEnded) // which says so in words
 					}
 					if c == nil {
 						return

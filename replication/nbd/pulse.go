@@ -132,7 +132,7 @@ func (c *Client) why(err error) error {
 	if err != nil && c.Err() != nil {
 		return c.Err()
 	}
-	return err
+	return ended(err)
 }
 
 // patientReader is what a server reads from. While it is bounded, each piece of what comes

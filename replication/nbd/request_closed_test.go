@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -51,12 +52,17 @@ func endsEarly(t *testing.T, op string, disk *ram, cfg ExportConfig, ask func(*C
 				if steps != 1 {
 					t.Errorf("%d steps before the end", steps)
 				}
+				var ended atomic.Bool
 				wg.Go(func() {
 					if err := end(stop, e); err != nil {
 						t.Error(err)
 					}
+					ended.Store(true)
 				})
 				synctest.Wait() // the connection is closed, and the step under way is waited for
+				if how == "the export is closed" && ended.Load() {
+					t.Error("the export was closed, and a request is still at the disk")
+				}
 				close(release)
 				wg.Wait()
 				if steps != 1 {

@@ -10,9 +10,11 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
+	"errors"
 	"io"
 	"math/big"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -133,5 +135,27 @@ func TestNoOptionIsAnsweredBeforeTLSThatIsRequired(t *testing.T) {
 		if len(all) < 20 || be.Uint32(all[8:]) != opt || be.Uint32(all[12:]) != repErrTLSReqd {
 			t.Errorf("option %d is answered by %x", opt, all)
 		}
+	}
+}
+
+// Who is in between could otherwise have the client take what it says for the server's.
+func TestBytesBeforeTheTLSHandshakeAreRefused(t *testing.T) {
+	_, ccfg := certificates(t)
+	a, b := net.Pipe()
+	var server sync.WaitGroup
+	defer server.Wait()
+	server.Go(func() {
+		defer b.Close()
+		be := binary.BigEndian
+		p := be.AppendUint64(be.AppendUint64(nil, magicServer), magicOption)
+		b.Write(be.AppendUint16(p, flagFixedNewstyle|flagNoZeroes))
+		io.ReadFull(b, make([]byte, 4+16)) // the client's flags, and STARTTLS
+		p = be.AppendUint32(be.AppendUint64(nil, magicOptReply), optStartTLS)
+		b.Write(append(be.AppendUint32(be.AppendUint32(p, repAck), 0), "more"...))
+	})
+	_, err := NewClient(t.Context(), a, ClientConfig{TLS: ccfg})
+	var refused *ProtocolError
+	if !errors.As(err, &refused) || !strings.Contains(err.Error(), "bytes before the TLS handshake") {
+		t.Errorf("it says %v", err)
 	}
 }

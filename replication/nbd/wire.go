@@ -261,6 +261,17 @@ func SplitName(s string) (name string, generation uint64) {
 	return s[:i], g
 }
 
+// errEnded is the error of a connection that the other side has ended where something had to come.
+var errEnded = fmt.Errorf("nbd: the other side has ended the connection: %w", io.ErrUnexpectedEOF)
+
+// ended returns err, in words where it is the end of the stream.
+func ended(err error) error {
+	if err == io.ErrUnexpectedEOF {
+		return errEnded
+	}
+	return err
+}
+
 // readFull reads all of p. The end of the stream is unexpected.
 func readFull(r io.Reader, p []byte) error {
 	_, err := io.ReadFull(r, p)
