@@ -84,3 +84,32 @@ func TestCountlessRefusalsOfTheSecondarysGuestTakeNoMemory(t *testing.T) {
 		}
 	}
 }
+
+// A client begins anew on the addresses of a connection that one of the guests still has.
+func TestARefusalAndARSTOfTheConnectionBeforeAreNotOfOneKind(t *testing.T) {
+	const base = 1000
+	over := ackSeg{seq: 100, ack: base, win: 50, flags: packet.RST | packet.ACK}
+	refusal := ackSeg{ack: base + 400, flags: packet.RST | packet.ACK}
+
+	_, p, s := opened(t, nil)
+	s(over)
+	if r := p(refusal); len(r.Release) > 0 {
+		t.Errorf("a SYN is refused that the other guest has not heard of: %x", r.Release[0].Data)
+	}
+	if r := s(refusal); len(r.Release) != 1 || binary.BigEndian.Uint32(r.Release[0].Data[34+8:]) != refusal.ack {
+		t.Errorf("both have refused it: %d leave", len(r.Release))
+	}
+
+	_, p, s = opened(t, nil)
+	s(refusal)
+	if r := p(over); len(r.Release) > 0 {
+		t.Error("the connection before is reset, and the other guest has not said so")
+	}
+
+	x, p, s := opened(t, nil)
+	s(refusal)
+	x.told("there is more room than the other guest had", p(bareAt(100, base, 100)), "")
+	if r := p(refusal); len(r.Release) != 1 || r.Diverged {
+		t.Errorf("both have refused it: %d leave, %v", len(r.Release), r.Reason)
+	}
+}

@@ -166,9 +166,48 @@ type refusals struct {
 	n  int
 }
 
+// refuses reports whether a RST that has this number and acknowledges something refuses a SYN: a guest that has
+// no connection answers so, and begins at the number 0 (RFC 9293 section 3.10.7.1). Where the primary's guest
+// goes on at 0, a RST may be of the connection.
+func (t *stream) refuses(seq uint32, acks bool) bool {
+	if !acks || seq != 0 {
+		return false
+	}
+	next, known := t.told.next()
+	return !known || next != 0
+}
+
+// refused reports whether the secondary's guest has refused the SYN that p refuses, and no packet of the
+// primary's has come for that yet; it does so once.
+func (t *stream) refused(p *pkt) bool {
+	if t.said.rsts && t.said.acks && t.said.rst.seq == 0 && t.said.rst.ack == p.ack {
+		t.wasReset()
+		return true
+	}
+	r := t.refusals
+	if r == nil {
+		return false
+	}
+	for i := range r.n {
+		if r.at[i].ack == p.ack {
+			r.remove(i)
+			if r.n == 0 {
+				t.refusals = nil
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// remove removes the refusal i.
+func (r *refusals) remove(i int) {
+	copy(r.at[i:], r.at[i+1:r.n])
+	r.n--
+}
+
 // resets notes a RST of the secondary's guest. If another one waits, a refusal waits behind
-// it: a guest that resets a connection may do so with any number of RSTs, but refuses a SYN with one
-// that begins at the number 0 (RFC 9293 section 3.10.7.1).
+// it: a guest that resets a connection may do so with any number of RSTs.
 func (t *stream) resets(p *pkt) {
 	switch r := t.refusals; {
 	case !t.said.rsts:
@@ -191,8 +230,7 @@ func (t *stream) wasReset() {
 		return
 	}
 	t.said.rst, t.said.acks = r.at[0], true
-	r.n--
-	copy(r.at[:], r.at[1:])
+	r.remove(0)
 	if r.n == 0 {
 		t.refusals = nil
 	}
@@ -307,7 +345,12 @@ type ranges struct {
 	n  uint8
 }
 
+// add adds the numbers between from and to. Where there is no room, it first drops stretches that are
+// within others: a duplicate (RFC 2883) tells the peer less than what it lacks.
 func (r *ranges) add(from, to uint32) {
+	if r.n == uint8(len(r.at)) && !r.has(from, to) {
+		r.squeeze()
+	}
 	if r.n < uint8(len(r.at)) && after(to, from) {
 		r.at[r.n] = [2]uint32{from, to}
 		r.n++
@@ -336,16 +379,21 @@ func (r *ranges) absorb(from, to uint32) {
 // others, then the last ones.
 func (r *ranges) trim(n uint8) {
 	if r.n > n {
-		var all ranges
-		for _, b := range r.at[:r.n] {
-			all.absorb(b[0], b[1])
-		}
-		*r = all
+		r.squeeze()
 	}
 	if r.n > n {
 		clear(r.at[n:r.n])
 		r.n = n
 	}
+}
+
+// squeeze drops stretches that are within others.
+func (r *ranges) squeeze() {
+	var all ranges
+	for _, b := range r.at[:r.n] {
+		all.absorb(b[0], b[1])
+	}
+	*r = all
 }
 
 // has reports whether one of the stretches contains all numbers between from and to.

@@ -299,7 +299,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		switch {
 		case t.said.fins || t.said.syns || len(data) > 0:
 			return false, ReasonFlags // what a RST says of its reason is no part of the stream
-		case !t.said.rsts:
+		case t.refuses(p.seq, p.flags&packet.ACK != 0):
+			return t.refused(p), ReasonNone
+		case !t.said.rsts, t.refuses(t.said.rst.seq, t.said.acks):
 			return false, ReasonNone
 		case !(p.flags&packet.ACK != 0 && t.said.acks && t.said.rst.ack == p.ack) && !e.ackOK(t, p):
 			return false, e.impatient()
