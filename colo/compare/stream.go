@@ -84,10 +84,10 @@ type cover struct {
 	fin    bool // it has said the FIN at done too
 	syn    bool // it has said the primary's SYN too
 
-	repeats bool       // repeat is known
+	repeats bool       // repeat is known, and beyond done or done is not known; false from then on at which done reaches it
 	options synOptions // of that SYN, as this guest has said it last
 	repeat  uint32     // how far the primary's guest had sent data at the mark of the last received checkpoint
-	sack    ranges     // what this guest holds beyond ack; emptied at a mark
+	sack    ranges     // what this guest holds beyond ack, by the last packet that says it; emptied at a mark
 }
 
 // snapshot has what the primary's guest knew at a mark. It is set at the mark, used at the
@@ -272,7 +272,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 		edge: m.edge, edges: m.edges,
 		done: t.cover.done, agreed: t.cover.agreed, fin: t.cover.fin,
 		syn: m.open, options: m.options,
-		repeat: m.end, repeats: m.data,
+		repeat: m.end, repeats: m.data && !covers,
 	}
 	if covers && m.data {
 		v.done, v.agreed, v.inStep = m.end, true, true
@@ -286,6 +286,15 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	t.dataAcks.receive()
 	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
 	t.mark = snapshot{}
+}
+
+// reaches says that all before seq has been compared and may have left. A number that v.done has passed
+// is forgotten: once it is half of the number space behind it would count as ahead.
+func (v *cover) reaches(seq uint32) {
+	v.done, v.agreed, v.inStep = seq, true, true
+	if v.repeats && !after(v.repeat, seq) {
+		v.repeats = false
+	}
 }
 
 // holds adds to r what the guest holds of b, which is not all acknowledged to the peer.
@@ -394,6 +403,20 @@ func (r *ranges) squeeze() {
 		all.absorb(b[0], b[1])
 	}
 	*r = all
+}
+
+// pass drops stretches that end before the number ack or at it: once they are half of the number space behind,
+// nothing tells them from new ones.
+func (r *ranges) pass(ack uint32) {
+	n := uint8(0)
+	for _, b := range r.at[:r.n] {
+		if after(b[1], ack) {
+			r.at[n] = b
+			n++
+		}
+	}
+	clear(r.at[n:r.n])
+	r.n = n
 }
 
 // has reports whether one of the stretches contains all numbers between from and to.
