@@ -46,7 +46,7 @@ type conn struct {
 	awaits bool   // it is in the engine's list flights
 	claim  claim
 
-	datagrams *datagrams // of fragments: which have matched; nil: none have; a mark clears it
+	datagrams *datagrams // of fragments: which datagrams have begun to match; nil: none have; a mark leaves those that are not over
 
 	marked  int     // how many packets wait that belong to an epoch that has ended and is not received
 	until   instant // when the flow is tried again, if it is set apart
@@ -164,7 +164,7 @@ func (e *Engine) evict() bool {
 		case c == nil || busy == 16:
 			return false
 		case c.used != c.placed:
-		case c.idle():
+		case e.idle(c):
 			e.forget(c)
 			return true
 		default:
@@ -179,8 +179,11 @@ func (e *Engine) evict() bool {
 // idle reports whether no packet waits on c, so that c may be forgotten. After that
 // nothing leaves on it that a checkpoint does not cover, until the secondary's guest has
 // spoken again.
-func (c *conn) idle() bool {
+func (e *Engine) idle(c *conn) bool {
 	if c.p.len() > 0 || c.owed != nil || c.marked > 0 || c.blind {
+		return false
+	}
+	if c.datagrams.pending(e.now) {
 		return false
 	}
 	if c.tcp.said.syns || c.tcp.said.past {
