@@ -70,15 +70,16 @@ func TestCountlessRefusalsOfTheSecondarysGuestTakeNoMemory(t *testing.T) {
 		t.Errorf("%d have left that nobody knows of, %d bytes are held", len(r.Release), held)
 	}
 	for n := range uint32(6) {
-		s(say(4000 + n))
-	}
-	p(say(4000))
-	x.checkpoint(1)
-	s(say(5000))
-	if r := p(say(5000)); len(r.Release) != 1 {
-		t.Error("one that both have said since the checkpoint does not leave")
-	}
-	for n := range uint32(6) {
+		x, p, s := opened(t, nil)
+		for n := range uint32(6) {
+			s(say(4000 + n))
+		}
+		p(say(4000))
+		x.checkpoint(1)
+		s(say(5000))
+		if r := p(say(5000)); len(r.Release) != 1 {
+			t.Error("one that both have said since the checkpoint does not leave")
+		}
 		if r := p(say(4000 + n)); len(r.Release) != 0 {
 			t.Error("one leaves that the secondary's guest has not said since the checkpoint")
 		}
