@@ -28,15 +28,15 @@ type conn struct {
 	key      connKey
 	plain    packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
 	loner    side        // the side whose guest is the only one that has sent anything; see ports.go
-	apart    bool        // set apart, and so not compared at present; changes at a divergence and at a mark; see setapart.go
+	apart    bool        // set apart, and so not compared at present; changes at a divergence, at its first packet and at a mark; see setapart.go
 	blind    bool        // its packets cannot be compared any more in this epoch: nothing leaves before a checkpoint; a mark ends it
-	diverged bool        // it has diverged in this epoch; a mark ends it
+	diverged bool        // it has diverged in this epoch; a mark ends it, and so do packets that match after all
 	strikes  uint8       // epochs with a divergence, less those in which enough matched; see setapart.go
 	matched  uint16      // packets that matched in this epoch
 	age      uint32      // how many connections with these addresses came before this one
 	used     instant     // when the last packet came
 
-	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
+	owed *pkt  // TCP: the newest acknowledgment that has not left whole; a mark puts it to those that wait for its receipt; see ack.go
 	p, s queue // packets that wait, of TCP in the order of the stream
 
 	tcp stream

@@ -39,7 +39,8 @@ type stream struct {
 }
 
 // told has what the primary's guest has said. It changes with each of its packets,
-// before that is judged, and with nothing else: a checkpoint does not take it back.
+// before that is judged, and a checkpoint does not take it back. Only what is known of the scale
+// also comes from elsewhere: from the peer's answer to the guest's SYN, and from a table of scales.
 type told struct {
 	isn    uint32 // of its last SYN, if it has not reset the connection since
 	fin    uint32 // the sequence number of its FIN
@@ -71,7 +72,8 @@ func (t *told) next() (seq uint32, known bool) {
 // guest says, as long as that is heard. At a mark it shrinks to what the primary's
 // guest knows: until the receipt either of the two may go on, the secondary's old
 // guest or the one of the checkpoint. At the receipt it becomes what the primary's
-// guest knew at the mark, which may be more or less.
+// guest knew at the mark, which may be more or less. A SYN with which the secondary's guest
+// begins another connection empties it.
 type cover struct {
 	ack   uint32 // what that guest has acknowledged: no more is acknowledged to the peer
 	edge  uint32 // the right edge of its receive window
@@ -100,7 +102,8 @@ type snapshot struct {
 
 // said has what the secondary's guest has sent, besides data, for which no packet of the
 // primary's has come yet. It grows with the secondary's packets. A packet of the primary
-// that matches some of it removes that when it leaves, and a mark clears all.
+// that matches some of it removes that when it leaves, and a mark clears all but what tells which
+// connection they are of: isn, open and past.
 type said struct {
 	rst streamEvent
 	fin streamEvent // seq: where the FIN is
@@ -109,7 +112,7 @@ type said struct {
 	isn  uint32 // of its last SYN; a mark leaves it; at the receipt, or at another SYN of the primary's guest, it becomes the primary's number as it was at the mark
 	end  uint32 // the greatest end of its data; a mark clears it
 	open bool   // isn is known
-	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt
+	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt; also of a connection that had no room when it may have begun
 	ends bool   // end is known
 	rsts bool   // rst waits
 	fins bool   // fin waits
@@ -117,7 +120,8 @@ type said struct {
 	acks bool   // the ack of rst is known
 }
 
-// left has what the peer has been told. It changes only when a packet leaves.
+// left has what the peer has been told. It changes only when a packet leaves, but for raised, of which
+// Inbound forgets what the peer has acknowledged.
 type left struct {
 	last  uint64 // the last packet with an acknowledgment, by its place in the order of arrival
 	ack   uint32 // the greatest acknowledgment number
