@@ -160,6 +160,9 @@ func (c *conn) joins(p, s *pkt, now instant) bool {
 			return false
 		}
 	}
+	if x.over(now) {
+		*x = partners{primary: a, secondary: b, began: now} // the next with these numbers
+	}
 	x.add(p.place())
 	return true
 }

@@ -395,6 +395,31 @@ func TestHoweverManyDatagramsInFragmentsLeaveIfEachIsWhole(t *testing.T) {
 	}
 }
 
+// Guests use their numbers again. The second datagram with the numbers of one that is whole is under way too.
+func TestASecondDatagramWithTheSameNumbersMatchesOneOtherOnly(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		both := func(p, s int, place int, data byte) (left int) {
+			left += len(x.Primary(fragmentOf{p, place, place == 1, data}.frame(v6), x.now).Release)
+			return left + len(x.Secondary(fragmentOf{s, place, place == 1, data}.frame(v6), x.now).Release)
+		}
+		both(1, 51, 0, 'x')
+		both(1, 51, 1, 'x')
+		if left := both(1, 51, 0, 'a'); left != 1 {
+			t.Errorf("%d leave of the second", left)
+		}
+		for n := range 100 {
+			if left := both(2+n, 52+n, 0, 'y') + both(2+n, 52+n, 1, 'y'); left != 2 {
+				t.Errorf("%d leave of another", left)
+			}
+		}
+		if both(1, 200, 1, 'b') != 0 {
+			t.Error("the rest of another matches the second with these numbers")
+		}
+	}
+}
+
 // A flow with a datagram under way is not forgotten for another one.
 func TestAFlowWithADatagramUnderWayIsNotForgotten(t *testing.T) {
 	cfg := lowering()
