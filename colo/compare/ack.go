@@ -21,26 +21,38 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 			return
 		}
 	}
-	if t.said.rsts {
-		e.diverge(c, ReasonFlags) // the secondary's guest will acknowledge nothing more
-	}
 	e.owe(c, e.hold(c, p))
 	e.payOwed(c, false)
+	if t.said.rsts && c.lacks() {
+		e.diverge(c, ReasonFlags) // the secondary's guest will acknowledge nothing more
+	}
 }
 
-// owe keeps p if it is the newest acknowledgment that has not left whole.
+// owe keeps p if it is the newest acknowledgment that has not left whole. A guest that asks whether
+// the peer is alive begins before what it has said, and the peer takes neither number nor window from that
+// (RFC 9293 section 3.10.7.4). Where such a packet is kept in the place of one that begins behind it,
+// that is noted.
 func (e *Engine) owe(c *conn, p *pkt) {
 	since := e.now
-	if c.owed != nil {
-		if t := &c.tcp.told; t.outdoes(c.owed, p) || c.owed.id > p.id && !t.outdoes(p, c.owed) {
+	if q := c.owed; q != nil {
+		if t := &c.tcp.told; t.outdoes(q, p) || q.id > p.id && !t.outdoes(p, q) {
+			q.standsFor(p)
 			e.pool.put(p) // it has only waited behind others, which have left
 			return
 		}
-		since = c.owed.at
+		p.standsFor(q)
+		since = q.at
 		e.settle(c)
 	}
 	c.owed = p
 	p.at = since
+}
+
+// standsFor notes that p, which is owed, is kept in the place of q.
+func (p *pkt) standsFor(q *pkt) {
+	if q.instead || after(q.seq, p.seq) {
+		p.instead, p.shape = true, 0 // it is not as plain ones are
+	}
 }
 
 // outdoes reports whether p, which is owed, acknowledges more than q or, if that is the same,

@@ -28,15 +28,15 @@ type conn struct {
 	key      connKey
 	plain    packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
 	loner    side        // the side whose guest is the only one that has sent anything; see ports.go
-	apart    bool        // set apart, and so not compared at present; changes at a divergence and at a mark; see setapart.go
+	apart    bool        // set apart, and so not compared at present; changes at a divergence, at its first packet and at a mark; see setapart.go
 	blind    bool        // its packets cannot be compared any more in this epoch: nothing leaves before a checkpoint; a mark ends it
-	diverged bool        // it has diverged in this epoch; a mark ends it
+	diverged bool        // it has diverged in this epoch; a mark ends it, and so do packets that match after all
 	strikes  uint8       // epochs with a divergence, less those in which enough matched; see setapart.go
 	matched  uint16      // packets that matched in this epoch
 	age      uint32      // how many connections with these addresses came before this one
 	used     instant     // when the last packet came
 
-	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
+	owed *pkt  // TCP: the newest acknowledgment that has not left whole; a mark puts it to those that wait for its receipt; see ack.go
 	p, s queue // packets that wait, of TCP in the order of the stream
 
 	tcp stream
@@ -46,7 +46,7 @@ type conn struct {
 	awaits bool   // it is in the engine's list flights
 	claim  claim
 
-	datagrams *datagrams // of fragments: which have matched; nil: none have; a mark clears it
+	datagrams *datagrams // of fragments: which datagrams have begun to match; nil: none have; a mark leaves those that are not over
 
 	marked  int     // how many packets wait that belong to an epoch that has ended and is not received
 	until   instant // when the flow is tried again, if it is set apart
@@ -164,7 +164,7 @@ func (e *Engine) evict() bool {
 		case c == nil || busy == 16:
 			return false
 		case c.used != c.placed:
-		case c.idle():
+		case e.idle(c):
 			e.forget(c)
 			return true
 		default:
@@ -179,8 +179,11 @@ func (e *Engine) evict() bool {
 // idle reports whether no packet waits on c, so that c may be forgotten. After that
 // nothing leaves on it that a checkpoint does not cover, until the secondary's guest has
 // spoken again.
-func (c *conn) idle() bool {
+func (e *Engine) idle(c *conn) bool {
 	if c.p.len() > 0 || c.owed != nil || c.marked > 0 || c.blind {
+		return false
+	}
+	if c.datagrams.pending(e.now) {
 		return false
 	}
 	if c.tcp.said.syns || c.tcp.said.past {

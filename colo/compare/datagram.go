@@ -16,7 +16,7 @@ const crossMax = 8
 func (e *Engine) primaryOther(c *conn, p *pkt) {
 	if !c.blind && !c.apart {
 		for i, s := range c.s.all() {
-			if same(p, s) && c.joins(p, s) {
+			if same(p, s) && c.joins(p, s, e.now) {
 				e.pool.put(c.s.remove(i))
 				e.release(p, &e.stats.Matched)
 				e.paired(c)
@@ -24,8 +24,10 @@ func (e *Engine) primaryOther(c *conn, p *pkt) {
 			}
 		}
 	}
-	c.p.push(e.hold(c, p))
-	e.unpaired(c, c.p.at(c.p.len()-1), &c.s)
+	q := e.hold(c, p)
+	c.p.push(q)
+	e.torn(c, q)
+	e.unpaired(c, q, &c.s)
 }
 
 func (e *Engine) secondaryOther(c *conn, s *pkt) {
@@ -34,15 +36,17 @@ func (e *Engine) secondaryOther(c *conn, s *pkt) {
 		return
 	}
 	for i, p := range c.p.all() {
-		if same(p, s) && c.joins(p, s) {
+		if same(p, s) && c.joins(p, s, e.now) {
 			c.p.remove(i)
 			e.release(p, &e.stats.Matched)
 			e.paired(c)
 			return
 		}
 	}
-	c.s.push(e.hold(c, s))
-	e.unpaired(c, c.s.at(c.s.len()-1), &c.p)
+	q := e.hold(c, s)
+	c.s.push(q)
+	e.torn(c, q)
+	e.unpaired(c, q, &c.p) // which looks at q only if it still waits
 }
 
 // paired is called when two packets of c have matched.

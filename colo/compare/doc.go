@@ -37,8 +37,8 @@
 // checkpoint. Other protocols (SCTP, UDP-Lite) and fragments are compared with their IP header and
 // the addresses of Ethernet, except for the fields that differ between two hosts by nature
 // (identification, time to live, class, flow label, checksum). The fragments of a datagram match those
-// of one datagram, in their order. Packets in a VLAN or in a session of
-// PPP over Ethernet are compared within it, ARP and neighbour discovery by whose address they
+// of one datagram, in their order; one that is whole on one side only waits for the
+// checkpoint. Packets in a VLAN or in a session of PPP over Ethernet are compared within it, ARP and neighbour discovery by whose address they
 // claim, if the configuration says so.
 //
 // What cannot be compared (another EtherType, a header that contradicts itself, a

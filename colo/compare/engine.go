@@ -63,6 +63,7 @@ type call struct {
 	in      pkt
 	plain   plain         // the header fields of the packet, if it may be plain; here they need not be zeroed for each
 	key     connKey       // the key of the packet in
+	rest    connKey       // the key under which the packet would be compared if it were whole, or in fragments; see torn
 	speaks  side          // who has sent in
 	inbound packet.Packet // that Inbound has been given
 
@@ -89,6 +90,7 @@ type epochs struct {
 	passing   bool     // there is no session: packets pass
 	deaf      bool     // packets of the secondary are dropped, since they are of an older epoch or some are missing
 	crowded   bool     // there was no room for a connection in this epoch
+	pieced    bool     // in this epoch a fragment has come to wait for its equal
 	asked     bool     // in this epoch a checkpoint was asked for because of memory or pace
 	repeats   bool     // a connection has a flight
 	raised    bool     // a segment has left with a newer timestamp, and its echo may still come

@@ -54,7 +54,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	clear(e.partials)
 	e.partials = e.partials[:0]
 	slices.SortFunc(e.marked[first:], func(a, b marked) int { return cmp.Compare(a.p.id, b.p.id) })
-	e.crowded, e.asked, e.pace, e.soon = false, false, 0, 0
+	e.crowded, e.asked, e.pieced, e.pace, e.soon = false, false, false, 0, 0
 	return nil
 }
 
@@ -66,6 +66,9 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	}
 	if c.p.len() > 0 && !c.apart && !c.diverged {
 		e.waited(c.p.at(0).at)
+	}
+	if c.key.kind == kindFragment {
+		c.datagrams = c.datagrams.narrow(c, e.now)
 	}
 	for _, p := range c.p.all() {
 		e.marked = append(e.marked, marked{p, epoch})
@@ -84,8 +87,6 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 		} else if w != nil {
 			w.used = false
 		}
-	case kindFragment:
-		c.datagrams = nil
 	case kindClaim:
 		c.claim.narrow(epoch)
 	}

@@ -160,6 +160,9 @@ func (e *Engine) overhear(f Frame) {
 	p.Key(&k.Key)
 	k.Key, k.kind = k.Reverse(), kindSegment
 	if c := e.conns.find(e.conns.hash(k), k); c != nil && c.tcp.flight != nil {
+		if p.Damaged(packet.VNetOf(f.Data, f.VNetHdr)) {
+			return // the guests drop it
+		}
 		w := c.tcp.flight
 		w.hear(p.TCP(), c.tcp.told.end, e.now)
 		e.acknowledged(w)

@@ -230,3 +230,225 @@ func TestTimestampsDoNotGoBackAtASYNInFragments(t *testing.T) {
 		t.Errorf("%d packets have left", len(r.Release))
 	}
 }
+
+// However many datagrams are under way, the fragments of each match those of one other only.
+func TestFragmentsOfManyDatagramsThatAreNotWholeMatchNoOthers(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, many := range []int{1, 63, 64, 65, 100} {
+			x := newRig(t, lowering())
+			x.checkpoint(0)
+			first := func(n int) compare.Frame { return fragmentOf{n, n % 2, n%2 == 1, byte(n)}.frame(v6) }
+			last := func(n int, data byte) compare.Frame { return fragmentOf{n, 1 - n%2, n%2 == 0, data}.frame(v6) }
+			asked := false
+			for n := range many {
+				x.Primary(first(n), x.now)
+				r := x.Secondary(first(n), x.now)
+				asked = asked || r.Diverged
+				if want := n < 64; (len(r.Release) == 1) != want {
+					t.Fatalf("%d of %d: %d leave", n, many, len(r.Release))
+				}
+			}
+			if asked != (many > 64) {
+				t.Errorf("%d: a checkpoint is asked for: %t", many, asked)
+			}
+			x.Secondary(last(200, 'x'), x.now) // how another datagram goes on
+			if r := x.Primary(last(0, 'x'), x.now); len(r.Release) != 0 {
+				t.Errorf("%d: a datagram leaves that the secondary's guest has not sent", many)
+			}
+			if many > 1 {
+				x.Secondary(last(1, 'y'), x.now)
+				if r := x.Primary(last(1, 'y'), x.now); len(r.Release) != 1 {
+					t.Errorf("%d: %d of one that both have sent leave", many, len(r.Release))
+				}
+			}
+			x.checkpoint(1)
+			x.Primary(first(201), x.now)
+			if r := x.Secondary(first(202), x.now); len(r.Release) != 0 {
+				t.Error("two that differ match")
+			}
+		}
+	}
+}
+
+// A checkpoint may come between two fragments. The secondary's guest then goes on with the datagram as the
+// primary's does, with its number.
+func TestADatagramInFragmentsGoesOnBehindACheckpoint(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		for _, left := range []bool{true, false} {
+			x := newRig(t, lowering())
+			x.checkpoint(0)
+			x.Primary(fragmentOf{1, 0, false, 'a'}.frame(v6), x.now)
+			if left {
+				x.Secondary(fragmentOf{51, 0, false, 'a'}.frame(v6), x.now)
+			}
+			x.checkpoint(1)
+			x.Secondary(fragmentOf{7, 1, true, 'b'}.frame(v6), x.now)
+			if r := x.Primary(fragmentOf{1, 1, true, 'b'}.frame(v6), x.now); len(r.Release) != 0 {
+				t.Errorf("left %t: the rest of another datagram matches", left)
+			}
+			if r := x.Secondary(fragmentOf{1, 1, true, 'b'}.frame(v6), x.now); len(r.Release) != 1 {
+				t.Errorf("left %t: the rest leaves %d times", left, len(r.Release))
+			}
+		}
+
+		// With too many of them none begins before the next checkpoint.
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		for n := range 70 {
+			x.Primary(fragmentOf{n, 0, false, 'a'}.frame(v6), x.now)
+		}
+		x.checkpoint(1)
+		x.Secondary(fragmentOf{5, 1, true, 'c'}.frame(v6), x.now)
+		if r := x.Primary(fragmentOf{5, 1, true, 'c'}.frame(v6), x.now); len(r.Release) != 1 {
+			t.Errorf("%d of one of the first leave", len(r.Release))
+		}
+		x.Secondary(fragmentOf{200, 1, true, 'b'}.frame(v6), x.now)
+		if r := x.Primary(fragmentOf{69, 1, true, 'b'}.frame(v6), x.now); len(r.Release) != 0 || !r.Diverged {
+			t.Errorf("%d leave, and a checkpoint is asked for: %t", len(r.Release), r.Diverged)
+		}
+
+		// Nobody waits for what a guest has not sent in a minute.
+		x = newRig(t, lowering())
+		x.checkpoint(0)
+		for n := range 70 {
+			x.Primary(fragmentOf{n, 0, false, 'a'}.frame(v6), x.now)
+		}
+		x.checkpoint(1)
+		x.now = x.now.Add(2 * time.Minute)
+		x.Tick(x.now)
+		x.checkpoint(2)
+		x.Secondary(fragmentOf{200, 0, false, 'b'}.frame(v6), x.now)
+		if r := x.Primary(fragmentOf{100, 0, false, 'b'}.frame(v6), x.now); len(r.Release) != 1 {
+			t.Errorf("after two minutes %d leave", len(r.Release))
+		}
+	}
+}
+
+// What the peer would put together of the fragments need not be what it gets whole.
+func TestADatagramThatIsWholeOnOneSideOnlyDoesNotWaitForTheTimeout(t *testing.T) {
+	long := wireDatagram(53, 5000, string(bytes.Repeat([]byte("data"), 20)))
+	other := wireDatagram(53, 5000, string(bytes.Repeat([]byte("else"), 20)))
+	echo := wireIPv4(1, 0, append([]byte{0, 0, 0, 0, 0, 1, 0, 1}, bytes.Repeat([]byte("echo"), 20)...))
+	unsummed := bytes.Clone(long)
+	unsummed[34+packet.UDPChecksumAt] ^= 0xff
+	for _, c := range []struct {
+		what            string
+		whole, cut      []byte
+		asked, adaptive bool
+	}{
+		{"one datagram", long, long, true, false},
+		{"one whose checksum is not computed yet", unsummed, long, true, false},
+		{"one of a flow that is set apart then", long, long, true, true},
+		{"an echo", echo, echo, true, false},
+		{"two datagrams", other, long, false, false},
+	} {
+		first, rest := bytes.Clone(c.cut[:34+48]), append(bytes.Clone(c.cut[:34]), c.cut[34+48:]...)
+		for f, where := range map[*[]byte]uint16{&first: moreFragments, &rest: 6} {
+			binary.BigEndian.PutUint16((*f)[16:], uint16(len(*f)-14))
+			binary.BigEndian.PutUint16((*f)[20:], where)
+		}
+		for order := range 4 {
+			cfg := lowering()
+			cfg.Adaptive, cfg.Strikes = c.adaptive, 1
+			x := newRig(t, cfg)
+			x.checkpoint(0)
+			asked := compare.Result{}
+			say := func(who int, f []byte) {
+				r := []func(compare.Frame, time.Time) compare.Result{x.Primary, x.Secondary}[who](compare.Frame{Data: f}, x.now)
+				if len(r.Release) > 0 {
+					t.Errorf("%s, order %d: something leaves", c.what, order)
+				}
+				if r.Diverged {
+					asked = r
+				}
+			}
+			whole := order & 1
+			if order < 2 {
+				say(whole, c.whole)
+			}
+			say(1-whole, first)
+			say(1-whole, rest)
+			if order >= 2 {
+				say(whole, c.whole)
+			}
+			if asked.Diverged != c.asked || asked.Diverged && asked.Reason != compare.ReasonPacket {
+				t.Errorf("%s, order %d: a checkpoint is asked for: %t, %v", c.what, order, asked.Diverged, asked.Reason)
+			}
+		}
+	}
+}
+
+// Guests send the fragments of a datagram in any order, some the last one first.
+func TestHoweverManyDatagramsInFragmentsLeaveIfEachIsWhole(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 5))
+	for _, v6 := range []bool{false, true} {
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		for n := range 200 {
+			for _, place := range r.Perm(6) {
+				x.Primary(fragmentOf{n, place, place == 5, byte(n)}.frame(v6), x.now)
+				if res := x.Secondary(fragmentOf{255 - n, place, place == 5, byte(n)}.frame(v6), x.now); len(res.Release) != 1 || res.Diverged {
+					t.Fatalf("datagram %d: %d leave, %v", n, len(res.Release), res.Reason)
+				}
+			}
+		}
+	}
+}
+
+// Guests use their numbers again. The second datagram with the numbers of one that is whole is under way too.
+func TestASecondDatagramWithTheSameNumbersMatchesOneOtherOnly(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		both := func(p, s int, place int, data byte) (left int) {
+			left += len(x.Primary(fragmentOf{p, place, place == 1, data}.frame(v6), x.now).Release)
+			return left + len(x.Secondary(fragmentOf{s, place, place == 1, data}.frame(v6), x.now).Release)
+		}
+		both(1, 51, 0, 'x')
+		both(1, 51, 1, 'x')
+		if left := both(1, 51, 0, 'a'); left != 1 {
+			t.Errorf("%d leave of the second", left)
+		}
+		for n := range 100 {
+			if left := both(2+n, 52+n, 0, 'y') + both(2+n, 52+n, 1, 'y'); left != 2 {
+				t.Errorf("%d leave of another", left)
+			}
+		}
+		if both(1, 200, 1, 'b') != 0 {
+			t.Error("the rest of another matches the second with these numbers")
+		}
+	}
+}
+
+// A flow with a datagram under way is not forgotten for another one.
+func TestAFlowWithADatagramUnderWayIsNotForgotten(t *testing.T) {
+	cfg := lowering()
+	cfg.MaxConns, cfg.Idle = 1, time.Second
+	begun := func() *rig {
+		x := newRig(t, cfg)
+		x.checkpoint(0)
+		x.Primary(fragmentOf{1, 0, false, 'a'}.frame(false), x.now)
+		x.Secondary(fragmentOf{2, 0, false, 'a'}.frame(false), x.now)
+		return x
+	}
+	x := begun()
+	x.now = x.now.Add(10 * time.Second)
+	x.Tick(x.now)
+	x.Secondary(fragmentOf{3, 1, true, 'b'}.frame(false), x.now)
+	if r := x.Primary(fragmentOf{1, 1, true, 'b'}.frame(false), x.now); len(r.Release) != 0 {
+		t.Error("the rest of another datagram matches")
+	}
+
+	x = begun()
+	if r := x.Primary(udp("ping"), x.now); !r.Diverged || r.Reason != compare.ReasonLimit {
+		t.Errorf("there is no room for another flow, and %v", r.Reason)
+	}
+
+	x = begun()
+	x.now = x.now.Add(2 * time.Minute)
+	x.Tick(x.now)
+	x.Secondary(udp("ping"), x.now)
+	if r := x.Primary(udp("ping"), x.now); len(r.Release) != 1 {
+		t.Error("nobody waits for the rest any more, and there is no room for another flow")
+	}
+}

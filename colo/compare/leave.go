@@ -70,6 +70,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		return
 	}
 	d := e.edit(t, p)
+	if p.flags&packet.RST != 0 {
+		e.settle(c) // a guest without a connection acknowledges no more
+	}
 	if e.cfg.LowerAcks && p.flags&packet.ACK != 0 && p.flags&(packet.SYN|packet.RST) == 0 && !p.bare() {
 		// The engine owes the peer what the segment does not say any more.
 		edge, ok := t.told.edgeOf(p)
@@ -150,7 +153,19 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		d.sack.trim(all.n)
 		d.cut = d.sack != all
 	}
+	if p.instead && l.ends && after(l.end, d.seq) && t.informs(p, &d) {
+		d.seq = l.end
+	}
 	return d
+}
+
+// informs reports whether p says anything that is news to the peer if it leaves with the values of d.
+func (t *stream) informs(p *pkt, d *edit) bool {
+	l := &t.left
+	if !l.acks || after(d.ack, l.ack) || d.edges && after(d.edge, l.edge) || t.dataAcks.news(p, d.less) {
+		return true
+	}
+	return p.nsck > 0 && !d.sack.within(&l.sack)
 }
 
 // early reports whether p, which has no data, begins behind what has left, and the secondary's

@@ -309,6 +309,7 @@ func (m *model) peer() {
 	at := func() uint32 { return c.inc<<24 | 1001 + uint32(m.choose(int(c.next)+20)) }
 	f := selective(at(), at(), at(), at(), at())
 	binary.BigEndian.PutUint16(f[34:], uint16(i))
+	f = sealed(f)
 	m.note("peer %x", f)
 	m.e.Inbound(compare.Frame{Data: f})
 }

@@ -140,6 +140,16 @@ func TestAMarkTakesDataAcksBackAndAReceiptGivesThem(t *testing.T) {
 	x.dataAcks("and no more", p(way(100, dss(31, false), "")), "")
 }
 
+// The guest of the checkpoint has given none before the mark.
+func TestADataAckOfTheOldGuestOnlyIsVoidAfterAMark(t *testing.T) {
+	for _, n := range []uint64{50, 1<<31 + 50} {
+		x, p, s := opened(t, nil)
+		s(way(100, dss(n, false), ""))
+		x.mark(1)
+		x.dataAcks("", p(way(100, dss(n, false), "")), "")
+	}
+}
+
 // The guests give their DATA_ACKs by segments that differ in the rest; where no number may be
 // lowered, the segment waits.
 func TestASegmentWaitsForItsDataAckWhereItCannotBeLowered(t *testing.T) {

@@ -3,6 +3,7 @@ package compare_test
 import (
 	"encoding/binary"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/internal/packet"
@@ -268,5 +269,94 @@ func TestWhatHasLeftOfAnAcknowledgmentDoesNotLeaveAgainWithACheckpoint(t *testin
 	}
 	if st := x.Stats(); st.Held > 1 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// A guest asks whether the peer is alive by a segment that begins before what it has said, and the peer takes no
+// window from that.
+func TestWhatIsOwedIsSaidThoughAGuestAsksWhetherThePeerIsAlive(t *testing.T) {
+	data := func(win uint16) ackSeg {
+		return ackSeg{seq: 100, ack: 1000, win: win, flags: packet.ACK, data: "abcd"}
+	}
+	x, p, s := opened(t, nil)
+	p(data(50))
+	s(data(50))
+	x.told("the other guest has less room", p(bareAt(104, 1000, 100)), "")
+	x.told("", p(bareAt(103, 1000, 100)), "")
+	x.told("", p(bareAt(103, 1000, 100)), "")
+	x.told("there is as much", s(bareAt(104, 1000, 100)), "@104 ack 1000 to 13800")
+
+	x, p, s = opened(t, nil)
+	p(data(50))
+	s(data(50))
+	p(bareAt(104, 1000, 100))
+	held := bareAt(103, 1000, 100)
+	held.opts = string([]byte{1, 1, packet.OptSACK, 10, 0, 0, 8, 0, 0, 0, 9, 0})
+	x.told("", p(held), "")
+	held.seq, held.win, held.data = 104, 50, "x"
+	x.told("both hold something beyond a gap", s(held), "@104 ack 1000 to 7400")
+
+	x, p, s = opened(t, nil)
+	x.told("", p(data(100)), "")
+	x.told("before the data has left", p(bareAt(103, 1000, 100)), "")
+	x.told("", s(data(50)), "abcd@100 ack 1000 to 7400")
+	x.told("there is as much", s(bareAt(104, 1000, 100)), "@104 ack 1000 to 13800")
+
+	x, p, s = opened(t, nil)
+	p(data(50))
+	s(data(50))
+	p(bareAt(104, 1000, 100))
+	x.told("the question itself", p(bareAt(103, 1000, 100)), "")
+	x.told("is asked when both do", s(bareAt(103, 1000, 50)), "@103 ack 1000 to 7400")
+	x.mark(1)
+	x.told("and the checkpoint has the room", x.received(1), "@104 ack 1000 to 13800")
+}
+
+// Two guests may have cut what they hold, and what came twice, into more pieces than an option has room for.
+func TestADuplicateLeavesNoBlockWithoutRoom(t *testing.T) {
+	sack := func(n ...uint32) string {
+		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
+		for _, v := range n {
+			b = binary.BigEndian.AppendUint32(b, v)
+		}
+		return string(b)
+	}
+	_, p, s := opened(t, nil)
+	a := bareAt(100, 1300, 50)
+	a.opts = sack(1400, 1600, 1700, 1800)
+	s(a)
+	a = bareAt(100, 1000, 46)
+	a.opts = sack(1250, 1500, 1200, 1600, 1700, 1800) // the first came twice
+	r := p(a)
+	if len(r.Release) != 1 {
+		t.Fatalf("%q", told(r))
+	}
+	var v packet.Packet
+	v.Parse(r.Release[0].Data)
+	got := ""
+	for kind, data, rest, ok := packet.NextOption(v.TCP().Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+		if kind == packet.OptSACK {
+			got = string(data)
+		}
+	}
+	if want := sack(1200, 1300, 1400, 1600, 1700, 1800)[4:]; got != want {
+		t.Errorf("%x, want %x", got, want)
+	}
+}
+
+// Of a connection that is over nobody waits to be told anything.
+func TestNothingIsOwedOnAConnectionThatWasReset(t *testing.T) {
+	x, p, s := opened(t, nil)
+	x.told("", s(bareAt(100, 1512, 50)), "")
+	x.told("", p(bareAt(100, 2024, 50)), "@100 ack 1512 to 7912")
+	over := ackSeg{seq: 100, ack: 2024, win: 50, flags: packet.RST | packet.ACK}
+	p(over)
+	over.ack = 1512
+	if r := s(over); len(r.Release) != 1 {
+		t.Fatalf("%q", told(r))
+	}
+	x.now = x.now.Add(time.Minute)
+	if r := x.Tick(x.now); r.Diverged || x.Stats().Held > 0 {
+		t.Errorf("a checkpoint is asked for: %v, %+v", r.Reason, x.Stats())
 	}
 }

@@ -246,7 +246,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 			!v.acks || !acknowledged(s.ack, v.ack) || !e.leavesAsItIs(t, s) || !bytes.Equal(w.data(), s.data()) {
 			return false
 		}
-		v.done = s.last
+		v.reaches(s.last)
 		lent = e.lend(c, f, s)
 		e.consume(c)
 	}
@@ -348,7 +348,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	e.arrive(c, now)
 	t.hearPlain(s)
 	c.p.remove(0)
-	v.done = s.last
+	v.reaches(s.last)
 	c.agreed()
 	if p.ts > 0 {
 		l.ts, l.tss = stamp, true
@@ -378,6 +378,9 @@ func (t *stream) hearPlain(s *plain) {
 	serialMax(&v.ack, &v.acks, s.ack)
 	if t.told.scaled {
 		serialMax(&v.edge, &v.edges, s.ack+uint32(s.win)<<t.told.scale)
+	}
+	if v.sack.n > 0 {
+		v.sack.pass(v.ack)
 	}
 }
 

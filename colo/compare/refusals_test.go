@@ -70,17 +70,47 @@ func TestCountlessRefusalsOfTheSecondarysGuestTakeNoMemory(t *testing.T) {
 		t.Errorf("%d have left that nobody knows of, %d bytes are held", len(r.Release), held)
 	}
 	for n := range uint32(6) {
-		s(say(4000 + n))
-	}
-	p(say(4000))
-	x.checkpoint(1)
-	s(say(5000))
-	if r := p(say(5000)); len(r.Release) != 1 {
-		t.Error("one that both have said since the checkpoint does not leave")
-	}
-	for n := range uint32(6) {
+		x, p, s := opened(t, nil)
+		for n := range uint32(6) {
+			s(say(4000 + n))
+		}
+		p(say(4000))
+		x.checkpoint(1)
+		s(say(5000))
+		if r := p(say(5000)); len(r.Release) != 1 {
+			t.Error("one that both have said since the checkpoint does not leave")
+		}
 		if r := p(say(4000 + n)); len(r.Release) != 0 {
 			t.Error("one leaves that the secondary's guest has not said since the checkpoint")
 		}
+	}
+}
+
+// A client begins anew on the addresses of a connection that one of the guests still has.
+func TestARefusalAndARSTOfTheConnectionBeforeAreNotOfOneKind(t *testing.T) {
+	const base = 1000
+	over := ackSeg{seq: 100, ack: base, win: 50, flags: packet.RST | packet.ACK}
+	refusal := ackSeg{ack: base + 400, flags: packet.RST | packet.ACK}
+
+	_, p, s := opened(t, nil)
+	s(over)
+	if r := p(refusal); len(r.Release) > 0 {
+		t.Errorf("a SYN is refused that the other guest has not heard of: %x", r.Release[0].Data)
+	}
+	if r := s(refusal); len(r.Release) != 1 || binary.BigEndian.Uint32(r.Release[0].Data[34+8:]) != refusal.ack {
+		t.Errorf("both have refused it: %d leave", len(r.Release))
+	}
+
+	_, p, s = opened(t, nil)
+	s(refusal)
+	if r := p(over); len(r.Release) > 0 {
+		t.Error("the connection before is reset, and the other guest has not said so")
+	}
+
+	x, p, s := opened(t, nil)
+	s(refusal)
+	x.told("there is more room than the other guest had", p(bareAt(100, base, 100)), "")
+	if r := p(refusal); len(r.Release) != 1 || r.Diverged {
+		t.Errorf("both have refused it: %d leave, %v", len(r.Release), r.Reason)
 	}
 }

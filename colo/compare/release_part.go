@@ -46,7 +46,7 @@ func (e *Engine) part(c *conn) {
 	}
 	q := e.cut(c, p, p.dat+from, p.dat+from+n, v.done, p.flags&packet.ACK|packet.PSH)
 	q.at, q.id = p.at, p.id
-	v.done = q.end
+	v.reaches(q.end)
 	e.leave(c, q, &e.stats.Matched)
 	e.consume(c)
 }

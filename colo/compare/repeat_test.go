@@ -265,6 +265,7 @@ func TestRepetitionsAllocateNothing(t *testing.T) {
 		x.Primary(lost, x.now)
 		seq += 4
 		binary.BigEndian.PutUint32(ack[len(ack)-4:], seq)
+		binary.BigEndian.PutUint16(ack[34+packet.TCPChecksumAt:], 0) // there is none
 		x.Inbound(compare.Frame{Data: ack})
 	})
 	if n != 0 {
@@ -302,6 +303,25 @@ func TestNoPeerKeepsARepetitionFromLeavingForLong(t *testing.T) {
 		if left += len(x.Tick(x.now).Release); left == 0 {
 			t.Fatalf("seed %d: what the peer may lack does not leave", seed)
 		}
+	}
+}
+
+// An acknowledgment that was damaged on its way is dropped by the guests, and by the engine.
+func TestADamagedAcknowledgmentKeepsNothingFromLeaving(t *testing.T) {
+	for _, vnet := range []int{0, 12} {
+		x, p, s, hear := lossy(t)
+		p(data(112, "mnop"))
+		s(data(112, "mnop"))
+		hear(104, 108, 112)
+		x.now = x.now.Add(time.Second)
+		s(ackSeg{seq: 116, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+		f := append(make([]byte, vnet), selective(116)...)
+		f[vnet+34+packet.TCPChecksumAt] ^= 4
+		x.Inbound(compare.Frame{Data: f, VNetHdr: vnet})
+		x.told("the peer lacks it", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+		f[vnet+34+packet.TCPChecksumAt] ^= 4
+		x.Inbound(compare.Frame{Data: f, VNetHdr: vnet})
+		x.told("the peer has it", p(data(112, "mnop")), "")
 	}
 }
 

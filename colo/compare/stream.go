@@ -39,7 +39,8 @@ type stream struct {
 }
 
 // told has what the primary's guest has said. It changes with each of its packets,
-// before that is judged, and with nothing else: a checkpoint does not take it back.
+// before that is judged, and a checkpoint does not take it back. Only what is known of the scale
+// also comes from elsewhere: from the peer's answer to the guest's SYN, and from a table of scales.
 type told struct {
 	isn    uint32 // of its last SYN, if it has not reset the connection since
 	fin    uint32 // the sequence number of its FIN
@@ -71,7 +72,8 @@ func (t *told) next() (seq uint32, known bool) {
 // guest says, as long as that is heard. At a mark it shrinks to what the primary's
 // guest knows: until the receipt either of the two may go on, the secondary's old
 // guest or the one of the checkpoint. At the receipt it becomes what the primary's
-// guest knew at the mark, which may be more or less.
+// guest knew at the mark, which may be more or less. A SYN with which the secondary's guest
+// begins another connection empties it.
 type cover struct {
 	ack   uint32 // what that guest has acknowledged: no more is acknowledged to the peer
 	edge  uint32 // the right edge of its receive window
@@ -84,10 +86,10 @@ type cover struct {
 	fin    bool // it has said the FIN at done too
 	syn    bool // it has said the primary's SYN too
 
-	repeats bool       // repeat is known
+	repeats bool       // repeat is known, and beyond done or done is not known; false from then on at which done reaches it
 	options synOptions // of that SYN, as this guest has said it last
 	repeat  uint32     // how far the primary's guest had sent data at the mark of the last received checkpoint
-	sack    ranges     // what this guest holds beyond ack; emptied at a mark
+	sack    ranges     // what this guest holds beyond ack, by the last packet that says it; emptied at a mark
 }
 
 // snapshot has what the primary's guest knew at a mark. It is set at the mark, used at the
@@ -100,7 +102,8 @@ type snapshot struct {
 
 // said has what the secondary's guest has sent, besides data, for which no packet of the
 // primary's has come yet. It grows with the secondary's packets. A packet of the primary
-// that matches some of it removes that when it leaves, and a mark clears all.
+// that matches some of it removes that when it leaves, and a mark clears all but what tells which
+// connection they are of: isn, open and past.
 type said struct {
 	rst streamEvent
 	fin streamEvent // seq: where the FIN is
@@ -109,7 +112,7 @@ type said struct {
 	isn  uint32 // of its last SYN; a mark leaves it; at the receipt, or at another SYN of the primary's guest, it becomes the primary's number as it was at the mark
 	end  uint32 // the greatest end of its data; a mark clears it
 	open bool   // isn is known
-	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt
+	past bool   // it is in another connection: from the primary's SYN until its own, or from one of its own that was missed until the next, or a receipt; also of a connection that had no room when it may have begun
 	ends bool   // end is known
 	rsts bool   // rst waits
 	fins bool   // fin waits
@@ -117,7 +120,8 @@ type said struct {
 	acks bool   // the ack of rst is known
 }
 
-// left has what the peer has been told. It changes only when a packet leaves.
+// left has what the peer has been told. It changes only when a packet leaves, but for raised, of which
+// Inbound forgets what the peer has acknowledged.
 type left struct {
 	last  uint64 // the last packet with an acknowledgment, by its place in the order of arrival
 	ack   uint32 // the greatest acknowledgment number
@@ -166,9 +170,48 @@ type refusals struct {
 	n  int
 }
 
+// refuses reports whether a RST that has this number and acknowledges something refuses a SYN: a guest that has
+// no connection answers so, and begins at the number 0 (RFC 9293 section 3.10.7.1). Where the primary's guest
+// goes on at 0, a RST may be of the connection.
+func (t *stream) refuses(seq uint32, acks bool) bool {
+	if !acks || seq != 0 {
+		return false
+	}
+	next, known := t.told.next()
+	return !known || next != 0
+}
+
+// refused reports whether the secondary's guest has refused the SYN that p refuses, and no packet of the
+// primary's has come for that yet; it does so once.
+func (t *stream) refused(p *pkt) bool {
+	if t.said.rsts && t.said.acks && t.said.rst.seq == 0 && t.said.rst.ack == p.ack {
+		t.wasReset()
+		return true
+	}
+	r := t.refusals
+	if r == nil {
+		return false
+	}
+	for i := range r.n {
+		if r.at[i].ack == p.ack {
+			r.remove(i)
+			if r.n == 0 {
+				t.refusals = nil
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// remove removes the refusal i.
+func (r *refusals) remove(i int) {
+	copy(r.at[i:], r.at[i+1:r.n])
+	r.n--
+}
+
 // resets notes a RST of the secondary's guest. If another one waits, a refusal waits behind
-// it: a guest that resets a connection may do so with any number of RSTs, but refuses a SYN with one
-// that begins at the number 0 (RFC 9293 section 3.10.7.1).
+// it: a guest that resets a connection may do so with any number of RSTs.
 func (t *stream) resets(p *pkt) {
 	switch r := t.refusals; {
 	case !t.said.rsts:
@@ -191,8 +234,7 @@ func (t *stream) wasReset() {
 		return
 	}
 	t.said.rst, t.said.acks = r.at[0], true
-	r.n--
-	copy(r.at[:], r.at[1:])
+	r.remove(0)
 	if r.n == 0 {
 		t.refusals = nil
 	}
@@ -234,7 +276,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 		edge: m.edge, edges: m.edges,
 		done: t.cover.done, agreed: t.cover.agreed, fin: t.cover.fin,
 		syn: m.open, options: m.options,
-		repeat: m.end, repeats: m.data,
+		repeat: m.end, repeats: m.data && !covers,
 	}
 	if covers && m.data {
 		v.done, v.agreed, v.inStep = m.end, true, true
@@ -248,6 +290,15 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	t.dataAcks.receive()
 	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
 	t.mark = snapshot{}
+}
+
+// reaches says that all before seq has been compared and may have left. A number that v.done has passed
+// is forgotten: once it is half of the number space behind it would count as ahead.
+func (v *cover) reaches(seq uint32) {
+	v.done, v.agreed, v.inStep = seq, true, true
+	if v.repeats && !after(v.repeat, seq) {
+		v.repeats = false
+	}
 }
 
 // holds adds to r what the guest holds of b, which is not all acknowledged to the peer.
@@ -307,7 +358,12 @@ type ranges struct {
 	n  uint8
 }
 
+// add adds the numbers between from and to. Where there is no room, it first drops stretches that are
+// within others: a duplicate (RFC 2883) tells the peer less than what it lacks.
 func (r *ranges) add(from, to uint32) {
+	if r.n == uint8(len(r.at)) && !r.has(from, to) {
+		r.squeeze()
+	}
 	if r.n < uint8(len(r.at)) && after(to, from) {
 		r.at[r.n] = [2]uint32{from, to}
 		r.n++
@@ -336,16 +392,35 @@ func (r *ranges) absorb(from, to uint32) {
 // others, then the last ones.
 func (r *ranges) trim(n uint8) {
 	if r.n > n {
-		var all ranges
-		for _, b := range r.at[:r.n] {
-			all.absorb(b[0], b[1])
-		}
-		*r = all
+		r.squeeze()
 	}
 	if r.n > n {
 		clear(r.at[n:r.n])
 		r.n = n
 	}
+}
+
+// squeeze drops stretches that are within others.
+func (r *ranges) squeeze() {
+	var all ranges
+	for _, b := range r.at[:r.n] {
+		all.absorb(b[0], b[1])
+	}
+	*r = all
+}
+
+// pass drops stretches that end before the number ack or at it: once they are half of the number space behind,
+// nothing tells them from new ones.
+func (r *ranges) pass(ack uint32) {
+	n := uint8(0)
+	for _, b := range r.at[:r.n] {
+		if after(b[1], ack) {
+			r.at[n] = b
+			n++
+		}
+	}
+	clear(r.at[n:r.n])
+	r.n = n
 }
 
 // has reports whether one of the stretches contains all numbers between from and to.

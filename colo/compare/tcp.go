@@ -187,7 +187,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	if c.p.len() > 0 && c.s.len() == 0 && t.twins(c.p.at(0), p) && !c.blind && !c.apart {
 		// In nearly all cases the two have sent the same, and nothing else waits.
 		q := c.p.remove(0)
-		t.cover.done = q.end
+		t.cover.reaches(q.end)
 		e.leave(c, q, &e.stats.Matched)
 		e.recovered(c)
 		e.advance(c, false)
@@ -234,6 +234,8 @@ func (t *stream) hear(p *pkt) {
 	}
 	if p.nsck > 0 {
 		v.sack = p.blocks()
+	} else if v.sack.n > 0 {
+		v.sack.pass(v.ack)
 	}
 }
 
@@ -299,7 +301,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		switch {
 		case t.said.fins || t.said.syns || len(data) > 0:
 			return false, ReasonFlags // what a RST says of its reason is no part of the stream
-		case !t.said.rsts:
+		case t.refuses(p.seq, p.flags&packet.ACK != 0):
+			return t.refused(p), ReasonNone
+		case !t.said.rsts, t.refuses(t.said.rst.seq, t.said.acks):
 			return false, ReasonNone
 		case !(p.flags&packet.ACK != 0 && t.said.acks && t.said.rst.ack == p.ack) && !e.ackOK(t, p):
 			return false, e.impatient()
@@ -325,7 +329,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 			return false, e.impatient() // they answer two SYNs
 		}
 		t.said.syns, v.syn, v.options = false, true, p.synOptions()
-		v.done, v.agreed, v.inStep = p.seq+1, true, true
+		v.reaches(p.seq + 1)
 		return true, ReasonNone
 
 	case len(data) == 0 && p.flags&packet.FIN == 0:
@@ -378,7 +382,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	if !e.ackOK(t, p) {
 		return false, e.impatient()
 	}
-	v.done, v.agreed, v.inStep = p.end, true, true
+	v.reaches(p.end)
 	if v.fin = p.flags&packet.FIN != 0; v.fin {
 		t.said.fins = false
 	}

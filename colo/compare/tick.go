@@ -35,7 +35,7 @@ func (e *Engine) tickAll() {
 	var older *conn
 	for c := e.newest; c != nil; c = older {
 		older = c.older
-		if c.idle() && e.now.Sub(c.used) > e.cfg.Idle {
+		if e.idle(c) && e.now.Sub(c.used) > e.cfg.Idle {
 			e.forget(c)
 			continue
 		}

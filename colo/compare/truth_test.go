@@ -186,10 +186,11 @@ func (w *truthWorld) run() string {
 }
 
 // truthFound has seeds beyond the first ones that have found something: acknowledgments cut from a repetition, which
-// began before what the client had by then, so that it did not take their window; one cut from the repetition of a FIN; and
+// began before what the client had by then, so that it did not take their window; one cut from the repetition of a FIN;
 // a connection whose first bytes could not be acknowledged, since the window of its SYN|ACK is no multiple of the unit of
-// those after it.
-var truthFound = []uint64{28200, 47749, 61334}
+// those after it; questions whether the client is alive that had taken the place of an acknowledgment; blocks for which
+// duplicates had left no room; and refusals of a SYN beside words of the connection before.
+var truthFound = []uint64{28200, 47749, 61334, 110009, 115455, 143748, 112596, 170297, 110613, 118166, 174712, 132929}
 
 func TestAClientIsToldNothingThatASurvivorWouldTakeBack(t *testing.T) {
 	seeds := uint64(3000)

@@ -14,7 +14,7 @@ import (
 
 // An urgent has the places that the urgent pointers of a connection point to.
 type urgent struct {
-	told    pointer // the last one of the primary's guest, which changes with its packets
+	told    pointer // the last one of the primary's guest, which changes with its packets; forgotten at a SYN of the secondary's
 	covered pointer // the last one of the guest that would go on if the primary died: as cover changes, so does this
 	marked  pointer // told, as it was at the last mark
 }

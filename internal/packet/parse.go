@@ -306,8 +306,12 @@ func (p *Packet) HeadKey(k *Key) bool { return p.L4OK && p.FirstKey(k) }
 
 // FirstKey sets k to the flow of a TCP segment in fragments, if the packet is the first of them, and
 // reports whether it is. The header of the segment may go on in the next fragment.
-func (p *Packet) FirstKey(k *Key) bool {
-	if !p.Fragment || !p.First || p.Proto != ProtoTCP || p.End-p.L4 < 4 {
+func (p *Packet) FirstKey(k *Key) bool { return p.Proto == ProtoTCP && p.WholeKey(k) }
+
+// WholeKey sets k to the flow that a packet in fragments would be of if it were whole, if this is the first of
+// them, and reports whether it is.
+func (p *Packet) WholeKey(k *Key) bool {
+	if !p.Fragment || !p.First || p.End-p.L4 < 4 {
 		return false
 	}
 	p.Fragment = false
