@@ -40,9 +40,13 @@ func (DiskFailed) Name() string { return "DISK_FAILED" }
 // published once when a request has been waited for longer than is good, and once, with
 // Ended, when nothing has been waited for that long any more. Nothing is decided by it.
 type DiskStalled struct {
-	Mode  Mode   `json:"mode"`            // the side whose disk it is
+	Mode  Mode   `json:"mode"`            // the side that waits
 	Guest string `json:"guest,omitempty"` // whose disk it is
 	Disk  string `json:"disk,omitempty"`  // its name, if it was given one
+	// Host is the name of the host whose disk does not answer, as an arbiter and an operator know it:
+	// of this host, or of the one that it protects the guest with, of which the storage or the way
+	// there may be late. With Ended it is what was told first.
+	Host string `json:"host,omitempty"`
 	// Operation is what is waited for: "read", "write", "flush", "zero" or "trim" of the
 	// guest; "prepare", "mark", "loaded" or "checkpoint" of a checkpoint; "start" or "stop" of
 	// a session, with which a takeover ends it too; "generation" where the disk is to record of

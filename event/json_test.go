@@ -66,7 +66,7 @@ func records() []event.Record {
 		event.DiskBroken{Mode: event.ModePrimary, Disk: "disk0", Operation: "write", Offset: 1 << 40, Length: 4096, Error: "no space left on device"},
 		event.DiskBroken{Mode: event.ModeSecondary, Operation: "connection", Error: "EOF"},
 		event.DiskFailed{Mode: event.ModePrimary, Disk: "disk0", Operation: "flush", Error: "input/output error"},
-		event.DiskStalled{Mode: event.ModeSecondary, Guest: "db1", Disk: "disk0", Operation: "generation", WaitedNS: 10000000000},
+		event.DiskStalled{Mode: event.ModeSecondary, Guest: "db1", Disk: "disk0", Host: "b", Operation: "generation", WaitedNS: 10000000000},
 		event.DiskStalled{Mode: event.ModePrimary, Disk: "disk0", Operation: "flush", WaitedNS: 12345678901, Ended: true},
 		event.DiskSyncProgress{Disk: "disk0", Phase: event.SyncCopy, Total: 1 << 30, Copied: 1 << 20, Same: 1 << 21,
 			Remaining: 1<<30 - 3<<20, Rate: 350 << 20, ElapsedNS: 8_571_428},

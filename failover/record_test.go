@@ -130,6 +130,35 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+func TestWhatIsNoRecordOfThisFormatIsRefused(t *testing.T) {
+	const good = `{"format":"lockstep-arbiter-1","generation":7,"holder":"a","token":"x","term_ns":1000,"writes":9}`
+	if r, err := failover.DecodeRecord([]byte(good)); err != nil || r != (failover.Record{Generation: 7, Holder: "a", Token: "x", Term: 1000, Writes: 9}) {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	long := func(n int) string { return strings.Repeat("x", n) }
+	for name, change := range map[string][2]string{
+		"another format":                {"arbiter-1", "arbiter-2"},
+		"a member that is not known":    {`"writes"`, `"fence":"b","writes"`},
+		"more behind it":                {`}`, `}{}`},
+		"cut":                           {`}`, ``},
+		"longer than any record":        {`}`, "}" + strings.Repeat(" ", failover.MaxRecord)},
+		"a negative term":               {`1000`, `-1`},
+		"a long name":                   {`"a"`, `"` + long(failover.MaxName+1) + `"`},
+		"a long token":                  {`"x"`, `"` + long(failover.MaxName+1) + `"`},
+		"a long note":                   {`"writes"`, `"note":"` + long(2*failover.MaxNote) + `","writes"`},
+		"a token without a holder":      {`"holder":"a",`, ``},
+		"a holder without a token":      {`"token":"x",`, ``},
+		"held, without a generation":    {`:7,`, `:0,`},
+		"a term without a holder":       {`"holder":"a","token":"x",`, ``},
+		"fewer writes than generations": {`:9`, `:6`},
+	} {
+		b := strings.Replace(good, change[0], change[1], 1)
+		if r, err := failover.DecodeRecord([]byte(b)); b == good || !errors.Is(err, failover.ErrRecord) {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
+}
+
 func TestTokensDiffer(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {

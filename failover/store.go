@@ -38,6 +38,10 @@ type Store interface {
 // there is none as long as StoreTimeout: a question that was lost is an error, and whoever has
 // asked asks again. A claim waits longer than that for another host's grant, but not for the store.
 //
+// What was read or written last is tried first, where a guest is released, or claimed after somebody
+// else has released it: a guest that is handed over stands still meanwhile, and the store is asked
+// once, and not twice.
+//
 // A swap that was made, and whose answer was lost, counts when the record is read the
 // next time: from when the swap was sent, like any other.
 type StoreArbiter struct {
@@ -46,6 +50,7 @@ type StoreArbiter struct {
 	mu      sync.Mutex
 	seen    Record    // the newest record that was read
 	at      time.Time // when it had been seen; zero: never
+	unsure  bool      // a swap has not been answered since, so that the record may be another
 	unheard unheard
 }
 
@@ -96,7 +101,17 @@ func (a *StoreArbiter) saw(r Record) time.Time {
 	if a.at.IsZero() || r != a.seen {
 		a.seen, a.at = r, time.Now()
 	}
+	a.unsure = false
 	return a.at
+}
+
+// last returns the record that was read or written last, from which a swap can be tried without
+// reading it again: the swap is made only if the record is that one still, and otherwise it is read.
+// Nothing else may be concluded from it. ok is false if there is none.
+func (a *StoreArbiter) last() (r Record, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen, !a.at.IsZero() && !a.unsure
 }
 
 // Record implements Arbiter.
@@ -122,6 +137,18 @@ func (a *StoreArbiter) Watch(ctx context.Context, seen Record) (Record, error) {
 
 // Acquire implements Arbiter.
 func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
+	if r, ok := a.last(); ok && !r.Held() {
+		sent := time.Now()
+		if next, granted, err := r.Acquire(c, false); granted && err == nil {
+			swapped, err := a.swap(ctx, c.Term, r, next, sent)
+			if err != nil {
+				return Grant{}, err
+			}
+			if swapped {
+				return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, nil
+			}
+		}
+	}
 	for {
 		sent := time.Now()
 		r, err := a.load(ctx, c.Term)
@@ -165,6 +192,7 @@ func (a *StoreArbiter) swap(ctx context.Context, term time.Duration, old, next R
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.unheard.note(next, sent)
+		a.unsure = true
 		return false, err
 	}
 	if swapped {
@@ -226,6 +254,13 @@ func (a *StoreArbiter) Renew(ctx context.Context, g Grant, note string) (Grant, 
 
 // Release implements Arbiter.
 func (a *StoreArbiter) Release(ctx context.Context, g Grant, note string) error {
+	if r, ok := a.last(); ok {
+		if next, err := r.Release(g, note); err == nil {
+			if swapped, err := a.swap(ctx, g.Term, r, next, time.Now()); err != nil || swapped {
+				return err
+			}
+		}
+	}
 	return a.change(ctx, g.Term, func(r Record) (Record, time.Time, error) {
 		next, err := r.Release(g, note)
 		return next, time.Now(), err

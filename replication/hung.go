@@ -233,6 +233,33 @@ func (w *watchdog) next() (of *stableDisk, first deviceOp) {
 	return of, first
 }
 
+// oldest returns the operation that has been under way for longest; what is empty if there is none.
+func (f *flight) oldest() (first deviceOp) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, o := range f.ops {
+		if o.what != "" && (first.what == "" || o.since.Before(first.since)) {
+			first = o
+		}
+	}
+	return first
+}
+
+// UnderWay returns which operation of this side's own devices has been under way for longest, in the
+// words of a [HungError], and since when. op is empty if there is none. So a caller that waits for the disks
+// of both sides, as in Mark, can tell which of them is late. It does not wait. Any goroutine
+// may call it.
+func (p *Primary) UnderWay() (device, op string, since time.Time) {
+	first := p.meta.access.flight.oldest()
+	device = "metadata"
+	for _, d := range p.devices() {
+		if o := d.flight.oldest(); o.what != "" && (first.what == "" || o.since.Before(first.since)) {
+			device, first = d.name, o
+		}
+	}
+	return device, first.what, first.since
+}
+
 // refused returns the error of a call that does not wait for a device that hangs.
 func refused(ctx context.Context, e *HungError) error {
 	if err := ctx.Err(); err != nil {

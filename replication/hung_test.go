@@ -423,3 +423,31 @@ func TestARecoveryEndsThoughTheDiskHangs(t *testing.T) {
 		want(t, "the disk of the checkpoint", disk, 0x11, 0, testSize)
 	})
 }
+
+// Whoever waits for both disks of a pair is told of what the primary's own have not returned, and of nothing
+// when it is the other side that is late.
+func TestAPrimarySaysWhichOfItsOwnOperationsIsUnderWay(t *testing.T) {
+	for _, whose := range []string{"primary", "secondary"} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newHungRig(t, -1)
+			disk := map[string]*hangingDisk{"primary": r.local, "secondary": r.disk}[whose]
+			write(t, r.p, 0x22, 0, BlockSize)
+			begun := time.Now()
+			disk.hangs.Store("sync")
+			done := make(chan error, 1)
+			go func() { done <- r.p.Mark(context.Background(), 1) }()
+			time.Sleep(time.Minute)
+			device, op, since := r.p.UnderWay()
+			if late := whose == "primary"; late && (device != "disk" || op != opFlush || !since.Equal(begun)) || !late && op != "" {
+				t.Errorf("%s: a %s of the %s since %v", whose, op, device, since.Sub(begun))
+			}
+			disk.letGo()
+			if err := <-done; whose == "primary" && err != nil {
+				t.Error(err)
+			}
+			if _, op, _ := r.p.UnderWay(); op != "" {
+				t.Errorf("%s: a %s is under way", whose, op)
+			}
+		})
+	}
+}

@@ -25,7 +25,10 @@ func (j *Job) watchDisks(ctx context.Context) {
 		case now := <-look.C:
 			for i, d := range j.cfg.Disks {
 				if e, ok := stalls[i].look(&d.waits, now, j.keeper.Gate().Open(), j.cfg.PeerTimeout); ok {
-					e.Disk = d.cfg.Name
+					if !e.Ended {
+						stalls[i].host = j.late(d, stalls[i].of.op, now)
+					}
+					e.Disk, e.Host = d.cfg.Name, stalls[i].host
 					j.tellStall(e)
 				}
 			}
@@ -42,6 +45,7 @@ type stall struct {
 	of    diskWait
 	first diskWait  // what was told of
 	since time.Time // since when
+	host  string    // whose disk it is
 
 	shut time.Time // when the gate was last seen shut
 }
@@ -70,11 +74,35 @@ func (s *stall) look(w *diskWaits, now time.Time, open bool, limit time.Duration
 	return event.DiskStalled{Operation: diskOpNames[s.first.op], WaitedNS: int64(now.Sub(s.since)), Ended: !late}, true
 }
 
+// late returns which host's disk has not answered a request that has been waited for too long: this
+// host's, by its name, unless the request waits for the other's too and nothing here is late. Of a disk
+// that is about to change its side this host's is named.
+func (j *Job) late(d *Disk, op diskOp, now time.Time) string {
+	here := j.cfg.Host
+	s := j.session()
+	if op == opRead || op == opGeneration || s == nil || !d.mu.TryRLock() { // a writer of it may wait for what hangs
+		return here
+	}
+	primary := d.primary
+	d.mu.RUnlock()
+	if primary == nil { // it follows, and waits for nobody else
+		return here
+	}
+	if _, at, since := primary.UnderWay(); at != "" && now.Sub(since) >= j.cfg.PeerTimeout/lateHere {
+		return here
+	}
+	return s.peer.host
+}
+
+// lateHere is of which part of the time that a disk has one operation takes by itself, where it is this
+// host's disk that is late, and not the other's: several may have taken their time one after the other.
+const lateHere = 4
+
 // tellStall tells of a disk that does not answer, or does again.
 func (j *Job) tellStall(e event.DiskStalled) {
 	e.Mode, e.Guest = j.side(), j.cfg.Name
 	if !e.Ended {
-		j.note(fmt.Errorf("disk %q: a %s has not been answered for %v", e.Disk, e.Operation, time.Duration(e.WaitedNS).Round(time.Millisecond)))
+		j.note(fmt.Errorf("disk %q of host %s: a %s has not been answered for %v", e.Disk, e.Host, e.Operation, time.Duration(e.WaitedNS).Round(time.Millisecond)))
 	}
 	j.cfg.publish(e)
 	e.Guest = "" // the logger says it

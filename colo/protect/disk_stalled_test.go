@@ -124,7 +124,7 @@ func TestATakeoverThatWaitsForADiskSaysSo(t *testing.T) {
 			t.Fatalf("%+v", all)
 		}
 		for i, least := range []time.Duration{b.job.cfg.PeerTimeout, 30 * time.Second} {
-			want := event.DiskStalled{Mode: all[i].Mode, Guest: "guest", Disk: "root", Operation: "generation", WaitedNS: all[i].WaitedNS, Ended: i == 1}
+			want := event.DiskStalled{Mode: all[i].Mode, Guest: "guest", Disk: "root", Host: "b", Operation: "generation", WaitedNS: all[i].WaitedNS, Ended: i == 1}
 			if waited := time.Duration(all[i].WaitedNS); all[i] != want || waited < least || waited > least+2*time.Second {
 				t.Errorf("%+v", all[i])
 			}
@@ -212,4 +212,37 @@ func TestAGuestWhoseDiskDoesNotAnswerIsToldOf(t *testing.T) {
 		}
 		a.halt()
 	})
+}
+
+// A checkpoint of the primary waits for the disks of both hosts. What is told of one that does not answer
+// names the host whose disk it is, at both.
+func TestADiskThatDoesNotAnswerIsToldOfWithItsHost(t *testing.T) {
+	t.Parallel()
+	for _, slow := range []string{"a", "b"} {
+		withDisk(t, "disk of "+slow, func(t *testing.T, w *world) {
+			w.guest.Interval = 500 * time.Millisecond
+			patient := func(c *Config) { c.CheckpointTimeout = 5 * time.Minute }
+			b := w.boot("b", false, patient)
+			a := w.boot("a", true, patient)
+			a.is(Protected)
+			b.is(Following)
+			late := map[string]*host{"a": a, "b": b}[slow]
+			late.image.slows(time.Minute)
+			w.until(func() bool { return len(a.stalls()) > 0 })
+			late.image.slows(0)
+			time.Sleep(3 * time.Minute)
+			for _, h := range []*host{a, b} {
+				for _, e := range h.stalls() {
+					if e.Host != slow {
+						t.Errorf("host %s: %+v", h.name, e)
+					}
+				}
+			}
+			if all := a.stalls(); len(all) < 2 || !all[len(all)-1].Ended || len(b.stalls()) == 0 && slow == "b" {
+				t.Errorf("a: %+v\nb: %+v", all, b.stalls())
+			}
+			b.halt()
+			a.halt()
+		})
+	}
 }

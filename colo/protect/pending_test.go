@@ -45,3 +45,33 @@ func TestTheConnectionsOfAPairThatDoesNotComeAboutAreClosed(t *testing.T) {
 		b.halt()
 	})
 }
+
+// Whoever has begun to make the connections of a pair is not put out by another primary, and keeps
+// another one out no longer than making them may take.
+func TestAPrimaryIsRefusedWhileAnotherConnectsAndNoLonger(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		b := w.boot("b", false, nil)
+		b.is(Waiting)
+		comes := func(host string) error {
+			here, there := colotest.Pipe(colotest.Flow{}, colotest.Flow{})
+			t.Cleanup(func() { there.Close() })
+			_, _, why := b.job.admit(here, hello{Channel: chControl, Guest: "guest", Host: host, Generation: 1, Offer: b.job.offer()})
+			return why
+		}
+		if err := comes("a"); err != nil {
+			t.Fatal(err)
+		}
+		var refused *RefusedError
+		if err := comes("c"); !errors.As(err, &refused) || refused.Reason != "b is busy with a" {
+			t.Errorf("another primary: %v", err)
+		}
+		if err := comes("a"); err != nil {
+			t.Errorf("the same one, which has begun again: %v", err)
+		}
+		time.Sleep(greetTime)
+		if err := comes("c"); err != nil {
+			t.Errorf("another primary, when the time of the first is over: %v", err)
+		}
+		b.halt()
+	})
+}

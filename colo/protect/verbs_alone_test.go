@@ -209,3 +209,35 @@ func (h *host) cutOff() {
 	<-h.done
 	h.leave()
 }
+
+// A host that follows, and has not got the whole guest yet, has none to go on with, whoever orders it to.
+func TestAHostWhoseCopyIsNotWholeYetGoesOnByNoOrder(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		looked := make(chan struct{})
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			c.Session.Step = func(_ event.Mode, op string, _ uint64) {
+				if op == "send ram while running" {
+					<-looked
+				}
+			}
+		})
+		a.is(Synchronising)
+		b.is(Following)
+		for name, order := range map[string]func() error{"failover": b.job.Failover, "fenced": b.job.Fenced} {
+			if err := order(); !errors.Is(err, ErrNotWhole) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if st := b.job.State(); st != Following {
+				t.Errorf("%s: b is %v", name, st)
+			}
+		}
+		close(looked)
+		a.is(Protected)
+		w.until(func() bool { return b.job.Query().Stats.Checkpoints > 0 })
+		a.kill(false)
+		b.is(Alone)
+		a.bury()
+		b.halt()
+	})
+}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
+	"os"
 	"time"
 )
 
@@ -123,28 +123,36 @@ type Control struct {
 	conn net.Conn
 	in   *bufio.Scanner
 
-	mu sync.Mutex // one message at a time
+	turn chan struct{} // capacity one: held while a message is sent, which may wait
 }
 
 // NewControl returns a Control over conn, which the caller closes.
 func NewControl(conn net.Conn) *Control {
-	c := &Control{conn: conn, in: bufio.NewScanner(conn)}
+	c := &Control{conn: conn, in: bufio.NewScanner(conn), turn: make(chan struct{}, 1)}
 	c.in.Buffer(make([]byte, 0, 512), MaxControl)
 	return c
 }
 
-// Send sends a message, or fails if the other side does not take it within that time. After
-// an error the Control cannot be used any more.
+// Send sends a message, or fails if the other side does not take it within that time, in which
+// messages of other goroutines may have to leave first. After an error the Control cannot be used
+// any more.
 func (c *Control) Send(m ControlMessage, within time.Duration) error {
+	end := time.Now().Add(within)
 	for { // words for people must not make it too long
 		b, err := json.Marshal(m)
 		if err != nil {
 			return err
 		}
 		if len(b) < MaxControl {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if err := c.conn.SetWriteDeadline(time.Now().Add(within)); err != nil {
+			late := time.NewTimer(time.Until(end))
+			defer late.Stop()
+			select {
+			case c.turn <- struct{}{}:
+			case <-late.C:
+				return os.ErrDeadlineExceeded
+			}
+			defer func() { <-c.turn }()
+			if err := c.conn.SetWriteDeadline(end); err != nil {
 				return err
 			}
 			_, err = c.conn.Write(append(b, '\n'))

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -89,6 +91,28 @@ func TestAWordIsAboutOneGeneration(t *testing.T) {
 			t.Errorf("%+v about a copy of %d: %v, want %v", c.m, c.copy, got, c.want)
 		}
 	}
+}
+
+// Whoever has something urgent to say waits no longer than it wants to, though another message is stuck on
+// a side that reads nothing.
+func TestAMessageWaitsForOthersNoLongerThanItMayTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, there := net.Pipe()
+		defer there.Close()
+		c := NewControl(here)
+		begun, stuck := time.Now(), make(chan error, 1)
+		go func() { stuck <- c.Send(ControlMessage{Say: SaidBeat, Generation: 1}, time.Minute) }()
+		synctest.Wait()
+		if err := c.Send(ControlMessage{Say: SaidRuns, Generation: 2}, time.Second); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the second: %v", err)
+		}
+		if d := time.Since(begun); d != time.Second {
+			t.Errorf("it took %v", d)
+		}
+		if err := <-stuck; !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) != time.Minute {
+			t.Errorf("the first: %v, after %v", err, time.Since(begun))
+		}
+	})
 }
 
 // A line that ParseControl accepts is written and parsed again: it then has the same meaning.

@@ -78,7 +78,7 @@ func (h *heard) idle() {
 }
 
 // goOn tells the guardian, now and whenever it comes back, that the guest runs
-// here.
+// here. One that takes nothing is waited for as long as tellTime.
 func (h *heard) goOn(generation uint64) {
 	var link *standby.Control
 	h.update(func() {
@@ -86,9 +86,13 @@ func (h *heard) goOn(generation uint64) {
 		h.ready, h.live, link = false, false, h.link // nothing is promised any more
 	})
 	if link != nil {
-		link.Send(standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs}, time.Second)
+		link.Send(standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs}, tellTime)
 	}
 }
+
+// tellTime is how long a guardian is waited for that takes nothing, though it may say something: the guest
+// is brought back after that. It hears when it connects again what it has not taken.
+const tellTime = 200 * time.Millisecond
 
 // ask asks the guardian to stop its guest.
 func (h *heard) ask() {
@@ -96,7 +100,7 @@ func (h *heard) ask() {
 	link, m := h.link, standby.ControlMessage{Say: standby.SaidWants, Generation: h.generation}
 	h.mu.Unlock()
 	if link != nil {
-		link.Send(m, time.Second)
+		link.Send(m, tellTime)
 	}
 }
 

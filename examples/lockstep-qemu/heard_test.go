@@ -141,3 +141,35 @@ func TestAStandbyThatHasGoneOnHasNoSessionAndPromisesNothing(t *testing.T) {
 		<-ended
 	})
 }
+
+// A guardian that beats and reads nothing keeps nobody waiting who has been ordered to go on: neither the
+// order to stop its guest, nor the guest here.
+func TestAGuardianThatReadsNothingDoesNotHoldAnOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHeard(&printer{terminal: terminal{out: io.Discard, err: io.Discard}})
+		h.begin(nil)
+		here, there := net.Pipe()
+		h.room.Enter(here)
+		ended := make(chan error, 1)
+		go func() { ended <- h.guardian(t.Context(), here, nil) }()
+		g := standby.NewControl(there)
+		if err := g.Send(standby.ControlMessage{Say: standby.SaidHello, Version: standby.ControlVersion, Generation: 1}, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Receive(time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Send(standby.ControlMessage{Say: standby.SaidBeat, Generation: 1}, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // the answer waits to be read
+		begun := time.Now()
+		h.ask()
+		h.goOn(2)
+		if d := time.Since(begun); d > 2*tellTime {
+			t.Errorf("they took %v", d)
+		}
+		there.Close()
+		<-ended
+	})
+}
