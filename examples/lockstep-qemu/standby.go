@@ -369,11 +369,15 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 					o.reply(s.promoted(o, sec))
 				}
 			case <-changed: // the session is over: the connection may never say so
-				switch e, why, _ := s.heard.evidence(); e.Word {
+				e, why, _ := s.heard.evidence()
+				if why != "" {
+					why = ": " + why
+				}
+				switch e.Word {
 				case standby.Dead:
-					sec.Lost(fmt.Errorf("the guardian says that the primary is dead: %s", why))
+					sec.Lost(fmt.Errorf("the guardian says that the primary is dead%s", why))
 				case standby.Alone:
-					sec.Lost(fmt.Errorf("the guardian says that the primary's guest runs on alone: %s", why))
+					sec.Lost(fmt.Errorf("the guardian says that the primary's guest runs on alone%s", why))
 				}
 			case <-ended:
 				return
