@@ -153,6 +153,8 @@ var promises = []struct {
 	{"docs/operations.md", "After five seconds a QEMU that hangs (it is stopped, or its storage is) is named", []string{
 		"examples/lockstep-qemu.TestAQEMUThatHangsAtAnyStepOfAProtectionIsNamed", "examples/lockstep-qemu.TestAGuardianWhoseQEMUHangsAtAnyStepNamesItAndEnds"}},
 	{"docs/operations.md", "the guardian says that it takes no orders, and its `status` has `qemu`.", []string{"examples/lockstep-qemu.TestAQEMUThatHangsAndIsKilledIsADeath"}},
+	{"docs/operations.md", "`a checkpoint is due, and the standby has received nothing for 6s`", []string{
+		"colo/standby.TestWhatAGuardDoes", "examples/lockstep-qemu.TestACheckpointIsOverdueWhenNothingHasComeForItsDelayAndASilence"}},
 	{"docs/operations.md", "Nothing is decided: it may go on.", []string{"examples/lockstep-qemu.TestAQEMUThatHungForAWhileIsProtectedAgain"}},
 	{"docs/operations.md", "Ctrl-C ends each of these programs within some seconds", []string{
 		"examples/lockstep-qemu.TestWhoEndsAProgramWaitsNoLongerThanTheGrace", "examples/lockstep-qemu.TestAStandbyWhoseQEMUHangsEndsAndLeavesNothingBehind"}},

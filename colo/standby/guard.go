@@ -14,8 +14,8 @@ import (
 //	            Tick (the standby is there)     InStep
 //	Unprotected ──────────────────────► Protecting ──► Protected
 //	  ▲   ▲                                │ Failed        │ COLO_EXIT, the guest stands
-//	  │   └────────────────────────────────┘               │ for Stall, the standby is
-//	  │ Granted                                            ▼ silent for Silence
+//	  │   └────────────────────────────────┘               │ for Stall, the standby or a
+//	  │ Granted                                            ▼ checkpoint is late by Silence
 //	  └──────────────────────────────────────────────── Asking
 //	                                                       │ Refused
 //	any state: the standby runs the guest                  ▼
@@ -34,6 +34,7 @@ type Guard struct {
 	state  GuardState
 	moved  time.Time // the guest last ran, or its checkpoint got on
 	seen   time.Time // the standby last answered
+	got    time.Time // it last received more of a checkpoint, or none was due
 	last   time.Time // of the last Step
 	next   time.Time // not to be protected before
 	wait   time.Duration
@@ -48,8 +49,8 @@ type GuardConfig struct {
 	// Stall is for how long a protected guest may stand without its checkpoint
 	// getting on. 0: DefaultStall.
 	Stall time.Duration
-	// Silence is how long a standby that has answered once may be silent. 0:
-	// DefaultSilence.
+	// Silence is how long a standby that has answered once may be silent, and how long one
+	// that answers may lack a checkpoint that is due. 0: DefaultSilence.
 	Silence time.Duration
 	// Retry is for how long a guest whose protection has failed is left alone
 	// before the next try; it doubles up to 16 times that. 0: DefaultRetry.
@@ -109,11 +110,12 @@ const (
 	Refused                        // the arbiter says no, asked or not
 	HoldOver                       // the time has run out in which this host may run the guest
 	HoldBack                       // it may again
+	Overdue                        // the guest runs, and the standby has received nothing of the checkpoint that is due
 )
 
 var guardInputs = [...]string{
 	"tick", "runs", "stands", "advances", "operator-stop", "exited", "planned-end", "died", "standby-there", "standby-lost",
-	"standby-runs", "standby-wants", "in-step", "failed", "granted", "refused", "hold-over", "hold-back",
+	"standby-runs", "standby-wants", "in-step", "failed", "granted", "refused", "hold-over", "hold-back", "overdue",
 }
 
 // String returns the input in a word.
@@ -165,7 +167,7 @@ func NewGuard(cfg GuardConfig, state GuardState, now time.Time) *Guard {
 	if cfg.Retry == 0 {
 		cfg.Retry = DefaultRetry
 	}
-	return &Guard{cfg: cfg, state: state, moved: now, seen: now, last: now, wait: cfg.Retry, held: true}
+	return &Guard{cfg: cfg, state: state, moved: now, seen: now, last: now, got: now, wait: cfg.Retry, held: true}
 }
 
 // State returns the present state.
@@ -180,7 +182,7 @@ func (g *Guard) State() GuardState { return g.state }
 // is still to be told.
 func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string) {
 	if gap := now.Sub(g.last) - min(g.cfg.Stall, g.cfg.Silence)/4; gap > 0 {
-		g.moved, g.seen = g.moved.Add(gap), g.seen.Add(gap)
+		g.moved, g.seen, g.got = g.moved.Add(gap), g.seen.Add(gap), g.got.Add(gap)
 	}
 	g.last = now
 	if g.state == StoodDown || g.state == Ended {
@@ -191,13 +193,16 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 	}
 	switch in {
 	case Runs:
+		if g.paused {
+			g.got = now // the next checkpoint is due from now on
+		}
 		g.moved, g.paused = now, false
 		if !g.held {
 			return []GuardAction{StopGuest}, ""
 		}
 		g.ours = false
 	case Advances:
-		g.moved, g.seen = now, now
+		g.moved, g.seen, g.got = now, now, now
 	case OperatorStop:
 		if g.held && g.ours {
 			break // this is the stop of HoldOver, seen late: the guest has not gone on since
@@ -245,7 +250,7 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		return []GuardAction{StopGuest}, "the arbiter cannot be asked any more, and may give the guest to the standby"
 	case HoldBack:
 		if g.held = true; !g.paused {
-			g.moved = now
+			g.moved, g.got = now, now
 			return []GuardAction{ContinueGuest}, "the arbiter can be asked again"
 		}
 	}
@@ -258,7 +263,7 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 	case Protecting:
 		switch in {
 		case InStep:
-			g.state, g.wait, g.moved, g.seen = Protected, g.cfg.Retry, now, now
+			g.state, g.wait, g.moved, g.seen, g.got = Protected, g.cfg.Retry, now, now, now
 			return nil, "the standby has the guest"
 		case Failed:
 			g.alone(now)
@@ -272,6 +277,8 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 			why = fmt.Sprintf("the guest has stood for %v without its checkpoint getting on", now.Sub(g.moved).Round(time.Millisecond))
 		case now.Sub(g.seen) > g.cfg.Silence:
 			why = fmt.Sprintf("the standby has not answered for %v", now.Sub(g.seen).Round(time.Millisecond))
+		case in == Overdue && g.held && !g.paused && now.Sub(g.got) > g.cfg.Silence:
+			why = fmt.Sprintf("a checkpoint is due, and the standby has received nothing for %v", now.Sub(g.got).Round(time.Millisecond))
 		default:
 			return nil, ""
 		}

@@ -60,6 +60,17 @@ func TestWhatAGuardDoes(t *testing.T) {
 		{"or that ran in between", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Runs}, {1900 * ms, Stands}}, "", Protected},
 		{"a standby that is silent while the guest runs", Protected, []told{{4900 * ms, Runs}, {200 * ms, Runs}}, "ask-grant", Asking},
 		{"or that has restarted", Protected, []told{{0, StandbyLost}, {6000 * ms, Runs}}, "ask-grant", Asking},
+		{"a standby that answers, and receives nothing of the checkpoint that is due", Protected,
+			[]told{{1900 * ms, Runs}, {1900 * ms, Runs}, {0, StandbyThere}, {1100 * ms, Runs}, {0, Overdue}, {200 * ms, Overdue}, {ms, Granted}},
+			"ask-grant lost-heartbeat tell-alone", Unprotected},
+		{"or has received it in between", Protected,
+			[]told{{1900 * ms, Runs}, {1900 * ms, Runs}, {0, Advances}, {1300 * ms, Runs}, {0, Overdue}}, "", Protected},
+		{"or has until then, and nothing is due", Protected,
+			[]told{{1900 * ms, Runs}, {1900 * ms, Runs}, {0, StandbyThere}, {1900 * ms, Runs}, {1900 * ms, Runs}}, "", Protected},
+		{"none is due while an operator has stopped the guest, nor at once after that", Protected,
+			[]told{{0, OperatorStop}, {4000 * ms, StandbyThere}, {4000 * ms, StandbyThere}, {0, Overdue}, {0, Runs}, {0, Overdue}}, "hold-still", Protected},
+		{"nor while this host may not run it, nor at once after that", Protected,
+			[]told{{1900 * ms, Runs}, {1900 * ms, Runs}, {0, StandbyThere}, {0, HoldOver}, {1500 * ms, Overdue}, {0, HoldBack}, {0, Overdue}}, "stop cont", Protected},
 		{"quit", Protected, []told{{0, PlannedEnd}, {0, Died}}, "tell-planned", Ended},
 		{"SIGKILL", Protected, []told{{0, Died}}, "tell-dead", Ended},
 		{"SIGKILL while the arbiter is asked", Protected, []told{{0, Exited}, {0, Died}, {ms, Granted}}, "ask-grant tell-dead", Ended},
@@ -121,6 +132,9 @@ func TestATimeInWhichTheGuardWasStoppedIsNobodysSilence(t *testing.T) {
 		}
 		g.Step(now, StandbyThere)
 		g.Step(now, Runs)
+		if do, why := g.Step(now, Overdue); len(do) > 0 {
+			t.Fatalf("after %v: %s, since %s", asleep, act(do...), why)
+		}
 	}
 	// One whose guest does not run when it goes on finds that out, in no more time than always.
 	now = now.Add(time.Hour)

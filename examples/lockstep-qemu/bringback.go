@@ -28,7 +28,12 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	if err != nil {
 		return exitGuest, false, err
 	}
-	defer q.tidy()
+	crashed := false // a guardian of the guest knows that by the socket, which is left then, and refuses
+	defer func() {
+		if !crashed {
+			q.tidy()
+		}
+	}()
 	state, err := s.attended(ctx, q)
 	if err != nil && q.taking.replaced.Load() && ctx.Err() == nil {
 		q.end()
@@ -105,6 +110,7 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	case ctx.Err() != nil:
 		return exitInterrupted, true, nil
 	case q.err != nil:
+		crashed = true
 		return exitGuest, true, fmt.Errorf("the guest's QEMU: %w", ended(q.err))
 	}
 	return exitOK, true, nil

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -121,6 +122,36 @@ func TestAStandbyWhoseQEMUHangsEndsAndLeavesNothingBehind(t *testing.T) {
 	cancel()
 	if status := <-done; status != exitInterrupted || said.count("is killed") != 1 {
 		t.Errorf("status %d", status)
+	}
+}
+
+// The guest has been protected again since, and its guardian takes a socket that is not there any more for a sign that it may have
+// ended in good order: the second failover of a guest's life would not come.
+func TestTheSocketOfAQEMUThatHasCrashedWithItsGuestStaysForItsGuardian(t *testing.T) {
+	var said printed
+	monitor := newFakeQEMU(t, -1)
+	dir := socket.Dir(t)
+	at := filepath.Join(dir, "qmp")
+	crashes := fmt.Sprintf("cat <&3 >/dev/null; ln -s %s %s; while ! [ -e %s/now ]; do sleep 0.01; done; kill -9 $$", strings.TrimPrefix(monitor.addr, "unix:"), at, dir)
+	done := lostTo(t, t.Context(), dir, &said, "sh", "-c", crashes)
+	eventually(t, "it is not brought back", func() bool { return said.count("back  ") > 0 })
+	if err := os.Remove(at); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+	if err := os.WriteFile(filepath.Join(dir, "now"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status := <-done; status != exitGuest {
+		t.Errorf("status %d", status)
+	}
+	if _, err := net.Dial("unix", at); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("a guardian that connects is told %v", err)
 	}
 }
 

@@ -19,6 +19,7 @@ type fakeQEMU struct {
 	addr  string
 	oob   bool // what it hears out of band is answered all the same
 	alone bool // nobody is where its guest is sent to
+	every int  // milliseconds between two checkpoints
 
 	mu      sync.Mutex
 	hangsAt int      // how many steps it does; -1: all of them
@@ -125,6 +126,8 @@ func (q *fakeQEMU) answer(command string, args map[string]any) string {
 		return `[{}]`
 	case "query-migrate":
 		return fmt.Sprintf(`{"status": %q}`, q.migrate)
+	case "query-migrate-parameters":
+		return fmt.Sprintf(`{"x-checkpoint-delay": %d}`, q.every)
 	case "query-migrate-capabilities":
 		return `[{"capability": "x-colo", "state": false}]`
 	case "query-block":

@@ -44,6 +44,8 @@ type guardian struct {
 	link       *standby.Control
 	word       standby.ControlMessage // what a standby that comes back is told
 	protects   bool                   // the standby may answer for the guest
+	got        time.Time              // when it last received more of a checkpoint, see received
+	dead       bool                   // the guest's QEMU has ended, and answers nothing that it still owes
 	exited     bool                   // COLO_EXIT since the last migrate
 	hangs      bool                   // the QEMU has taken no order for a while, see takesOrders
 	still      bool                   // an operator wants the guest to stand, and has it
@@ -87,7 +89,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 		return exitFailed, err
 	}
 	defer func() { g.monitor().Close() }()
-	defer p.tellSilence("the QEMU at "+o.qmp, g.monitor, o.slowness())()
+	defer p.tellSilence("the QEMU at "+o.qmp, g.owing, o.slowness())()
 	state, err := g.found(ctx)
 	if err != nil {
 		return exitFailed, mute(o.qmp, err)
@@ -117,6 +119,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g.all.Go(func() { g.watch(ctx) })
 	if o.control != "" {
 		g.all.Go(func() { g.talk(ctx) })
+		g.all.Go(func() { g.dues(ctx) })
 	}
 	notify("READY=1")
 	return g.run(ctx)
@@ -137,6 +140,16 @@ func (g *guardian) connect(ctx context.Context) error {
 func (g *guardian) monitor() *qmp.Client {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.m
+}
+
+// owing returns the monitor if its QEMU may still answer what it owes an answer to; nil otherwise.
+func (g *guardian) owing() *qmp.Client {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.dead {
+		return nil
+	}
 	return g.m
 }
 

@@ -137,19 +137,26 @@ func (g *guardian) channel(ctx context.Context) (err error) {
 		case standby.SaidWants:
 			g.tell(standby.StandbyWants, "")
 		case standby.SaidBeat:
-			g.answeredBeat(m)
-			if m.Bytes != bytes {
-				bytes = m.Bytes
-				g.tell(standby.Advances, "")
-			}
-			g.mu.Lock()
-			protects := g.protects
-			g.mu.Unlock()
-			if m.Ready || protects {
-				g.tell(standby.StandbyThere, "")
-			}
+			bytes = g.heardBeat(m, bytes)
 		}
 	}
+}
+
+// heardBeat takes in a beat of the standby, which had received so many bytes at the one before, and returns how
+// many it has now.
+func (g *guardian) heardBeat(m standby.ControlMessage, bytes uint64) uint64 {
+	g.answeredBeat(m)
+	if m.Bytes != bytes {
+		g.received()
+		g.tell(standby.Advances, "")
+	}
+	g.mu.Lock()
+	protects := g.protects
+	g.mu.Unlock()
+	if m.Ready || protects {
+		g.tell(standby.StandbyThere, "")
+	}
+	return m.Bytes
 }
 
 // waits returns what a standby that was promoted waits for, in words; empty: nothing. g.mu

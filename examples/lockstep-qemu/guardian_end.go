@@ -87,7 +87,7 @@ func (g *guardian) leave() error {
 		g.p.warn("the guardian ends: the guest is the standby's; the one that is stopped here is to be ended")
 		return nil
 	}
-	if _, words, _ := unanswering(g.monitor(), g.slowness()); words != "" {
+	if _, words, _ := unanswering(g.owing(), g.slowness()); words != "" {
 		g.p.warn("the guardian ends: the QEMU at %s %s; nobody has the guest go on here or at its standby, whatever becomes of it", g.qmp, words)
 	} else {
 		g.p.warn("the guardian ends: the guest goes on, and nobody lets it run on if its standby is lost")

@@ -22,6 +22,8 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 	state := standby.Unprotected
 	if now.Status == "colo" {
 		state = standby.Protected
+		g.received()
+		g.set(func() { g.protects = true })
 		g.say("found       the guest is in COLO already", map[string]any{"found": "colo"})
 	}
 	// Whoever ran before may have ended between the guest's state and its network's.

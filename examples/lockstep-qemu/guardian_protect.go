@@ -53,6 +53,7 @@ func (g *guardian) protectAgain(ctx context.Context) {
 	}
 	switch {
 	case err == nil:
+		g.received()
 		g.set(func() { g.protects = true })
 		g.tell(standby.InStep, "")
 	case refused:

@@ -41,10 +41,10 @@ func (g *guardian) report() any { return g.standing() }
 
 func (g *guardian) standing() guardianStatus {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	st := g.status
 	st.Generation, st.Paused = g.generation, g.still && g.settling == 0
-	_, st.QEMU, _ = unanswering(g.m, g.slowness())
+	g.mu.Unlock()
+	_, st.QEMU, _ = unanswering(g.owing(), g.slowness())
 	return st
 }
 

@@ -33,7 +33,11 @@ func (g *guardian) watch(ctx context.Context) {
 		w.events(rest, m)
 		cancel()
 		m.Close()
-		if ctx.Err() != nil || w.planned != "" {
+		if w.planned != "" {
+			g.set(func() { g.dead = true })
+			return
+		}
+		if ctx.Err() != nil {
 			return
 		}
 		for lost, gone, told := true, false, false; lost; {
@@ -44,6 +48,7 @@ func (g *guardian) watch(ctx context.Context) {
 				g.p.warn("the monitor's connection was lost, and is there again")
 				continue
 			case errors.Is(err, syscall.ECONNREFUSED): // the end of the process has closed its socket
+				g.set(func() { g.dead = true })
 				g.tell(standby.Died, "nobody listens at its monitor any more, and it has told of no shutdown; what QEMU has printed says why")
 				return
 			case ctx.Err() != nil:

@@ -130,7 +130,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")
 	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: let the standby have the guest when this host has been silent for so long")
 	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: have a guest run on that stands for so long without its checkpoint getting on")
-	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: give up a standby that is silent for so long")
+	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: give up a standby that is silent for so long, or receives nothing for so long after a checkpoint was due")
 	f.StringVar(&o.state, "state", "", "with -stay: answer \"lockstep-qemu status\" in `DIR`")
 	pageFlag(f, &o.http, "with -stay: serve how it stands")
 	if status, done := parse(f, aboutProtect, args, t, false); done {

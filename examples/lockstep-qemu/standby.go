@@ -368,9 +368,16 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 				} else {
 					o.reply(s.promoted(o, sec))
 				}
-			case <-changed: // dead, or to go on with: no need to wait until the connection says so
-				if e, why, _ := s.heard.evidence(); e.Word == standby.Dead {
-					sec.Lost(fmt.Errorf("the guardian says that the primary is dead: %s", why))
+			case <-changed: // the session is over: the connection may never say so
+				e, why, _ := s.heard.evidence()
+				if why != "" {
+					why = ": " + why
+				}
+				switch e.Word {
+				case standby.Dead:
+					sec.Lost(fmt.Errorf("the guardian says that the primary is dead%s", why))
+				case standby.Alone:
+					sec.Lost(fmt.Errorf("the guardian says that the primary's guest runs on alone%s", why))
 				}
 			case <-ended:
 				return

@@ -21,6 +21,25 @@ func TestOnATerminalTheNextLineTakesThePlaceOfTheStatus(t *testing.T) {
 	}
 }
 
+// What is cut within a number says another one.
+func TestAStatusThatIsTooLongForATerminalLosesItsLastParts(t *testing.T) {
+	status := "synchronising: 16 of 64 MiB, 1200 MiB/s, 12s left"
+	for n, want := range map[int]string{
+		0: status, 80: status, len(status): status,
+		len(status) - 1: "synchronising: 16 of 64 MiB, 1200 MiB/s",
+		40:              "synchronising: 16 of 64 MiB, 1200 MiB/s",
+		39:              "synchronising: 16 of 64 MiB, 1200 MiB/s",
+		38:              "synchronising: 16 of 64 MiB",
+		27:              "synchronising: 16 of 64 MiB",
+		26:              "synchronising: 16 of 64 Mi",
+		1:               "s",
+	} {
+		if got := fit(status, n); got != want {
+			t.Errorf("in %d columns it is %q, want %q", n, got, want)
+		}
+	}
+}
+
 func TestElsewhereAStatusIsALine(t *testing.T) {
 	var out bytes.Buffer
 	var l StatusLine

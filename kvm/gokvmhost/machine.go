@@ -35,7 +35,8 @@ const (
 // when a signal interrupts it. During the call the garbage collector is switched off. All
 // memory is zero afterwards, where gokvm alone would leave a pattern.
 //
-// The machine's descriptors and memory last until CloseMachine.
+// The machine's descriptors and memory last until CloseMachine. If machine.New fails, what it had
+// taken by then stays taken until the process ends, since it does not say what that was.
 func New(cfg MachineConfig) (*Machine, error) {
 	n, err := cfg.check()
 	if err != nil {
