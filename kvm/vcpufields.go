@@ -221,6 +221,9 @@ func (s *VCPUState) check(apic bool) error {
 			return bad("XCR%d %#x", x.XRC, x.Value)
 		}
 	}
+	if m, ok := s.repeated(); ok {
+		return bad("MSR %#x twice", m.Index)
+	}
 	for i := range s.msr.entries[:s.msr.n] {
 		m := &s.msr.entries[i]
 		known := i < len(s.msrs) && s.msrs[i] == m.Index // the usual case: the same list
