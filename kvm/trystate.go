@@ -346,7 +346,7 @@ func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 		}
 	}
 	if state.apic {
-		if _, err := ioctl(s.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+		if err := setLAPIC(s.fd, &s.lapic, state.sregs.APICBase); err != nil {
 			return "local APIC", err
 		}
 	}

@@ -193,6 +193,11 @@ func (s *VCPUState) check(apic bool) error {
 			return bad("CPUID entry %d", i)
 		}
 	}
+	if s.spare != nil {
+		if id, ok := s.otherAPICID(uint32(s.spare.id)); ok {
+			return bad("APIC ID %#x of the vCPU whose ID is %d", id, s.spare.id)
+		}
+	}
 	if s.spare != nil && s.given.told.Load() { // or else nobody has kept the guest to that ID
 		if err := checkAPICID(s.cpuid.entries[:s.cpuid.n], s.spare.id); err != nil {
 			return err

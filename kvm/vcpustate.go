@@ -287,7 +287,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 		}
 	}
 	if s.apic {
-		if _, err := ioctl(vcpu, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+		if err := setLAPIC(vcpu, &s.lapic, s.sregs.APICBase); err != nil {
 			return err
 		}
 	}
