@@ -56,6 +56,13 @@ func goesOn(t *testing.T, v *VCPU, stream []byte) (places []kvmSection) {
 	return append(places, kvmSections(t, stream)[3])
 }
 
+// untriable reports whether nothing is promised of an MSR: it is one of Hyper-V's, which the spare VM is not made for,
+// or one of KVM's own that is not known.
+func untriable(index uint32) bool {
+	const firstUnknown = 0x4b564d09
+	return index>>16 == 0x4000 || index>>8 == 0x4b564d && index >= firstUnknown
+}
+
 // Each place of each section of a VM has extreme values, as wide as any field is, in both orders of bytes. Such a
 // state is refused by the section that has it, with the VM as it was, or it is taken, and KVM takes it as
 // well. Whatever was taken, a good state that follows is there to the last bit.
@@ -81,9 +88,9 @@ func TestEveryFieldOfAVMMayHaveItsExtremes(t *testing.T) {
 	want = steady(want)
 	r := rand.New(rand.NewPCG(5, 6))
 	for _, s := range kvmSections(t, good) {
-		share, restore := 1, 1 // of the places each, and a good state after each
+		share, restore := 1, 2 // each of the places, and a good state after every second one that was taken
 		if s.name == "kvm/vcpu" {
-			share, restore = 20, 10
+			share, restore = 40, 10
 		}
 		took, refused := 0, 0
 		seen := map[string]bool{string(good): true}
@@ -96,8 +103,8 @@ func TestEveryFieldOfAVMMayHaveItsExtremes(t *testing.T) {
 			err := reg.LoadDevices(bad, nil)
 			if err == nil {
 				took++
-				var msr *MSRError // of one that a VM without memory cannot try, nothing is promised
-				if err := reg.Commit(); err != nil && !(errors.As(err, &msr) && !tried(msr.Index)) {
+				var msr *MSRError
+				if err := reg.Commit(); err != nil && !(errors.As(err, &msr) && untriable(msr.Index)) {
 					t.Errorf("%s, bytes %d to %d are % x: taken, and then: %v", s.name, at-s.begin, at-s.begin+width, bad[at:at+width], err)
 				}
 			} else {
