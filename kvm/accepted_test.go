@@ -217,3 +217,62 @@ func TestMemoryThatAnMSRNamesHasToBeTheGuests(t *testing.T) {
 		t.Error("memory of which nothing is known is taken for none")
 	}
 }
+
+// What KVM never takes of an MSR that names memory is refused while the state is decoded, wherever the memory is.
+func TestAnMSRThatNamesMemoryIsTriedWithoutIt(t *testing.T) {
+	list, v, load := states(t)
+	reg := &vmstate.Registry{}
+	if err := v.vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	load(list[0])
+	const asyncPF, stealTime, pvEOI = 0x4b564d02, 0x4b564d03, 0x4b564d04
+	for _, c := range []struct {
+		index uint64
+		value uint64
+	}{
+		{asyncPF, 0x10}, {asyncPF, 0x20}, {stealTime, 0x2}, {stealTime, 0x1000 | 0x3f}, {pvEOI, 2},
+	} {
+		at := bytes.Index(list[0], append(binary.LittleEndian.AppendUint64(nil, c.index), make([]byte, 8)...))
+		if at < 0 {
+			continue // this KVM has none, or the guest has set it
+		}
+		bad := bytes.Clone(list[0])
+		binary.LittleEndian.PutUint64(bad[at+8:], c.value)
+		for range 2 { // a refusal is not forgotten
+			var msr *MSRError
+			if err := reg.LoadDevices(bad, nil); !errors.As(err, &msr) || msr.Value != c.value || uint64(msr.Index) != c.index {
+				t.Errorf("MSR %#x with %#x: %v", c.index, c.value, err)
+			}
+		}
+	}
+	load(list[0])
+}
+
+// A frequency of the TSC that this host cannot scale to is refused while the state is decoded.
+func TestAFrequencyOfTheTSCIsTried(t *testing.T) {
+	list, v, load := states(t)
+	load(list[0])
+	s := v.staged
+	if s.hasTSCKHz == 0 {
+		t.Skip("this KVM has a TSC of one frequency, which it does not tell")
+	}
+	refused := 0
+	for _, khz := range []uint32{1000, 1<<32 - 1} { // without scaling KVM takes no lower one, and no processor scales to the other
+		_, want := ioctlValue(v.fd, "KVM_SET_TSC_KHZ", kvmSetTSCKHz, uintptr(khz))
+		s.tscKHz = khz
+		if err := s.spare.try(s); (err != nil) != (want != nil) || err != nil && !errors.Is(err, ErrState) {
+			t.Errorf("%d kHz: %v, and KVM says %v", khz, err, want)
+		}
+		if want != nil {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Skip("this KVM takes any frequency")
+	}
+	s.tscKHz = s.hasTSCKHz
+	if err := s.spare.try(s); err != nil {
+		t.Error("its own:", err)
+	}
+}

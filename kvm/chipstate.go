@@ -92,8 +92,11 @@ func (s *ChipState) saveChips(vm int) error {
 	return nil
 }
 
+// restoreChips writes the PIC that is the slave before its master. With each write KVM looks whether
+// the slave has an interrupt for its master: the master would otherwise be given one of the slave that
+// was there before, and keep it.
 func (s *ChipState) restoreChips(vm int) error {
-	for i := range s.chip {
+	for _, i := range [chips]int{1, 0, 2} {
 		s.chip[i].ChipID = uint32(i)
 		if _, err := ioctl(vm, "KVM_SET_IRQCHIP", kvmSetIRQChip, unsafe.Pointer(&s.chip[i])); err != nil {
 			return err

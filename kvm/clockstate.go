@@ -3,6 +3,7 @@
 package kvm
 
 import (
+	"fmt"
 	"time"
 	"unsafe"
 
@@ -31,6 +32,12 @@ func (s *ClockState) Save(vm int) error {
 	if s.data.Flags&clockRealtime != 0 {
 		s.wall = int64(s.data.Realtime)
 	}
+	// KVM of some kernels begins the clock of a new VM a little before 0. A host whose wall clock
+	// is in the years before 1970 does not know the time.
+	if int64(s.data.Clock) < 0 {
+		s.data.Clock = 0
+	}
+	s.wall = max(s.wall, 0)
 	return nil
 }
 
@@ -69,9 +76,17 @@ func (s *ClockState) set(vm int, data gokvm.ClockData) error {
 	return err
 }
 
+// clockMax is the latest time that a clock may have, in ns: 146 years. A clock of 292 years, to which
+// the time that has passed might be added, is negative to KVM, and kernels warn of that (WARN_ON),
+// which ends some hosts.
+const clockMax = 1 << 62
+
 // VMState names the fields of the state, for a vmstate.Registry.
 func (s *ClockState) VMState(f *vmstate.Fields) {
 	f.Uint64("clock", &s.data.Clock)
 	vmstate.Set(f, &s.wall, 0)
 	f.Subsection("kvm/clock/wall", 1, s.wall != 0, func(f *vmstate.Fields) { f.Int64("wall", &s.wall) })
+	if f.Loading() && (s.data.Clock > clockMax || s.wall < 0) {
+		f.Fail(fmt.Errorf("%w: clock at %d ns, by the wall clock at %d ns since 1970", ErrState, s.data.Clock, s.wall))
+	}
 }

@@ -199,6 +199,7 @@ func TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded(t *testing.T) {
 		"XCR0 without FPU":             func(s *VCPUState) { s.xcrs.Registers[0].Value = 2 },
 		"XCR0 beyond CPUID":            func(s *VCPUState) { s.xcrs.Registers[0].Value = 15 },
 		"unknown MSR":                  func(s *VCPUState) { s.msr.entries[2].Index = 0x999 },
+		"an MSR twice":                 func(s *VCPUState) { s.msr.entries[2].Index = s.msr.entries[3].Index },
 		"MSR padding":                  func(s *VCPUState) { s.msr.entries[2].Padding = 1 },
 		"TSC frequency":                func(s *VCPUState) { s.tscKHz = 1000000 },
 		"nested virtualization, AMD":   func(s *VCPUState) { s.sregs.EFER |= 1 << 12 },

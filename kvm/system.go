@@ -102,7 +102,7 @@ func ReadSystem(kvm, vm int) (*System, error) {
 	// says only where. The deadline is compared with the TSC when it is set,
 	// so it comes after it.
 	for _, index := range list.indices[:min(list.n, maxMSRs)] {
-		if index != msrWallClock && index != msrWallClockNew && index != msrTSCDeadline {
+		if index != msrWallClock && index != msrWallClockNew && index != msrTSCDeadline && !slices.Contains(s.msrs, index) {
 			s.msrs = append(s.msrs, index)
 		}
 	}

@@ -34,6 +34,7 @@ type spare struct {
 	cpuid cpuidTable
 	under cpuidTable                 // the table under which it was given MSRs; empty: it was given none
 	mcg   uint64                     // MCG_CAP that it was given with them; 0: it was given none
+	khz   uint32                     // the frequency of the TSC that it was given; 0: it was given none
 	lapic gokvm.LAPICState           // the one that is tried
 	asked [msrsAtOnce]gokvm.MSREntry // what obeyed expects
 	told  tells
@@ -80,7 +81,7 @@ func (p *spares) drop() error {
 		if s.fd > 0 {
 			errs = append(errs, unix.Close(s.fd))
 		}
-		s.fd, s.cpuid, s.under, s.mcg, s.told.ok = 0, cpuidTable{}, cpuidTable{}, 0, false
+		s.fd, s.cpuid, s.under, s.mcg, s.khz, s.told.ok = 0, cpuidTable{}, cpuidTable{}, 0, 0, false
 	}
 	if p.vm > 0 {
 		errs = append(errs, unix.Close(p.vm))
@@ -211,7 +212,7 @@ func merge(table, more []CPUIDEntry) {
 // try finds out whether KVM takes a state, by writing it to the spare's vCPU. The order is that
 // of VCPUState.Restore, but for the XSAVE area, for which only the CPUID matters. What that vCPU
 // has already is not tried again, nor are general registers alone, which KVM never refuses. MSRs
-// that name the guest's memory to KVM are left out, as the spare VM has no memory, and so are
+// that name the guest's memory to KVM are tried as if they were switched off, as the spare VM has no memory. Left out are
 // those of Hyper-V, which need a VM that was made for them.
 func (s *spare) try(state *VCPUState) error {
 	if s == nil {
@@ -248,6 +249,9 @@ func (s *spare) try(state *VCPUState) error {
 		}
 		s.cpuid = state.cpuid
 	}
+	if err := s.tryTSCKHz(state); err != nil {
+		return refused("TSC frequency", err)
+	}
 	if err := s.setupMCE(banks); err != nil {
 		return refused("machine-check banks", err)
 	}
@@ -268,6 +272,11 @@ func (s *spare) try(state *VCPUState) error {
 	}, nil); err != nil {
 		return refused("MSRs", err)
 	}
+	if err := s.trySwitchedOff(state, func(i int) bool {
+		return known && i < int(had.msrs.n) && had.msrs.entries[i] == state.msr.entries[i]
+	}); err != nil {
+		return refused("MSRs", err)
+	}
 	if err := s.obeyed(state, func(i int) bool { return known && had.has(state, i) }); err != nil {
 		return refused("MSRs", err)
 	}
@@ -277,6 +286,39 @@ func (s *spare) try(state *VCPUState) error {
 		}
 	}
 	had.take(state, lapic, events)
+	return nil
+}
+
+// tryTSCKHz tries another frequency of the TSC than that of the guest's vCPU, of which KVM takes as many as the
+// processor can scale to. A small difference matters to nobody; see Restore.
+func (s *spare) tryTSCKHz(state *VCPUState) error {
+	has, want := state.hasTSCKHz, state.tscKHz
+	if want == 0 || has == 0 || want == s.khz || nearby(want, has) {
+		return nil
+	}
+	_, err := ioctlValue(s.fd, "KVM_SET_TSC_KHZ", kvmSetTSCKHz, uintptr(want))
+	if err == nil {
+		s.khz = want
+	}
+	return err
+}
+
+// trySwitchedOff tries the MSRs that name the guest's memory to KVM without the bit that has KVM use it. Those
+// for which was returns true were tried before.
+func (s *spare) trySwitchedOff(state *VCPUState, was func(i int) bool) error {
+	const asyncPF, pvEOI, enabled = 0x4b564d02, 0x4b564d04, 1 // the steal time is between them
+	for i := range state.msr.entries[:state.msr.n] {
+		m := &state.msr.entries[i]
+		if m.Index < asyncPF || m.Index > pvEOI || m.Data == 0 || was(i) {
+			continue
+		}
+		var refused *MSRError
+		if err := state.writeMSR(s.fd, m.Index, m.Data&^enabled); errors.As(err, &refused) {
+			return &MSRError{m.Index, m.Data}
+		} else if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -346,7 +388,7 @@ func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 		}
 	}
 	if state.apic {
-		if _, err := ioctl(s.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+		if err := setLAPIC(s.fd, &s.lapic, state.sregs.APICBase); err != nil {
 			return "local APIC", err
 		}
 	}

@@ -5,7 +5,9 @@ package kvm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -387,5 +389,28 @@ func TestWhatElapsesIsKnownByItsNumber(t *testing.T) {
 		if elapses(index) {
 			t.Errorf("MSR %#x does", index)
 		}
+	}
+}
+
+// A state may name, as an MSR that is 0, a register that it has elsewhere: that does not reach the vCPU, which
+// would go on with it in the next state.
+func TestARegisterThatAStateNamesAsAnMSRTooIsWhatItIsElsewhere(t *testing.T) {
+	list, v, load := states(t)
+	good := list[1] // the base of FS is not 0
+	load(good)
+	want := shows(t, v)
+	const star = 0xc0000081
+	entry := binary.LittleEndian.AppendUint64(nil, star)
+	at := bytes.Index(good, append(entry, make([]byte, 8)...))
+	if at < 0 {
+		t.Skip("the guest has set STAR")
+	}
+	for _, index := range []uint64{0x1b, 0xc0000080, 0xc0000100, 0xc0000101, 0x830} {
+		bad := bytes.Clone(good)
+		binary.LittleEndian.PutUint64(bad[at:], index)
+		load(bad)
+		sameState(t, fmt.Sprintf("a state that names MSR %#x", index), shows(t, v), want)
+		load(good)
+		sameState(t, fmt.Sprintf("one after it, MSR %#x", index), shows(t, v), want)
 	}
 }

@@ -193,6 +193,11 @@ func (s *VCPUState) check(apic bool) error {
 			return bad("CPUID entry %d", i)
 		}
 	}
+	if s.spare != nil {
+		if id, ok := s.otherAPICID(uint32(s.spare.id)); ok {
+			return bad("APIC ID %#x of the vCPU whose ID is %d", id, s.spare.id)
+		}
+	}
 	if s.spare != nil && s.given.told.Load() { // or else nobody has kept the guest to that ID
 		if err := checkAPICID(s.cpuid.entries[:s.cpuid.n], s.spare.id); err != nil {
 			return err
@@ -220,6 +225,9 @@ func (s *VCPUState) check(apic bool) error {
 		if x.XRC != 0 || x.Value&xcr0FPU == 0 || x.Value&^s.xcr0Allowed() != 0 {
 			return bad("XCR%d %#x", x.XRC, x.Value)
 		}
+	}
+	if m, ok := s.repeated(); ok {
+		return bad("MSR %#x twice", m.Index)
 	}
 	for i := range s.msr.entries[:s.msr.n] {
 		m := &s.msr.entries[i]

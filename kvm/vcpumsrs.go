@@ -60,14 +60,41 @@ func (s *VCPUState) scratch() *msrTable {
 	return s.some
 }
 
-// setMSRs writes, in order, the MSRs of the state for whose places want returns true. KVM stops
-// at the first that it refuses; that is an error unless the vCPU has that value anyway, and then
-// the MSR is added to refused.
+// elsewhere reports whether an MSR is another name of what a state has among its registers or in its local
+// APIC: EFER, APIC_BASE, the bases of FS and GS, and the registers of an APIC in x2APIC mode.
+func elsewhere(index uint32) bool {
+	const apicBase, efer, fsBase, gsBase = 0x1b, 0xc0000080, 0xc0000100, 0xc0000101
+	return index == apicBase || index == efer || index == fsBase || index == gsBase || index>>8 == 8
+}
+
+// repeated returns the first MSR that the state has a second time; ok is false if there is none. The last of
+// them would count, which what a vCPU is known to have (see held) cannot tell.
+func (s *VCPUState) repeated() (m gokvm.MSREntry, ok bool) {
+	list := s.msr.entries[:s.msr.n]
+	if slices.EqualFunc(list, s.msrs, isMSR) || slices.EqualFunc(list, s.distinct, isMSR) {
+		return m, false
+	}
+	s.distinct = s.distinct[:0]
+	for _, m := range list {
+		if slices.Contains(s.distinct, m.Index) {
+			s.distinct = s.distinct[:0]
+			return m, true
+		}
+		s.distinct = append(s.distinct, m.Index)
+	}
+	return m, false
+}
+
+func isMSR(m gokvm.MSREntry, index uint32) bool { return m.Index == index }
+
+// setMSRs writes, in order, the MSRs of the state for whose places want returns true, but for those that
+// the state has elsewhere. KVM stops at the first that it refuses; that is an error unless the vCPU has that
+// value anyway, and then the MSR is added to refused.
 func (s *VCPUState) setMSRs(vcpu int, want func(i int) bool, refused *[]uint32) error {
 	t := s.scratch()
 	t.n = 0
 	for i := range s.msr.entries[:s.msr.n] {
-		if m := &s.msr.entries[i]; want(i) {
+		if m := &s.msr.entries[i]; !elsewhere(m.Index) && want(i) {
 			t.entries[t.n] = *m
 			t.n++
 		}

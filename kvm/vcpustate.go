@@ -61,6 +61,7 @@ type VCPUState struct {
 	spare    *spare                // on which a state is tried while it is decoded; nil: states are not tried
 	flags    uint32                // flags of events that KVM takes here
 	kept     uint32                // those of eventsKept that KVM reports here
+	distinct []uint32              // the last list of MSRs that was found to have each once, if it is not msrs
 	judged   []CPUIDEntry          // the last CPUID table that this host was found able to give a guest
 	given    *given                // what the vCPU was given, for any goroutine to read; nil: nobody asks
 	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
@@ -286,7 +287,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 		}
 	}
 	if s.apic {
-		if _, err := ioctl(vcpu, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+		if err := setLAPIC(vcpu, &s.lapic, s.sregs.APICBase); err != nil {
 			return err
 		}
 	}

@@ -97,15 +97,15 @@ const toldShutdowns = `sed -n 's/.* shutdown: /triple fault: /; s/gs_base=/GS ba
 `
 
 // A machine says every five seconds that it is alive, by a process that has nothing to
-// do with any guest. One whose process is not scheduled for as long as hungAfter has
-// stopped itself: nothing that a program does with KVM may stop its host.
+// do with any guest. One whose process is not scheduled for as long as hungAfter, on a host that has a CPU
+// for it, has stopped itself: nothing that a program does with KVM may stop its host.
 const (
 	aliveLine = "machine: alive"
 	sayAlive  = "while :; do echo '" + aliveLine + "'; sleep 5; done >/dev/ttyS0 &\n"
 	hungAfter = 90 * time.Second
 )
 
-var errHung = fmt.Errorf("the machine itself has stopped: nothing of it ran for %v", hungAfter)
+var errHung = fmt.Errorf("the machine itself has stopped: nothing of it ran for %v in which it had a CPU", hungAfter)
 
 // saidAlive waits until a machine that says that it is alive has said a text. If it stops
 // itself, that is the world's evidence, and what its CPUs are at is in the log.
@@ -132,7 +132,8 @@ func (w *world) saidAlive(ctx context.Context, m *Machine, text string) error {
 func watchAlive(ctx context.Context, m *Machine) bool {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	said, since := 0, time.Now()
+	said, quiet := 0, silence{}
+	quiet.begin(time.Now(), m.waits())
 	for {
 		select {
 		case <-tick.C:
@@ -142,8 +143,9 @@ func watchAlive(ctx context.Context, m *Machine) bool {
 			return false
 		}
 		if n := strings.Count(m.Console(), aliveLine); n != said {
-			said, since = n, time.Now()
-		} else if time.Since(since) > hungAfter {
+			said = n
+			quiet.begin(time.Now(), m.waits())
+		} else if quiet.lasted(time.Now(), m.waits()) > hungAfter {
 			return true
 		}
 	}
