@@ -278,6 +278,9 @@ var promises = []promise{
 		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords"}},
 	{"docs/operations.md", "the guest dirties memory faster than the link carries it", []string{
 		"colo.TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected"}},
+	{"docs/operations.md", "a request of the guest has failed because of the disk", []string{
+		"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf", "replication.TestARequestThatIsRefusedIsNotTheDisksFault"}},
+	{"docs/operations.md", "Told once a second at most.", []string{"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf"}},
 	{"docs/operations.md", "If both fail, it is told of both.", []string{
 		"replication.TestBothFailuresOfADiskAreToldOnce"}},
 
