@@ -9,7 +9,7 @@ var commentPromises = []promise{
 		"qemufile.TestTheFirstWriteErrorSticks", "qemufile.TestEveryTruncationIsTold"}},
 	{"qemufile/doc.go", "puts go nowhere, and nothing panics.", []string{"qemufile.TestTheFirstWriteErrorSticks", "qemufile.TestDamageIsReadAlikeFromEverySource"}},
 	{"qemufile/doc.go", "say where in the stream they arose", []string{"qemufile.TestTheFirstWriteErrorSticks", "qemufile.TestEveryTruncationIsTold"}},
-	{"qemufile/doc.go", "hands everything queued to the socket in one vectored write: a page is never copied on its way out.", []string{
+	{"qemufile/doc.go", "hands everything queued to the socket in one vectored write, so that a page is not copied on its way out;", []string{
 		"qemufile.TestAFlushIsOneVectoredWrite", "qemufile.TestAReferenceIsReadWhenItIsSent", "qemufile.TestSocketsGetReferencesInOrder"}},
 	{"qemufile/doc.go", "Neither allocates once it is made.", []string{"qemufile.TestSteadyStateAllocatesNothing"}},
 
@@ -19,7 +19,7 @@ var commentPromises = []promise{
 	{"vmstate/doc.go", "A load that fails has rolled back already.", []string{"vmstate.TestBadStatesAreRefusedAndUndone", "vmstate.TestEveryTruncationUndoesTheLoad"}},
 	{"vmstate/doc.go", "memory is taken as bytes arrive", []string{"vmstate.TestHostileLengthsTakeLittleMemory"}},
 	{"vmstate/doc.go", "every error says in which section and at which offset", []string{"vmstate.TestBadStatesAreRefusedAndUndone", "vmstate.TestAnErrorInAPackageSaysWhereInTheStream"}},
-	{"vmstate/doc.go", "of a device whose values were changed, what [DeviceDesc.Encode] makes of them.", []string{"vmstate.TestAChangedValueIsEncoded"}},
+	{"vmstate/doc.go", "Changed values of a device are encoded by [DeviceDesc.Encode].", []string{"vmstate.TestAChangedValueIsEncoded"}},
 	{"vmstate/doc.go", "pass by as bytes, up to what looks like their end", []string{"vmstate.TestUnknownLiveDevicesPassByWithoutFooters", "vmstate.TestQEMUsDirtyBitmapsAreCarried"}},
 	{"vmstate/doc.go", "only this device is not decoded: its section ends at its footer", []string{"vmstate.TestADeviceThatDisagreesWithItsDescriptionCostsOnlyItself"}},
 	{"vmstate/doc.go", "A description whose text is broken is mended", []string{"vmstate.TestADescriptionIsRepairedDeviceByDevice"}},
