@@ -1,16 +1,20 @@
 package lockstep_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
 
-// promises are sentences of the documents that promise something, as they begin, and the
-// tests that fail where they are not kept.
-var promises = []struct {
+// A promise is a sentence of a page, or of a comment in a file of Go, as it begins, and the
+// tests that fail where it is not kept.
+type promise struct {
 	page, sentence string
 	tests          []string // "dir.TestName", and "..TestName" of this directory
-}{
+}
+
+// promises are those of the documents.
+var promises = []promise{
 	{"README.md", "**Nothing is lost.** No frame that the primary's guest sent is dropped", []string{
 		"colo/filter.TestNothingIsLostReorderedOrEarlyWhateverHappens", "colo/filter.TestSurvivorSendsWhatWasReleasedAndHadNotLeft", "colo/protect.TestSimulatedFaults"}},
 	{"README.md", "**Nothing is contradicted.** A frame leaves only when the secondary holds, whole and validated,", []string{
@@ -276,6 +280,9 @@ var promises = []struct {
 		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords"}},
 	{"docs/operations.md", "the guest dirties memory faster than the link carries it", []string{
 		"colo.TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected"}},
+	{"docs/operations.md", "a request of the guest has failed because of the disk", []string{
+		"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf", "replication.TestARequestThatIsRefusedIsNotTheDisksFault"}},
+	{"docs/operations.md", "Told once a second at most.", []string{"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf"}},
 	{"docs/operations.md", "If both fail, it is told of both.", []string{
 		"replication.TestBothFailuresOfADiskAreToldOnce"}},
 
@@ -343,9 +350,9 @@ var promises = []struct {
 
 func TestEveryPromiseOnRecordIsStillMadeAndStillTested(t *testing.T) {
 	words, on := map[string]string{}, newTestOn(t)
-	for _, p := range promises {
+	for _, p := range slices.Concat(promises, commentPromises) {
 		if words[p.page] == "" {
-			words[p.page] = strings.Join(strings.Fields(read(t, p.page)), " ")
+			words[p.page] = prose(p.page, read(t, p.page))
 		}
 		if !strings.Contains(words[p.page], p.sentence) {
 			t.Errorf("%s does not say %q any more: is it not promised, or only in other words?", p.page, p.sentence)

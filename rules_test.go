@@ -162,13 +162,16 @@ func TestQuickackStandsAlone(t *testing.T) {
 	}
 }
 
-// The machines that docs/architecture.md calls decisions, by the files that hold them.
+// The machines that docs/architecture.md calls decisions, and what the comments of packages event
+// and standby say to be like them, by the files that hold them.
 func TestDecisionsDoNoIO(t *testing.T) {
 	outside := regexp.MustCompile(`^"(os|net|io|syscall|context)(/.*)?"$|/unix"$`)
 	clock := regexp.MustCompile(`^time\.(Now|Since|Until|After|AfterFunc|Sleep|Tick|NewTimer|NewTicker)$`)
 	machines := map[string]string{
 		"failover/machine.go": "Machine", "failover/holder.go": "Holder", "failover/record.go": "Record",
 		"failover/heartbeat/monitor.go": "Monitor", "colo/compare/": "Engine", "colo/protect/machine.go": "machine",
+		"event/order.go": "Order", "event/limiter.go": "Limiter",
+		"colo/standby/guard.go": "Guard", "colo/standby/takeover.go": "Takeover",
 	}
 	for where, name := range machines {
 		dir, file := filepath.Split(where)

@@ -14,9 +14,11 @@
 // A guest's memory goes through these types at the speed of the link, so pages
 // are moved as rarely as possible. [Writer.WriteRef] queues the caller's memory
 // and [Writer.Flush] hands everything queued to the socket in one vectored
-// write: a page is never copied on its way out. A [Reader] reads ahead into a
-// buffer that stays in the processor's cache and copies a page once, to its
-// place; long reads go straight there. Neither allocates once it is made.
+// write, so that a page is not copied on its way out; for a destination without
+// vectored writes, such as a TLS connection, pages are gathered in a buffer. A
+// [Reader] reads ahead into a buffer that stays in the processor's cache and
+// copies a page once, to its place; long reads go straight there. Neither
+// allocates once it is made.
 //
 // # Lifetime
 //

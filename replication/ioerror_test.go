@@ -1,6 +1,8 @@
 package replication
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,5 +59,22 @@ func TestAGuestsRequestThatItsDiskFailsIsToldOf(t *testing.T) {
 				t.Errorf("a second later: %+v", *heard)
 			}
 		})
+	}
+}
+
+// A request that was refused has not reached the disk, so nobody is sent to look at that. One that is
+// refused since the disk hangs is told of.
+func TestARequestThatIsRefusedIsNotTheDisksFault(t *testing.T) {
+	for _, refused := range []error{ErrRange, ErrFenced, ErrGated, ErrNotRunning, ErrFull} {
+		bus, heard := heard[event.BlockIOError]()
+		var told ioErrors
+		told.tell(bus, event.ModePrimary, "root", event.IOWrite, fmt.Errorf("a write: %w", refused))
+		if len(*heard) != 0 {
+			t.Errorf("%v: told %+v", refused, *heard)
+		}
+		told.tell(bus, event.ModePrimary, "root", event.IOWrite, errors.Join(refused, ErrHung))
+		if len(*heard) != 1 {
+			t.Errorf("%v of a disk that hangs: told %+v", refused, *heard)
+		}
 	}
 }

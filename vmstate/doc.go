@@ -57,8 +57,8 @@
 //
 // The description at the end of a stream ([VMDesc]) tells names, types and sizes
 // of every field. [ReadDocument] and [Scanner] use it to read a stream of unknown
-// devices; a [Document] writes the same bytes again, or, of a device whose values were
-// changed, what [DeviceDesc.Encode] makes of them. Bodies of live devices are
+// devices; a [Document] writes the same bytes again. Changed values of a device are
+// encoded by [DeviceDesc.Encode]. Bodies of live devices are
 // left to a [LiveDecoder]: a guest's memory need not fit into this process. An example of
 // package ram is one that keeps it. Those of a
 // device that it does not know (disks' dirty bitmaps, say) pass by as bytes, up

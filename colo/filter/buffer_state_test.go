@@ -15,21 +15,27 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func registry(t testing.TB, b *filter.Buffer) *vmstate.Registry {
+// A device is a filter that keeps state which the side that goes on needs.
+type device interface {
+	vmstate.Device
+	Entry(instance uint32) vmstate.Entry
+}
+
+func registry(t testing.TB, d device) *vmstate.Registry {
 	t.Helper()
 	var reg vmstate.Registry
-	if err := reg.Register(b.Entry(0), b); err != nil {
+	if err := reg.Register(d.Entry(0), d); err != nil {
 		t.Fatal(err)
 	}
 	return &reg
 }
 
-// save returns the device state of a guest whose only device is b.
-func save(t testing.TB, b *filter.Buffer) []byte {
+// save returns the device state of a guest whose only device is d.
+func save(t testing.TB, d device) []byte {
 	t.Helper()
 	var state bytes.Buffer
 	w := qemufile.NewWriter(&state)
-	if err := registry(t, b).SaveDevices(w); err != nil {
+	if err := registry(t, d).SaveDevices(w); err != nil {
 		t.Fatal(err)
 	}
 	vmstate.PutEOF(w)

@@ -148,7 +148,7 @@ func TestAHandshakeThatIsNotCompleteOutlivesAProtectionAnew(t *testing.T) {
 			}
 			// The next checkpoint carries it.
 			next := new(filter.Edge)
-			if err := loadEdge(t, next, saveEdge(t, e)); err != nil {
+			if err := loadEdge(t, next, save(t, e)); err != nil {
 				t.Fatal(err)
 			}
 			if e.Len() != c.left || next.Len() != c.left {
@@ -233,12 +233,12 @@ func TestAnEdgeForgetsWhatHasBeenOverForMinutes(t *testing.T) {
 						e.Adopt(r)
 					}
 					time.Sleep(3 * time.Minute)
-					saveEdge(t, e)
+					save(t, e)
 					if e.Len() != 2 {
 						t.Errorf("after 3 minutes %d connections are translated, want 2", e.Len())
 					}
 					time.Sleep(2 * time.Minute)
-					saveEdge(t, e)
+					save(t, e)
 					if (e.Len() == 0) != c.over || e.Len() > 1 {
 						t.Errorf("after 5 minutes %d connections are translated, and the first is over: %t", e.Len(), c.over)
 					}
@@ -258,7 +258,7 @@ func TestAnEdgeThatACheckpointMadeNoticesTheEndBehindAWideWindow(t *testing.T) {
 		r.Inbound(segment(true, false, 501, 1001, ack, nil, nil), 0)
 		before, e := new(filter.Edge), new(filter.Edge)
 		before.Adopt(r)
-		if err := loadEdge(t, e, saveEdge(t, before)); err != nil {
+		if err := loadEdge(t, e, save(t, before)); err != nil {
 			t.Fatal(err)
 		}
 		out := func(seq, a uint32, flags uint8) { e.Outbound(segment(false, false, seq, a, flags, nil, nil), 0) }
@@ -268,7 +268,7 @@ func TestAnEdgeThatACheckpointMadeNoticesTheEndBehindAWideWindow(t *testing.T) {
 		out(9001, 502+much, ack|packet.FIN)
 		in(502+much, 1002, ack)
 		time.Sleep(5 * time.Minute)
-		if saveEdge(t, e); e.Len() != 0 {
+		if save(t, e); e.Len() != 0 {
 			t.Error("it is carried for good")
 		}
 	})

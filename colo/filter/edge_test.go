@@ -13,32 +13,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-func edgeRegistry(t testing.TB, e *filter.Edge) *vmstate.Registry {
-	t.Helper()
-	var reg vmstate.Registry
-	if err := reg.Register(e.Entry(0), e); err != nil {
-		t.Fatal(err)
-	}
-	return &reg
-}
-
-func saveEdge(t testing.TB, e *filter.Edge) []byte {
-	t.Helper()
-	var state bytes.Buffer
-	w := qemufile.NewWriter(&state)
-	if err := edgeRegistry(t, e).SaveDevices(w); err != nil {
-		t.Fatal(err)
-	}
-	vmstate.PutEOF(w)
-	if err := w.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	return state.Bytes()
-}
-
 func loadEdge(t testing.TB, e *filter.Edge, state []byte) error {
 	t.Helper()
-	reg := edgeRegistry(t, e)
+	reg := registry(t, e)
 	if err := reg.Load(qemufile.NewReader(bytes.NewReader(state)), nil); err != nil {
 		reg.Rollback()
 		return err
@@ -83,7 +60,7 @@ func TestConnectionsOutliveASecondFailover(t *testing.T) {
 			b.r = filter.NewRewriter(filter.RewriterConfig{})
 			c := newSide()
 			c.r.Commit(0)
-			if err := loadEdge(t, c.edge, saveEdge(t, b.edge)); err != nil {
+			if err := loadEdge(t, c.edge, save(t, b.edge)); err != nil {
 				t.Fatal(err)
 			}
 			for name, s := range map[string]side{"B": b, "C": c} {
@@ -98,7 +75,7 @@ func TestConnectionsOutliveASecondFailover(t *testing.T) {
 			if !edges {
 				continue
 			}
-			if a, b := saveEdge(t, b.edge), saveEdge(t, c.edge); !bytes.Equal(a, b) {
+			if a, b := save(t, b.edge), save(t, c.edge); !bytes.Equal(a, b) {
 				t.Errorf("what is loaded is saved otherwise:\n%x\n%x", a, b)
 			}
 			// An error that quotes a segment of it is rewritten on its way in.
@@ -117,7 +94,7 @@ func TestConnectionsOfTwoFailoversAreKeptTogether(t *testing.T) {
 	c := newSide()
 	older := newSide()
 	older.edge.Adopt(established(false))
-	if err := loadEdge(t, c.edge, saveEdge(t, older.edge)); err != nil {
+	if err := loadEdge(t, c.edge, save(t, older.edge)); err != nil {
 		t.Fatal(err)
 	}
 	newer := func(toGuest bool, seq, ack uint32, flags uint8) []byte {
@@ -135,7 +112,7 @@ func TestConnectionsOfTwoFailoversAreKeptTogether(t *testing.T) {
 	c.r.Failover()
 	c.edge.Adopt(c.r)
 	d := newSide()
-	if err := loadEdge(t, d.edge, saveEdge(t, c.edge)); err != nil {
+	if err := loadEdge(t, d.edge, save(t, c.edge)); err != nil {
 		t.Fatal(err)
 	}
 	f, g := segment(false, false, 9001, 501, packet.ACK, nil, nil), newer(false, 7001, 701, packet.ACK)
@@ -175,7 +152,7 @@ func TestAnEdgeForgetsAConnectionWhenTheGuestOpensAnother(t *testing.T) {
 			s := newSide()
 			s.edge.Adopt(established(false))
 			if loaded {
-				state := saveEdge(t, s.edge)
+				state := save(t, s.edge)
 				s = newSide()
 				if err := loadEdge(t, s.edge, state); err != nil {
 					t.Fatal(err)
@@ -223,7 +200,7 @@ func TestAnEdgeEchoesNoTimeThatTheGuestHasNotSent(t *testing.T) {
 		e := new(filter.Edge)
 		e.Adopt(r)
 		if loaded {
-			state := saveEdge(t, e)
+			state := save(t, e)
 			e = new(filter.Edge)
 			if err := loadEdge(t, e, state); err != nil {
 				t.Fatal(err)
@@ -284,7 +261,7 @@ func TestAnEdgeRefusesWhatIsNoTable(t *testing.T) {
 	good := new(filter.Edge)
 	good.Adopt(established(false))
 	good.Adopt(established(true))
-	state := saveEdge(t, good)
+	state := save(t, good)
 	at := bytes.Index(state, []byte{4, 0, 0, 0, 0, 0, 0, 0, 0, 80}) // the first record
 	if at < 0 {
 		t.Fatalf("%x", state)
@@ -347,10 +324,10 @@ func (d discardAll) WritePacket([]byte) error    { return nil }
 // refused and changes nothing.
 func FuzzEdge(f *testing.F) {
 	e := new(filter.Edge)
-	f.Add(saveEdge(f, e))
+	f.Add(save(f, e))
 	e.Adopt(established(false))
 	e.Adopt(established(true))
-	f.Add(saveEdge(f, e))
+	f.Add(save(f, e))
 	f.Fuzz(func(t *testing.T, state []byte) {
 		e := new(filter.Edge)
 		if loadEdge(t, e, state) != nil {
@@ -360,10 +337,10 @@ func FuzzEdge(f *testing.F) {
 			return
 		}
 		again := new(filter.Edge)
-		if err := loadEdge(t, again, saveEdge(t, e)); err != nil || again.Len() != e.Len() {
+		if err := loadEdge(t, again, save(t, e)); err != nil || again.Len() != e.Len() {
 			t.Fatalf("%d connections, then %d: %v", e.Len(), again.Len(), err)
 		}
-		if !bytes.Equal(saveEdge(t, e), saveEdge(t, again)) {
+		if !bytes.Equal(save(t, e), save(t, again)) {
 			t.Fatal("saved otherwise")
 		}
 	})

@@ -169,7 +169,7 @@ func (m *lineage) out(why string, i int, flags uint8) {
 // checkpoint gives the secondary the state of the primary: of the guest and of the Edge.
 func (m *lineage) checkpoint() {
 	m.note("checkpoint")
-	if err := loadEdge(m.t, m.edges[1], saveEdge(m.t, m.edges[0])); err != nil {
+	if err := loadEdge(m.t, m.edges[1], save(m.t, m.edges[0])); err != nil {
 		m.fail("%v", err)
 	}
 	m.r.Commit(0)

@@ -310,7 +310,7 @@ func translators(t *testing.T, v6 bool, own, peer view, wrap func(f []byte) []by
 	}
 	r, edge, loaded := open(), new(filter.Edge), new(filter.Edge)
 	edge.Adopt(open().Rewriter)
-	if err := loadEdge(t, loaded, saveEdge(t, edge)); err != nil || loaded.Len() != 1 {
+	if err := loadEdge(t, loaded, save(t, edge)); err != nil || loaded.Len() != 1 {
 		t.Fatalf("%d connections in the Edge, %v", loaded.Len(), err)
 	}
 	list := []translator{{"a Rewriter", func(f []byte, vnet int) { r.Inbound(f, vnet) }, func(f []byte, vnet int) { r.Outbound(f, vnet) }}}

@@ -18,11 +18,7 @@ import (
 func protectedQEMU(t *testing.T, answer error) (*qemutest.VM, *session, <-chan colo.Claim) {
 	t.Helper()
 	var l net.Listener
-	l, uri := qemutest.Listen(t)
-	dir := qemutest.Dir(t)
-	v := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 4)...)
-	qemutest.AwaitSerial(t, dir, 1)
-	v.Protect(uri, 20*time.Millisecond)
+	l, v := primary(t, "microvm", 4, 1, 20*time.Millisecond)
 	claims := make(chan colo.Claim, 100)
 	var o options
 	o.cfg.Arbiter = colo.ArbiterFunc(func(_ context.Context, c colo.Claim) error {

@@ -25,11 +25,7 @@ func TestAPrimaryThatIsKilledAtAnyStepIsBroughtBack(t *testing.T) {
 	} {
 		t.Run(when, func(t *testing.T) {
 			require.Sample(t, i, 4)
-			l, uri := qemutest.Listen(t)
-			dir := qemutest.Dir(t)
-			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 4)...)
-			qemutest.AwaitSerial(t, dir, 1)
-			p.Protect(uri, 10*time.Millisecond)
+			l, p := primary(t, "microvm", 4, 1, 10*time.Millisecond)
 			var o options
 			o.cfg.Step = func(op string, epoch uint64) {
 				if op == when && epoch == 3 {
@@ -58,11 +54,7 @@ func TestAPrimaryThatIsKilledAtAnyStepIsBroughtBack(t *testing.T) {
 func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
 	t.Parallel()
 	qemutest.KVM(t)
-	dir := qemutest.Dir(t)
-	v := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 4)...)
-	qemutest.AwaitSerial(t, dir, 2)
-	l, uri := qemutest.Listen(t)
-	v.Protect(uri, 10*time.Millisecond)
+	l, v := primary(t, "microvm", 4, 2, 10*time.Millisecond)
 	x := accept(t, l, options{})
 	x.await(2)
 	v.Kill()

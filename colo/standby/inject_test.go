@@ -152,11 +152,7 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 	for i, f := range answerFaults() {
 		t.Run(f.name, func(t *testing.T) {
 			require.Sample(t, i, 8)
-			l, uri := qemutest.Listen(t)
-			dir := qemutest.Dir(t)
-			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 2)...)
-			qemutest.AwaitSerial(t, dir, 1)
-			p.Protect(uri, 10*time.Millisecond)
+			l, p := primary(t, "microvm", 2, 1, 10*time.Millisecond)
 			hit := make(chan struct{})
 			var o options
 			o.cfg.PeerTimeout = -1 // QEMU closes nothing before it is told
@@ -174,7 +170,7 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 				p.AwaitRunState(f.qemu.state)
 			}
 			if f.qemu.state == "running" {
-				qemutest.AwaitSerial(t, dir, len(qemutest.Serial(dir))+3)
+				qemutest.AwaitSerial(t, p.Dir, len(qemutest.Serial(p.Dir))+3)
 			}
 			if !f.qemu.exit && p.Saw("COLO_EXIT") {
 				t.Error("QEMU has noticed")
@@ -190,7 +186,7 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 				p.Await("COLO_EXIT")
 			}
 			p.AwaitRunState("running")
-			qemutest.AwaitSerial(t, dir, len(qemutest.Serial(dir))+3)
+			qemutest.AwaitSerial(t, p.Dir, len(qemutest.Serial(p.Dir))+3)
 			x.wait()
 			// What was kept here is whole in any case.
 			in, err := x.guest.Info()

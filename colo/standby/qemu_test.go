@@ -43,6 +43,18 @@ type options struct {
 	wrap  func(net.Conn) net.Conn
 }
 
+// primary starts a QEMU with a guest that counts. Once the guest has said n numbers, the QEMU is
+// told to protect it, and connects to l.
+func primary(t testing.TB, machine string, megabytes, n int, delay time.Duration, caps ...string) (l net.Listener, v *qemutest.VM) {
+	t.Helper()
+	l, uri := qemutest.Listen(t)
+	dir := qemutest.Dir(t)
+	v = qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, megabytes)...)
+	qemutest.AwaitSerial(t, dir, n)
+	v.Protect(uri, delay, caps...)
+	return l, v
+}
+
 // accept takes one primary.
 func accept(t testing.TB, l net.Listener, o options) *session {
 	t.Helper()
@@ -185,11 +197,7 @@ func TestAKilledPrimaryIsBroughtBackFromItsLastCheckpoint(t *testing.T) {
 		for j, caps := range [][]string{nil, {"xbzrle"}} {
 			t.Run(fmt.Sprint(machine, caps), func(t *testing.T) {
 				require.Sample(t, 2*i+j, 5)
-				l, uri := qemutest.Listen(t)
-				dir := qemutest.Dir(t)
-				p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, 16)...)
-				qemutest.AwaitSerial(t, dir, 3)
-				p.Protect(uri, 20*time.Millisecond, caps...)
+				l, p := primary(t, machine, 16, 3, 20*time.Millisecond, caps...)
 				x := accept(t, l, options{})
 				x.await(qemutest.Rounds())
 				p.Kill()
@@ -217,11 +225,7 @@ func TestMemoryIsThePrimarysAtTheCheckpoint(t *testing.T) {
 	for i, caps := range [][]string{{"xbzrle"}, nil} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
 			require.Sample(t, i, 2)
-			l, uri := qemutest.Listen(t)
-			dir := qemutest.Dir(t)
-			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)
-			qemutest.AwaitSerial(t, dir, 3)
-			p.Protect(uri, 10*time.Millisecond, caps...)
+			l, p := primary(t, "pc", 16, 3, 10*time.Millisecond, caps...)
 			// The primary's guest stands still until vmstate-loaded.
 			held, release := make(chan struct{}), make(chan struct{})
 			var o options
@@ -283,11 +287,7 @@ func TestAPrimaryThatStandsStillIsATimeout(t *testing.T) {
 	for _, when := range []string{"wait", "expect vmstate-send"} {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
-			l, uri := qemutest.Listen(t)
-			dir := qemutest.Dir(t)
-			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)
-			qemutest.AwaitSerial(t, dir, 1)
-			p.Protect(uri, 10*time.Millisecond)
+			l, p := primary(t, "pc", 16, 1, 10*time.Millisecond)
 			var o options
 			o.cfg.PeerTimeout, o.cfg.IdleTimeout = 10*time.Second, 10*time.Second
 			o.cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
@@ -328,11 +328,7 @@ func TestAPrimaryThatBreaksOffAnywhereLeavesTheCheckpointBefore(t *testing.T) {
 	for i, caps := range [][]string{{"xbzrle"}, nil} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
 			require.Sample(t, i, 2)
-			l, uri := qemutest.Listen(t)
-			dir := qemutest.Dir(t)
-			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 2)...)
-			qemutest.AwaitSerial(t, dir, 1)
-			p.Protect(uri, 10*time.Millisecond, caps...)
+			l, p := primary(t, "microvm", 2, 1, 10*time.Millisecond, caps...)
 			var rec *recorder
 			x := accept(t, l, options{wrap: func(c net.Conn) net.Conn { rec = &recorder{Conn: c}; return rec }})
 			x.await(6)

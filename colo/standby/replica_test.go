@@ -203,11 +203,7 @@ func TestCheckpointsArePassedOnToQEMUSecondaries(t *testing.T) {
 	for i, caps := range [][]string{nil, {"xbzrle"}} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
 			require.Sample(t, i, 2)
-			l, uri := qemutest.Listen(t)
-			dir := qemutest.Dir(t)
-			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)
-			qemutest.AwaitSerial(t, dir, 3)
-			p.Protect(uri, 20*time.Millisecond, caps...)
+			l, p := primary(t, "pc", 16, 3, 20*time.Millisecond, caps...)
 			x := accept(t, l, options{})
 			x.await(2)
 			// Two of them, one after the other, in the middle of it.

@@ -10,9 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/replication"
 )
@@ -86,16 +86,16 @@ func (w *simWorld) dialled(dial func(context.Context, string) (net.Conn, error))
 func (w *simWorld) moves(p *process) {
 	w.t.Helper()
 	w.hears(p, phase("started"))
-	w.until(p.host+" to take signals", func() bool { return p.signals[syscall.SIGUSR2] != nil })
+	w.until(p.host+" to take signals", func() bool { return p.signals[signals.User2] != nil })
 	w.signal(p)
 }
 
 // signal sends SIGUSR2 to a process that takes it.
 func (w *simWorld) signal(p *process) {
 	w.mu.Lock()
-	hand := p.signals[syscall.SIGUSR2]
+	hand := p.signals[signals.User2]
 	w.mu.Unlock()
-	hand <- syscall.SIGUSR2
+	hand <- signals.User2
 }
 
 // has fails unless the host has the guest, and the disk.

@@ -6,12 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/qemufile"
@@ -377,7 +377,7 @@ func TestTheGuestIsHandedOverByASignalAndByAKey(t *testing.T) {
 	a, b := w.pair()
 	w.moreLeaves(a)
 	again := w.hearsNext(b, phase("protected"))
-	w.signals(a, syscall.SIGUSR2, "switched")
+	w.signals(a, signals.User2, "switched")
 	again()
 	w.moreLeaves(b)
 

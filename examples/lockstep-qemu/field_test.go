@@ -8,12 +8,12 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 var kills = flag.Int("kills", 1, "how often each test of the field list loses a standby")
@@ -28,7 +28,7 @@ func child(t *testing.T, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGCONT)
+		cmd.Process.Signal(signals.Continue)
 		cmd.Process.Kill()
 		cmd.Wait()
 		release()
@@ -65,7 +65,7 @@ func TestAGuestOutlivesItsStandbys(t *testing.T) {
 		hurt func(f *field)
 	}{
 		{"killed", func(f *field) { f.cmd.Process.Kill() }},
-		{"hung", func(f *field) { f.cmd.Process.Signal(syscall.SIGSTOP) }},
+		{"hung", func(f *field) { f.cmd.Process.Signal(signals.Stop) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := inTheField(t, "-silence", "2s")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 // guarded is a guest with a guardian and a standby.
@@ -267,7 +268,7 @@ func TestADiskIsWrittenOnWithoutItsStandby(t *testing.T) {
 	g.guardian = start(t, "protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:"+g.dir+"/s", "-control", "unix:"+g.dir+"/c", "-insecure",
 		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms", "-silence", "2s", "-stall", "20s")
 	g.becomes("protected", 1)
-	cmd.Process.Signal(syscall.SIGSTOP)
+	cmd.Process.Signal(signals.Stop)
 	g.becomes("unprotected", 1)
 	n := len(qemutest.Serial(pri))
 	qemutest.AwaitSerial(t, pri, n+2*qemutest.DiskSectors/qemutest.Every+5)

@@ -4,16 +4,16 @@ import (
 	"flag"
 	"net"
 	"strconv"
-	"syscall"
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 func jsonInt(n int) string { return strconv.Itoa(n) }
 
 // stop freezes a QEMU: it neither answers nor closes anything.
-func stop(v *qemutest.VM) { v.Process().Signal(syscall.SIGSTOP) }
+func stop(v *qemutest.VM) { v.Process().Signal(signals.Stop) }
 
 // stranger connects to a socket, says something, and no more.
 func stranger(t *testing.T, path string, says []byte) {

@@ -3,11 +3,11 @@ package main
 import (
 	"encoding/json"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 // hangs has the guest's QEMU hang, and returns when the guardian has said that it does.
@@ -38,7 +38,7 @@ func TestAQEMUThatHungForAWhileIsProtectedAgain(t *testing.T) {
 	t.Parallel()
 	g := guard(t, nil, []string{"-stall", "5s"})
 	g.hangs()
-	g.vm.Process().Signal(syscall.SIGCONT)
+	g.vm.Process().Signal(signals.Continue)
 	g.becomes("unprotected", 1)
 	g.becomes("protected", 2)
 	g.runsHere()

@@ -7,11 +7,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/signals"
 )
 
 func TestAnOperatorsOrderBringsTheGuestBack(t *testing.T) {
@@ -26,7 +26,7 @@ func TestAnOperatorsOrderBringsTheGuestBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := self.Signal(syscall.SIGUSR1); err != nil {
+	if err := self.Signal(signals.User1); err != nil {
 		t.Fatal(err)
 	}
 	s.object("back", 0)

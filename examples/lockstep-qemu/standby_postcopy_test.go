@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -56,7 +55,11 @@ func TestAGuestWhoseQEMUDiesBeforeItsMemoryHasFollowedIsLost(t *testing.T) {
 	if err := json.Unmarshal(s.object("back", 0), &b); err != nil || b.PID == 0 {
 		t.Fatal(b, err)
 	}
-	if err := syscall.Kill(b.PID, syscall.SIGKILL); err != nil {
+	qemu, err := os.FindProcess(b.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := qemu.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	s.ends(exitGuest)

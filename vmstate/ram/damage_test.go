@@ -86,7 +86,7 @@ func TestADamagedStreamIsLoadedOrRefused(t *testing.T) {
 	}
 }
 
-// What a guest's memory makes of a stream, as far as it goes, is what a cache makes of it.
+// A guest's memory and a cache take the same from a stream, damaged or not.
 func TestMemoryTakesWhatACacheTakes(t *testing.T) {
 	for i, s := range sampled(t) {
 		if s.format != (Format{}) {
