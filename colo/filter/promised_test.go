@@ -131,7 +131,7 @@ func TestADamagedRSTEndsNoConnectionOfAnEdge(t *testing.T) {
 			}
 			e.Inbound(f, 0)
 			time.Sleep(5 * time.Minute)
-			saveEdge(t, e)
+			save(t, e)
 			if got := e.Len() == 1; got != damaged {
 				t.Errorf("damaged=%t: it is translated: %t", damaged, got)
 			}
