@@ -30,29 +30,24 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 
 // owe keeps p if it is the newest acknowledgment that has not left whole. A guest that asks whether
 // the peer is alive begins before what it has said, and the peer takes neither number nor window from that
-// (RFC 9293 section 3.10.7.4). Where such a packet is kept in the place of one that begins behind it,
-// that is noted.
+// (RFC 9293 section 3.10.7.4). So it is noted where a packet that begins before what has left by the time at
+// which it leaves did not when it came, or is kept in the place of one that did not.
 func (e *Engine) owe(c *conn, p *pkt) {
+	l := &c.tcp.left
+	p.counts, p.shape = p.counts || !l.ends || !after(l.end, p.seq), 0 // it is not as plain ones are
 	since := e.now
 	if q := c.owed; q != nil {
+		p.counts = p.counts || q.counts
 		if t := &c.tcp.told; t.outdoes(q, p) || q.id > p.id && !t.outdoes(p, q) {
-			q.standsFor(p)
+			q.counts = p.counts
 			e.pool.put(p) // it has only waited behind others, which have left
 			return
 		}
-		p.standsFor(q)
 		since = q.at
 		e.settle(c)
 	}
 	c.owed = p
 	p.at = since
-}
-
-// standsFor notes that p, which is owed, is kept in the place of q.
-func (p *pkt) standsFor(q *pkt) {
-	if q.instead || after(q.seq, p.seq) {
-		p.instead, p.shape = true, 0 // it is not as plain ones are
-	}
 }
 
 // outdoes reports whether p, which is owed, acknowledges more than q or, if that is the same,

@@ -153,7 +153,7 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		d.sack.trim(all.n)
 		d.cut = d.sack != all
 	}
-	if p.instead && l.ends && after(l.end, d.seq) && t.informs(p, &d) {
+	if p.counts && l.ends && after(l.end, d.seq) && t.informs(p, &d) {
 		d.seq = l.end
 	}
 	return d

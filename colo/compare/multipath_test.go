@@ -140,6 +140,26 @@ func TestAMarkTakesDataAcksBackAndAReceiptGivesThem(t *testing.T) {
 	x.dataAcks("and no more", p(way(100, dss(31, false), "")), "")
 }
 
+// A RST may have a DATA_ACK, and the two guests may reset a connection with the same acknowledgment number.
+func TestADataAckOfARSTIsOneOfBothGuests(t *testing.T) {
+	over := func(seq uint32, opts string) ackSeg {
+		return ackSeg{seq: seq, ack: 1000, win: 50, flags: packet.RST | packet.ACK, opts: opts}
+	}
+	for _, seq := range []uint32{100, 0} {
+		for _, lowers := range []bool{true, false} {
+			cfg := lowering()
+			cfg.LowerAcks = lowers
+			x := newRig(t, cfg)
+			x.checkpoint(0)
+			syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+			x.Primary(syn.frame(), x.now)
+			x.Secondary(syn.frame(), x.now)
+			x.dataAcks("", x.Primary(over(seq, dss(50, false)).frame(), x.now), "")
+			x.dataAcks("the other guest has given no DATA_ACK", x.Secondary(over(seq, "").frame(), x.now), "")
+		}
+	}
+}
+
 // The guest of the checkpoint has given none before the mark.
 func TestADataAckOfTheOldGuestOnlyIsVoidAfterAMark(t *testing.T) {
 	for _, n := range []uint64{50, 1<<31 + 50} {

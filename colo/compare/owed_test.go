@@ -297,6 +297,12 @@ func TestWhatIsOwedIsSaidThoughAGuestAsksWhetherThePeerIsAlive(t *testing.T) {
 	x.told("both hold something beyond a gap", s(held), "@104 ack 1000 to 7400")
 
 	x, p, s = opened(t, nil)
+	p(data(50))
+	x.told("there is more room before the data has left", p(bareAt(103, 1000, 100)), "")
+	x.told("", s(data(50)), "abcd@100 ack 1000 to 7400")
+	x.told("there is as much", s(bareAt(104, 1000, 100)), "@104 ack 1000 to 13800")
+
+	x, p, s = opened(t, nil)
 	x.told("", p(data(100)), "")
 	x.told("before the data has left", p(bareAt(103, 1000, 100)), "")
 	x.told("", s(data(50)), "abcd@100 ack 1000 to 7400")

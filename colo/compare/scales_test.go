@@ -244,3 +244,41 @@ func BenchmarkScales(b *testing.B) {
 		}
 	})
 }
+
+// Who sends a checkpoint may send anything.
+func TestATableOfScalesHasOnlyWhatAWindowMayHave(t *testing.T) {
+	var kept compare.Scales
+	kept.FromGuest(ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}.frame().Data, 0)
+	record := kept.Append(nil)
+	if len(record) != compare.ScaleRecord {
+		t.Fatalf("%d bytes", len(record))
+	}
+	with := func(at int, b byte) []byte {
+		r := bytes.Clone(record)
+		r[at] = b
+		return r
+	}
+	for what, c := range map[string]struct {
+		table []byte
+		ok    bool
+	}{
+		"as it is":                 {record, true},
+		"the greatest scale":       {with(compare.ScaleRecord-1, 14), true},
+		"a greater one":            {with(compare.ScaleRecord-1, 15), false},
+		"another kind":             {with(0, 5), false},
+		"a byte behind an address": {with(16, 1), false},
+		"cut":                      {record[:compare.ScaleRecord-1], false},
+		"as many as there may be":  {bytes.Repeat(record, compare.MaxScales), true},
+		"one more":                 {bytes.Repeat(record, compare.MaxScales+1), false},
+	} {
+		var s compare.Scales
+		if err := s.Load(record); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Load(c.table); (err == nil) != c.ok || err != nil && !errors.Is(err, compare.ErrScales) {
+			t.Errorf("%s: %v", what, err)
+		} else if err != nil && !bytes.Equal(s.Append(nil), record) {
+			t.Errorf("%s: it has changed what was there", what)
+		}
+	}
+}

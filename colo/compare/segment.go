@@ -17,7 +17,7 @@ type segment struct {
 	win      uint16
 	flags    uint8
 	signed   bool // a signature covers its header (RFC 2385, RFC 5925, RFC 4302): it leaves unchanged or not at all
-	instead  bool // it is owed in the place of one that begins behind it, and begins behind what has left if it says anything new; see owe
+	counts   bool // it is owed, and begins behind what has left if it says anything new; see owe
 	waitsAck bool // nothing keeps it from leaving but its acknowledgment, which the secondary's guest has not given
 
 	ts   int // the offset of its timestamps' value; 0: it has none
@@ -63,7 +63,7 @@ func (p *pkt) parseSegment() {
 	s.is, s.dat = true, p.L4+n
 	s.seq, s.ack, s.flags, s.win = h.Seq(), h.Ack(), h.Flags(), binary.BigEndian.Uint16(h[14:])
 	s.end, s.ok = s.seq+uint32(p.End-s.dat), s.seq
-	s.instead, s.waitsAck, s.signed, s.ts, s.sack, s.nsck = false, false, p.Sealed, 0, 0, 0
+	s.counts, s.waitsAck, s.signed, s.ts, s.sack, s.nsck = false, false, p.Sealed, 0, 0, 0
 	s.dack, s.long, s.multi = 0, false, false
 	if s.flags&packet.RST != 0 {
 		s.flags &^= packet.SYN | packet.FIN // which nobody looks at then (RFC 9293 section 3.10.7)

@@ -184,6 +184,9 @@ func (t *stream) refuses(seq uint32, acks bool) bool {
 // refused reports whether the secondary's guest has refused the SYN that p refuses, and no packet of the
 // primary's has come for that yet; it does so once.
 func (t *stream) refused(p *pkt) bool {
+	if p.dack != 0 {
+		return false // there is no connection of which it could acknowledge data
+	}
 	if t.said.rsts && t.said.acks && t.said.rst.seq == 0 && t.said.rst.ack == p.ack {
 		t.wasReset()
 		return true

@@ -305,7 +305,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 			return t.refused(p), ReasonNone
 		case !t.said.rsts, t.refuses(t.said.rst.seq, t.said.acks):
 			return false, ReasonNone
-		case !(p.flags&packet.ACK != 0 && t.said.acks && t.said.rst.ack == p.ack) && !e.ackOK(t, p):
+		case !(p.flags&packet.ACK != 0 && p.dack == 0 && t.said.acks && t.said.rst.ack == p.ack) && !e.ackOK(t, p):
 			return false, e.impatient()
 		}
 		t.wasReset()
