@@ -175,3 +175,27 @@ func TestOnlyTheNextGenerationOfThisHostIsProvedToBeTheLast(t *testing.T) {
 		}
 	}
 }
+
+// A host that has its guest's own disks does not claim the guest at once: another one, on which the guest
+// is alive, has its chance first.
+func TestAHostStartsItsGuestFromItsDisksWhenNobodyElseHasClaimedIt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		a := s.start("a", true, nil)
+		a.is(Alone)
+		s.write("a", "of a")
+		a.halt() // it gives the guest back, so that the arbiter makes nobody wait
+		s.close("a")
+		begun := time.Now()
+		a = s.start("a", false, nil)
+		a.is(Alone)
+		if d, least := time.Since(begun), a.job.cfg.Term+a.job.cfg.Lost; d < least || d > least+time.Second {
+			t.Errorf("it has started the guest after %v, where others have %v", d, least)
+		}
+		if g := a.job.Query().Generation; g != 2 {
+			t.Errorf("generation %d", g)
+		}
+		a.halt()
+	})
+}

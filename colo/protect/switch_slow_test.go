@@ -45,7 +45,7 @@ func (n slowNIC) Drain(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if n.s.on.Load() {
-		n.h.slow.Store(int64(n.s.each) / 2) // it is read, and then written
+		n.h.slow.Store(int64(n.s.each)) // it is asked once
 	}
 	return n.paced.Drain(ctx)
 }

@@ -132,9 +132,10 @@ func TestSwitchoverThatFailsLeavesTheGuestRunning(t *testing.T) {
 // other host is faster.
 func TestSwitchoverThatBreaksWhileTheGuestIsReleasedEndsOnTheOtherHost(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.term = 2 * time.Second // a question that takes longer is given up
 		a, b := w.protected()
 		time.Sleep(250 * time.Millisecond)
-		a.on(SwitchingOver, func() { a.slow.Store(int64(800 * time.Millisecond)) })
+		a.on(SwitchingOver, func() { a.slow.Store(int64(1600 * time.Millisecond)) })
 		var group sync.WaitGroup
 		group.Go(func() { a.job.Switchover(t.Context()) })
 		time.Sleep(300 * time.Millisecond)
