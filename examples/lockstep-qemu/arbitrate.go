@@ -85,9 +85,11 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 		if waits := s.heard.stays(); waits != "" && (step == standby.AskStop || step == standby.Wait) {
 			why += ": " + waits
 		}
+		here := e.Guardian == standby.GuardianHere
+		ends := step == standby.Wait && !here && (e.Fence == standby.No || s.takeover == "always")
 		if text := step.String() + why; text != said {
 			said = text
-			s.decided(step, why, c, e.Guardian == standby.GuardianHere)
+			s.decided(step, why, c, here || ends)
 		}
 		switch step {
 		case standby.GoOn:
@@ -113,7 +115,7 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 			}
 			continue
 		case standby.Wait:
-			if e.Guardian != standby.GuardianHere && (e.Fence == standby.No || s.takeover == "always") {
+			if ends {
 				return fmt.Errorf("%w: %s", colo.ErrRefused, why)
 			}
 		}
@@ -191,13 +193,13 @@ func (s *standbyRun) release(g failover.Grant, note string) {
 	}
 }
 
-// decided prints what is done next, and what an operator can do about it.
-func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, guardian bool) {
+// decided prints what is done next and, unless that is settled without one, what an operator can do about it.
+func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, settled bool) {
 	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
 	switch step {
 	case standby.Wait:
 		s.p.say("undecided   %s", why)
-		if guardian {
+		if settled {
 			return
 		}
 		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: lockstep-qemu promote -standby %s", c.Epoch, s.state)

@@ -170,6 +170,7 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 	q.cmd = exec.Command(qemu[0], args...)
 	q.cmd.Stdin, q.cmd.Stdout, q.cmd.Stderr = os.Stdin, s.p.err, s.p.err
 	q.cmd.ExtraFiles = []*os.File{r}
+	q.cmd.WaitDelay = time.Second
 	if err := q.cmd.Start(); err != nil {
 		w.Close()
 		return nil, err
@@ -178,7 +179,6 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		q.err = q.cmd.Wait()
 		close(q.done)
 	}()
-	q.cmd.WaitDelay = time.Second
 	if s.postcopy {
 		q.taking.all.Store(true) // it runs the guest when it can
 		go func() {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/socket"
@@ -49,7 +50,9 @@ func portless(addr string) bool {
 type watched struct {
 	net.Conn
 	raw      syscall.RawConn // of the socket below; nil: unknown
+	tcp      prober          // below; nil: another kind
 	closed   atomic.Bool
+	lost     atomic.Bool   // the network has given it up, from when on the socket looks as if the peer had closed it
 	received atomic.Uint64 // bytes that the peer has sent
 	first    []byte        // what was read of it before
 }
@@ -62,7 +65,24 @@ func watch(conn net.Conn) *watched {
 	if s, ok := conn.(syscall.Conn); ok {
 		w.raw, _ = s.SyscallConn()
 	}
+	w.tcp, _ = conn.(prober)
 	return w
+}
+
+// prober is a TCP connection.
+type prober interface {
+	SetKeepAliveConfig(net.KeepAliveConfig) error
+}
+
+// probe has the kernel end the connection when the peer's has not answered it for so long: a QEMU may be
+// silent for as long as it likes between two checkpoints, and the kernel below it may not. A host that
+// has lost its power closes nothing.
+func (w *watched) probe(within time.Duration) error {
+	if w.tcp == nil || within <= 0 {
+		return nil
+	}
+	every := max(within/10, time.Second)
+	return w.tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: max(within/2, time.Second), Interval: every, Count: 5})
 }
 
 func (w *watched) Read(p []byte) (int, error) {
@@ -86,13 +106,21 @@ func (w *watched) Write(p []byte) (int, error) {
 // gone reports whether the peer has closed the connection, when everything that
 // it has sent was read: it looks, without reading.
 func (w *watched) gone() bool {
-	if !w.closed.Load() && w.raw != nil {
+	if !w.closed.Load() && !w.lost.Load() && w.raw != nil {
 		w.raw.Control(func(fd uintptr) { w.note(peek(fd)) })
 	}
 	return w.closed.Load()
 }
 
 func (w *watched) note(err error) {
+	for _, e := range []error{syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH} {
+		if errors.Is(err, e) {
+			w.lost.Store(true)
+		}
+	}
+	if w.lost.Load() {
+		return
+	}
 	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, e) {
 			w.closed.Store(true)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -79,6 +80,41 @@ func TestAQEMUIsGivenPathsThatHoldInItsOwnDirectory(t *testing.T) {
 	for addr, want := range map[string]string{"tcp:h:1": "h:1", "h:1": "h:1", "unix:@sk": "@sk", "unix:/a/b": "/a/b"} {
 		if _, address := placeOf(addr); address != want {
 			t.Errorf("%s: %s", addr, address)
+		}
+	}
+}
+
+// failing is a connection whose reads fail with one error after the other.
+type failing struct {
+	net.Conn
+	errs []error
+}
+
+func (c *failing) Read([]byte) (int, error) {
+	err := c.errs[0]
+	c.errs = c.errs[1:]
+	return 0, err
+}
+
+// When the kernel has given a connection up its socket reads as if the peer had closed it, which a standby with
+// -takeover always takes for the death of the guest.
+func TestAPeerThatTheNetworkHasLostHasNotClosedItsConnection(t *testing.T) {
+	for name, c := range map[string]struct {
+		errs   []error
+		closed bool
+	}{
+		"closed":               {[]error{io.EOF}, true},
+		"reset":                {[]error{syscall.ECONNRESET}, true},
+		"reset, and then lost": {[]error{syscall.ECONNRESET, syscall.ETIMEDOUT}, true},
+		"timed out":            {[]error{syscall.ETIMEDOUT, io.EOF, syscall.EPIPE}, false},
+		"no way there":         {[]error{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.EHOSTUNREACH)}, io.EOF}, false},
+	} {
+		w := watch(&failing{errs: c.errs})
+		for range c.errs {
+			w.Read(nil)
+		}
+		if w.gone() != c.closed {
+			t.Errorf("%s: closed is %v, want %v", name, w.gone(), c.closed)
 		}
 	}
 }

@@ -62,6 +62,7 @@ type guardian struct {
 type news struct {
 	in  standby.GuardInput
 	why string
+	at  time.Time // when the guest was seen so; zero: it is not about that
 }
 
 // tick is how often the guardian looks at the guest.
@@ -158,11 +159,27 @@ func (g *guardian) tell(in standby.GuardInput, why string) {
 	g.tellWhile(context.Background(), in, why)
 }
 
+// tellSeen does what tell does, of a guest that was seen running, or stopped, at a time.
+func (g *guardian) tellSeen(in standby.GuardInput, at time.Time) {
+	select {
+	case g.told <- news{in: in, at: at}:
+	case <-g.over:
+	}
+}
+
+// outdated reports whether n tells how the guest was seen before this program ran it again, which may say
+// the contrary of how it is: what was told before waits for run.
+func (g *guardian) outdated(n news) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !n.at.IsZero() && n.at.Before(g.settled)
+}
+
 // tellWhile does what tell does, until ctx ends: for a goroutine for which run itself waits
 // after it has ended ctx.
 func (g *guardian) tellWhile(ctx context.Context, in standby.GuardInput, why string) {
 	select {
-	case g.told <- news{in, why}:
+	case g.told <- news{in: in, why: why}:
 	case <-g.over:
 	case <-ctx.Done():
 	}
@@ -209,6 +226,9 @@ func (g *guardian) run(ctx context.Context) (int, error) {
 
 // step gives the guard an input and does what it says.
 func (g *guardian) step(ctx context.Context, n news) {
+	if g.outdated(n) {
+		return
+	}
 	was := g.guard.State()
 	do, why := g.guard.Step(time.Now(), n.in)
 	if n.why != "" && why != "" {

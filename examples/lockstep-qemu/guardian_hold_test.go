@@ -93,6 +93,37 @@ func TestAGuestThatStoodForTheArbiterGoesOnWhenThatIsBack(t *testing.T) {
 	}
 }
 
+// A guardian that was stopped for longer than its term finds that when it goes on, and at once that the arbiter can be asked. What was
+// seen of the guest before, and between its own stop and cont, waits to be heard then.
+func TestWhatWasSeenOfAGuestBeforeItWasRunAgainIsNoOperatorsDoing(t *testing.T) {
+	t.Parallel()
+	m := newFakeMonitor(t)
+	g := guarding(t, m)
+	out := new(printed)
+	g.p = &printer{terminal: terminal{out: out, err: out}}
+	g.guard = standby.NewGuard(standby.GuardConfig{Stall: time.Hour, Silence: time.Hour}, standby.Protected, time.Now())
+	ctx, stop := context.WithCancel(t.Context())
+	defer g.all.Wait()
+	defer stop()
+	first := time.Now()
+	g.step(ctx, news{in: standby.HoldOver})
+	if m.runs() {
+		t.Fatal("it runs without a grant")
+	}
+	between := time.Now()
+	g.step(ctx, news{in: standby.HoldBack})
+	g.step(ctx, news{in: standby.Runs, at: first})
+	g.step(ctx, news{in: standby.OperatorStop, at: between})
+	if !m.runs() || out.count("an operator has stopped") > 0 {
+		t.Fatalf("it runs: %v\n%s", m.runs(), out.b.String())
+	}
+	g.step(ctx, news{in: standby.Runs, at: time.Now()})
+	g.step(ctx, news{in: standby.OperatorStop, at: time.Now()})
+	if out.count("an operator has stopped") != 1 {
+		t.Error("an operator's stop is not noticed any more")
+	}
+}
+
 func TestAGuestIsNotLookedAtForAnOperatorUntilItsContIsAnswered(t *testing.T) {
 	t.Parallel()
 	m := newFakeMonitor(t)

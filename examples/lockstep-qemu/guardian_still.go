@@ -95,5 +95,5 @@ func (g *guardian) runs(ctx context.Context, at time.Time) {
 			g.p.warn("%v", err)
 		}
 	}
-	g.tell(standby.Runs, "")
+	g.tellSeen(standby.Runs, at)
 }

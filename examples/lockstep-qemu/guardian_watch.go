@@ -132,7 +132,7 @@ func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
 		ours := g.settling > 0 || at.Before(g.settled)
 		g.mu.Unlock()
 		if !ours {
-			g.tell(standby.OperatorStop, "")
+			g.tellSeen(standby.OperatorStop, at)
 		}
 	case "colo", "finish-migrate", "postmigrate":
 		g.tell(standby.Stands, "it is in "+st.Status)

@@ -128,6 +128,21 @@ func (h *heard) evidence() (e standby.Evidence, why string, changed <-chan struc
 	return standby.Evidence{Guardian: h.presence, Word: h.word, Promoted: h.promoted}, h.why, h.changed
 }
 
+// over returns why a session is over, of which its connection may never say so; nil: nobody has said that it is.
+func (h *heard) over() error {
+	e, why, _ := h.evidence()
+	if why != "" {
+		why = ": " + why
+	}
+	switch e.Word {
+	case standby.Dead:
+		return fmt.Errorf("the guardian says that the primary is dead%s", why)
+	case standby.Alone:
+		return fmt.Errorf("the guardian says that the primary's guest runs on alone%s", why)
+	}
+	return nil
+}
+
 // stays returns what the guardian waits for itself; empty: nothing that it has told.
 func (h *heard) stays() string {
 	h.mu.Lock()

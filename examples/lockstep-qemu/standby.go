@@ -336,6 +336,9 @@ func (s *standbyRun) anew() error {
 // is to go on.
 func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 	s.conn, s.lost = conn, time.Time{}
+	if err := conn.probe(s.peer); err != nil {
+		s.p.warn("a primary's host without power is noticed late: %v", err)
+	}
 	if s.arbiterOf != nil {
 		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
 		r, err := s.arbiterOf.Record(ask)
@@ -368,16 +371,9 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 				} else {
 					o.reply(s.promoted(o, sec))
 				}
-			case <-changed: // the session is over: the connection may never say so
-				e, why, _ := s.heard.evidence()
-				if why != "" {
-					why = ": " + why
-				}
-				switch e.Word {
-				case standby.Dead:
-					sec.Lost(fmt.Errorf("the guardian says that the primary is dead%s", why))
-				case standby.Alone:
-					sec.Lost(fmt.Errorf("the guardian says that the primary's guest runs on alone%s", why))
+			case <-changed:
+				if err := s.heard.over(); err != nil {
+					sec.Lost(err)
 				}
 			case <-ended:
 				return

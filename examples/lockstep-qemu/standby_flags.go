@@ -132,7 +132,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")
 	f.StringVar(&o.tls, "tls", "", "take only whom the certificates in `DIR` let in (TLS), named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
 	f.Var(&o.log, "log", "log sessions and the disks' clients to stderr, from `LEVEL` up: debug (each step), info, warn, error; as key=value, or as JSON lines with -json")
-	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "give up a primary that makes no progress in a checkpoint for so long")
+	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "give up a primary that makes no progress in a checkpoint, or whose host does not answer, for so long")
 	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "give up a primary that begins no checkpoint for so long; more than its x-checkpoint-delay")
 	f.Func("disk", "keep a disk of the primary's guest in FILE, to which it is copied over -nbd as the export NAME; may be given more than once: `NAME=FILE`", func(s string) error {
 		d, err := parseDisk(s)
