@@ -104,18 +104,25 @@ func TestMemoryThatWasAskedForIsAskedForAgain(t *testing.T) {
 	touching.Wait()
 }
 
-// A package brings the devices. When the guest runs it has them, and only memory may come.
-func TestASecondPackageIsRefused(t *testing.T) {
+// inPostcopy returns the source by hand of a guest that runs at dst before its memory has come. How
+// the destination ends is sent to ended.
+func inPostcopy(t *testing.T) (h *byHand, dst *guest, ended <-chan error) {
+	t.Helper()
 	src, dst := newSource(t, 13), newTarget(t)
-	ran := make(chan struct{})
+	ran, end := make(chan struct{}), make(chan error, 1)
 	dst.onRun = func() { close(ran) }
 	a, b := colotest.Pipe(colotest.Flow{}, colotest.Flow{})
 	d := NewDestination(DestinationConfig{VM: dst, State: &dst.state, Memory: dst.lazy, Blocks: dst.blocks, Postcopy: true})
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(t.Context(), b) }()
-	h := newByHand(a)
+	go func() { end <- d.Run(t.Context(), b) }()
+	h = newByHand(a)
 	h.handOver(t, src)
 	<-ran
+	return h, dst, end
+}
+
+// A package brings the devices. When the guest runs it has them, and only memory may come.
+func TestASecondPackageIsRefused(t *testing.T) {
+	h, dst, ended := inPostcopy(t)
 	id, _ := dst.state.PeerID(ram.SectionName, 0)
 	var nested bytes.Buffer
 	w := qemufile.NewWriter(&nested)
@@ -130,6 +137,27 @@ func TestASecondPackageIsRefused(t *testing.T) {
 	vmstate.PutEOF(h.w)
 	check(t, h.w.Flush())
 	if err := <-ended; !errors.Is(err, ErrPaused) || !errors.Is(err, vmstate.ErrCommand) {
+		t.Error(err)
+	}
+	if placed, _ := dst.lazy.Placed(); placed != 0 {
+		t.Errorf("%d pages of it were placed", placed)
+	}
+	check(t, dst.lazy.Close())
+}
+
+// The guest runs, so that of the live devices none but memory may come.
+func TestASectionOfAnotherDeviceIsRefusedInPostcopy(t *testing.T) {
+	h, dst, ended := inPostcopy(t)
+	id, _ := dst.state.PeerID(ram.SectionName, 0)
+	(vmstate.Header{Type: vmstate.SectionPart, ID: id + 1}).Put(h.w)
+	h.w.PutBE64(0x02) // page 0 of a block is zeros
+	h.w.PutCountedString("pc.ram")
+	h.w.PutByte(0)
+	h.w.PutBE64(0x10)
+	vmstate.PutFooter(h.w, id)
+	vmstate.PutEOF(h.w)
+	check(t, h.w.Flush())
+	if err := <-ended; !errors.Is(err, ErrPaused) || !errors.Is(err, vmstate.ErrUnknownSection) {
 		t.Error(err)
 	}
 	if placed, _ := dst.lazy.Placed(); placed != 0 {
