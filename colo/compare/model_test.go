@@ -60,6 +60,7 @@ type model struct {
 	sent, left int
 	parted     int               // differences of ports
 	signed     map[string]bool   // segments that the primary's guest has signed
+	followed   map[uint64]bool   // ports of which the primary's guest has begun another connection by a SYN in fragments
 	newest     map[uint64]uint32 // timestamp
 	edge       map[uint64]uint32
 	emitted    *known
@@ -70,7 +71,7 @@ func newModel(t testing.TB, cfg compare.Config, choose func(n int) int) *model {
 		t: t, e: newBoth(t, cfg), cfg: cfg, choose: choose, now: time.Unix(1000, 0),
 		marks: map[uint64]modelGuest{}, told: newKnown(), base: newKnown(), pending: map[uint64]*known{},
 		newest: map[uint64]uint32{}, edge: map[uint64]uint32{}, emitted: newKnown(),
-		hears: true, signed: map[string]bool{},
+		hears: true, signed: map[string]bool{}, followed: map[uint64]bool{},
 		begun: [2]map[packet.Key]bool{{}, {}}, spoke: map[packet.Key]time.Time{},
 	}
 }
@@ -185,6 +186,17 @@ func (m *model) frame(g *modelGuest) []byte {
 		}
 	}
 	return f
+}
+
+// begunInPieces returns the port of the connection that f begins, if f is the first fragment of a SYN.
+func begunInPieces(f []byte) (port uint64, ok bool) {
+	var p packet.Packet
+	p.Parse(f)
+	if !p.Fragment || !p.First || p.Proto != packet.ProtoTCP || len(f) < p.L4+packet.TCPLen {
+		return 0, false
+	}
+	h := packet.TCP(f[p.L4:])
+	return connection(h) >> 32, h.Flags()&packet.SYN != 0
 }
 
 // begin notes a datagram that a guest sends: 0 is the guest of the primary.
@@ -332,6 +344,9 @@ func (m *model) step() {
 		f := m.frame(&m.p)
 		m.told.learn(f)
 		m.note("P %x", f)
+		if port, ok := begunInPieces(f); ok {
+			m.followed[port] = true
+		}
 		m.signed[string(f)] = true
 		m.begin(0, f)
 		r := m.e.Primary(compare.Frame{Data: f}, m.now)
@@ -416,7 +431,7 @@ func (m *model) end() {
 	for c, a := range m.told.ack {
 		// What is left to say of a connection that has ended, or that another one has
 		// followed, is of no use.
-		over := m.told.rst[c] || m.p.conns[c>>32].inc != uint32(c)
+		over := m.told.rst[c] || m.p.conns[c>>32].inc != uint32(c) || m.followed[c>>32]
 		if m.emitted.ack[c] != a && !over {
 			m.fail("acknowledgment %d of connection %x has not left, %d has", a, c, m.emitted.ack[c])
 		}
