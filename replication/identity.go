@@ -124,6 +124,20 @@ func (i *Identity) descends(o Identity) bool {
 	return i.Generation == o.Generation || o.Generation != (Generation{}) && slices.Contains(i.History[:], o.Generation)
 }
 
+// forgot reports whether o's generation is from before those that i remembers.
+func (i *Identity) forgot(o Identity) bool {
+	oldest := i.History[historyLength-1]
+	return oldest != (Generation{}) && o.Generation.Number < oldest.Number
+}
+
+// whyDiverged says why of two copies none is known to come from the other.
+func whyDiverged(a, b Identity) string {
+	if a.forgot(b) || b.forgot(a) {
+		return fmt.Sprintf("one is older than the %d generations that the other remembers, so that both sides may have gone on alone", historyLength)
+	}
+	return "both sides have gone on alone"
+}
+
 // Newest says which of two copies of one disk has the newest state of its
 // guest, -1 for a, 1 for b, and 0 if they are equals, as far as stable storage
 // tells; what a primary's process keeps in memory does not matter. It is for
@@ -131,7 +145,8 @@ func (i *Identity) descends(o Identity) bool {
 // run.
 //
 // The error is ErrIdentity if they are copies of different disks, and
-// ErrDiverged if both guests went on, so that neither has what the other has.
+// ErrDiverged if both guests went on, so that neither has what the other has, or if one copy is so
+// old that the other does not tell (see ErrDiverged).
 // An inconsistent copy is never the newest, and two of them are ErrInconsistent.
 func Newest(a, b Identity) (int, error) {
 	if a.Disk == (ID{}) || b.Disk == (ID{}) || a.Disk != b.Disk {
@@ -145,7 +160,7 @@ func Newest(a, b Identity) (int, error) {
 	case a.State == CopyInconsistent:
 		return 1, nil
 	case !a.descends(b) && !b.descends(a):
-		return 0, fmt.Errorf("%w: %v, and %v", ErrDiverged, a, b)
+		return 0, fmt.Errorf("%w: %s: %v, and %v", ErrDiverged, whyDiverged(a, b), a, b)
 	case a.Generation != b.Generation && a.descends(b):
 		return -1, nil
 	case a.Generation != b.Generation:
@@ -174,7 +189,8 @@ var (
 	// nobody has said that it may be overwritten. Over NBD it is EPERM, and so is
 	// ErrDiverged.
 	ErrIdentity error = &sentinel{"not a copy of this disk", syscall.EPERM}
-	// ErrDiverged: two copies of one disk whose guests both went on.
+	// ErrDiverged: two copies of one disk whose guests both went on. A copy remembers six generations
+	// before its own: where another one is of an older generation, nobody can tell, and the error says so.
 	ErrDiverged error = &sentinel{"the copies have diverged", syscall.EPERM}
 	// ErrInconsistent: the copy equals the disk at no moment of its history, so no guest
 	// can use it.

@@ -47,6 +47,35 @@ func lineage(n int) (all []Identity) {
 	return all
 }
 
+// Somebody who looks for a second guest that has run would look in vain.
+func TestACopyThatIsTooOldIsNotSaidToHaveGoneOn(t *testing.T) {
+	l := lineage(12)
+	alone := l[10]
+	alone.Generation = alone.Generation.next()
+	copy(alone.History[:], append([]Generation{l[10].Generation}, l[10].History[:]...))
+	for _, c := range []struct {
+		name string
+		a, b Identity
+		want string
+	}{
+		{"both went on", l[11], alone, "both sides have gone on alone"},
+		{"too old", l[11], l[11-historyLength-1], "one is older than the 6 generations that the other remembers"},
+	} {
+		for range 2 {
+			_, err := Newest(c.a, c.b)
+			wantErr(t, c.name, err, ErrDiverged)
+			_, primary := new(peer).lacks(c.a, c.b, true, false, false)
+			wantErr(t, c.name, primary, ErrDiverged)
+			for _, err := range []error{err, primary} {
+				if !strings.Contains(err.Error(), ": "+c.want) {
+					t.Errorf("%s: %v", c.name, err)
+				}
+			}
+			c.a, c.b = c.b, c.a
+		}
+	}
+}
+
 func TestNewestIsTheCopyWhoseGuestWentOn(t *testing.T) {
 	l := lineage(10)
 	with := func(i Identity, change func(*Identity)) Identity { change(&i); return i }

@@ -152,7 +152,7 @@ func (r *peer) lacks(ours, theirs Identity, known, promised, overwrite bool) (in
 	case !ours.descends(theirs) && theirs.descends(ours):
 		return all(ErrOutdated, "the secondary's copy is newer")
 	case !ours.descends(theirs):
-		return all(ErrDiverged, "both sides have gone on alone")
+		return all(ErrDiverged, whyDiverged(ours, theirs))
 	case theirs.Writes:
 		return lacksAll, nil // its guest may have written anywhere
 	}

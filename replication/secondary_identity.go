@@ -90,7 +90,7 @@ func (s *Secondary) adopt(of Identity) error {
 		case own.descends(of):
 			return fmt.Errorf("%w: the primary's is %v, this one %v", ErrOutdated, of, own)
 		default:
-			return fmt.Errorf("%w: the primary's is %v, this one %v", ErrDiverged, of, own)
+			return fmt.Errorf("%w: %s: the primary's is %v, this one %v", ErrDiverged, whyDiverged(of, own), of, own)
 		}
 	}
 	if st != Running {
