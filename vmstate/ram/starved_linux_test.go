@@ -2,6 +2,7 @@ package ram_test
 
 import (
 	"errors"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +55,7 @@ func TestTrackersAndLazyMemoryLeaveNoDescriptorWhereThereAreTooFew(t *testing.T)
 
 // The second of two blocks is larger than what the kernel promises.
 func TestACacheThatCannotBeMadeGivesBackTheMemoryOfTheBlocksBefore(t *testing.T) {
-	const first, second = 2 * leaks.LargeBytes, 1 << 40
+	const first, second = 2 * leaks.LargeBytes, 1 << (strconv.IntSize/2 + 8)
 	mem, err := unix.Mmap(-1, 0, first+second, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		t.Skip(err)
