@@ -140,12 +140,8 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 	if r, ok := a.last(); ok && !r.Held() {
 		sent := time.Now()
 		if next, granted, err := r.Acquire(c, false); granted && err == nil {
-			swapped, err := a.swap(ctx, c.Term, r, next, sent)
-			if err != nil {
-				return Grant{}, err
-			}
-			if swapped {
-				return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, nil
+			if g, ok, err := a.take(ctx, c, r, next, sent); ok || err != nil {
+				return g, err
 			}
 		}
 	}
@@ -167,19 +163,23 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 			if made, ok := a.made(r); ok && next.Generation == r.Generation && r.Term == c.Term && (c.Term == 0 || time.Since(made) < c.Term) {
 				return Grant{Generation: r.Generation, Token: c.Token, Term: c.Term, Sent: made}, nil
 			}
-			swapped, err := a.swap(ctx, c.Term, r, next, sent)
-			if err != nil {
-				return Grant{}, err
+			if g, ok, err := a.take(ctx, c, r, next, sent); ok || err != nil {
+				return g, err
 			}
-			if !swapped {
-				continue // somebody was faster; look again
-			}
-			return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, nil
+			continue // somebody was faster; look again
 		}
 		if _, err := a.until(ctx, r, lapse, ok); err != nil {
 			return Grant{}, err
 		}
 	}
+}
+
+// take swaps r for next, which grants the guest to c, and returns the grant. ok is false if the record is not r any more.
+func (a *StoreArbiter) take(ctx context.Context, c Claim, r, next Record, sent time.Time) (g Grant, ok bool, err error) {
+	if ok, err = a.swap(ctx, c.Term, r, next, sent); err != nil || !ok {
+		return Grant{}, false, err
+	}
+	return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, true, nil
 }
 
 // swap asks the store for a swap, and remembers one that is not answered.

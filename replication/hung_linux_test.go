@@ -14,18 +14,26 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "image")
+// lateCall makes an image, in which by has a system call under way, as far as the descriptor is concerned, until release
+// is closed. late waits for that.
+func lateCall(t *testing.T, by func(*File, func() error) error) (f *File, name string, late *sync.WaitGroup, release chan struct{}) {
+	t.Helper()
+	name = filepath.Join(t.TempDir(), "image")
 	f, err := CreateFile(name, testSize)
 	must(t, err)
 	conn, err := f.f.SyscallConn()
 	must(t, err)
-	release, begun := make(chan struct{}), make(chan struct{})
-	var late sync.WaitGroup
-	late.Go(func() { // a system call, as far as the descriptor is concerned
-		f.change(func() error { return conn.Control(func(uintptr) { close(begun); <-release }) })
+	var begun chan struct{}
+	late, release, begun = new(sync.WaitGroup), make(chan struct{}), make(chan struct{})
+	late.Go(func() {
+		by(f, func() error { return conn.Control(func(uintptr) { close(begun); <-release }) })
 	})
 	<-begun
+	return f, name, late, release
+}
+
+func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
+	f, name, late, release := lateCall(t, (*File).change)
 	p, err := NewPrimary(f, PrimaryConfig{})
 	must(t, err)
 	p.local.abandon(&HungError{Mode: event.ModePrimary, Device: "disk", Op: "write"})
@@ -57,23 +65,14 @@ func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
 
 // The system tells an error of a flush once. Who has opened the image before that would take the next flush for good.
 func TestAnImageStaysLockedUntilALateFlushHasReturned(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "image")
-	f, err := CreateFile(name, testSize)
-	must(t, err)
-	conn, err := f.f.SyscallConn()
-	must(t, err)
-	release, begun := make(chan struct{}), make(chan struct{})
-	var late sync.WaitGroup
-	late.Go(func() { // another flush of the image, for which the one below waits
-		f.syncs.run(func() error { return conn.Control(func(uintptr) { close(begun); <-release }) })
-	})
-	<-begun
+	// Another flush of the image, for which the one below waits.
+	f, name, late, release := lateCall(t, func(f *File, do func() error) error { return f.syncs.run(do) })
 	late.Go(func() { f.Sync() })
 	for f.changing.Load() == 0 {
 		runtime.Gosched()
 	}
 	must(t, f.Close())
-	_, err = OpenFile(name)
+	_, err := OpenFile(name)
 	wantErr(t, "opening it anew while the flush is under way", err, ErrLocked)
 	close(release)
 	late.Wait()

@@ -67,10 +67,25 @@ func (x *rig) told(why string, r compare.Result, want string) {
 	}
 }
 
+// sackOption returns a SACK option, with what aligns it, of the blocks between each two of n.
+func sackOption(n ...uint32) string {
+	b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
+	for _, v := range n {
+		b = binary.BigEndian.AppendUint32(b, v)
+	}
+	return string(b)
+}
+
 // opened returns a connection that both guests have accepted: their numbers begin at 100, those
 // of the client at 1000, and there is room up to 1000+6400.
 func opened(t *testing.T, wrap func([]byte) []byte) (x *rig, p, s func(ackSeg) compare.Result) {
-	x = newRig(t, lowering())
+	return openedWith(t, lowering(), wrap)
+}
+
+// openedWith does that with another configuration.
+func openedWith(t *testing.T, cfg compare.Config, wrap func([]byte) []byte) (x *rig, p, s func(ackSeg) compare.Result) {
+	t.Helper()
+	x = newRig(t, cfg)
 	x.checkpoint(0)
 	p = func(a ackSeg) compare.Result { a.wrap = wrap; return x.Primary(a.frame(), x.now) }
 	s = func(a ackSeg) compare.Result { a.wrap = wrap; return x.Secondary(a.frame(), x.now) }
@@ -155,13 +170,6 @@ func TestTheWindowIsNotWiderThanEitherGuestHasOffered(t *testing.T) {
 
 func TestSelectiveAcknowledgmentsAreCutToWhatBothGuestsHold(t *testing.T) {
 	x, p, s := opened(t, nil)
-	sack := func(blocks ...uint32) string {
-		b := []byte{1, 1, 5, byte(2 + 4*len(blocks))}
-		for _, v := range blocks {
-			b = binary.BigEndian.AppendUint32(b, v)
-		}
-		return string(b)
-	}
 	bare := func(opts string) ackSeg {
 		return ackSeg{seq: 100, ack: 1000, win: 50, flags: packet.ACK, opts: opts}
 	}
@@ -182,16 +190,16 @@ func TestSelectiveAcknowledgmentsAreCutToWhatBothGuestsHold(t *testing.T) {
 		return out
 	}
 	s(bare(""))
-	if r := p(bare(sack(2000, 3000, 4000, 5000))); len(r.Release) > 0 {
+	if r := p(bare(sackOption(2000, 3000, 4000, 5000))); len(r.Release) > 0 {
 		t.Error("what the secondary's guest does not hold")
 	}
-	if got := blocks(s(bare(sack(2000, 2500)))); !slices.Equal(got, []uint32{2000, 2500}) {
+	if got := blocks(s(bare(sackOption(2000, 2500)))); !slices.Equal(got, []uint32{2000, 2500}) {
 		t.Errorf("left %d", got)
 	}
-	if got := blocks(s(bare(sack(2000, 3000, 4000, 5000)))); !slices.Equal(got, []uint32{2000, 3000, 4000, 5000}) {
+	if got := blocks(s(bare(sackOption(2000, 3000, 4000, 5000)))); !slices.Equal(got, []uint32{2000, 3000, 4000, 5000}) {
 		t.Errorf("left %d", got)
 	}
-	if got := blocks(p(bare(sack(4000, 5000)))); !slices.Equal(got, []uint32{4000, 5000}) {
+	if got := blocks(p(bare(sackOption(4000, 5000)))); !slices.Equal(got, []uint32{4000, 5000}) {
 		t.Errorf("left %d", got)
 	}
 	if st := x.Stats(); st.Held != 0 {
@@ -205,7 +213,7 @@ func TestSelectiveAcknowledgmentsAreCutToWhatBothGuestsHold(t *testing.T) {
 	if r := p(far); len(r.Release) > 0 {
 		t.Error("what the secondary's guest does not hold")
 	}
-	ahead := bare(sack(2000, 3000, 3500, 4500))
+	ahead := bare(sackOption(2000, 3000, 3500, 4500))
 	ahead.seq = 140 // it has said more
 	r := s(ahead)
 	if got := blocks(r); !slices.Equal(got, []uint32{2000, 3000, 3500, 4000}) {

@@ -106,11 +106,7 @@ func TestALoadThatIsToldLateHasNobodyHeard(t *testing.T) {
 func TestAFINThatACheckpointCoversIsNoOtherFIN(t *testing.T) {
 	cfg := lowering()
 	cfg.ReleaseRetransmits = false
-	x := newRig(t, cfg)
-	x.checkpoint(0)
-	syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
-	x.Primary(syn.frame(), x.now)
-	x.Secondary(syn.frame(), x.now)
+	x, _, _ := openedWith(t, cfg, nil)
 	fin := ackSeg{seq: 100, ack: 1000, win: 50, flags: packet.FIN | packet.ACK, data: "abcd"}
 	x.Primary(fin.frame(), x.now)
 	x.Primary(data(104, "more").frame(), x.now) // which no guest does that keeps to the protocol

@@ -69,13 +69,6 @@ func kinds() []kind {
 	ext := func(first byte, headers string) [][]byte {
 		return one(sealed(extended([]byte(headers), first, kindsSegment(0, wireACK|wirePSH, "", "abcd")[34:])))
 	}
-	sack := func(n ...uint32) string {
-		b := []byte{1, 1, 5, byte(2 + 4*len(n))}
-		for _, v := range n {
-			b = binary.BigEndian.AppendUint32(b, v)
-		}
-		return string(b)
-	}
 	return []kind{
 		{what: "data over the wrap", say: seg("", "abcdefgh")},
 		{what: "option of length 0", say: seg("\x08\x00\x00\x00", "abcd")},
@@ -85,10 +78,10 @@ func kinds() []kind {
 		{what: "timestamps twice", say: seg(wireTimes(5, 6)+wireTimes(7, 8), "abcd")},
 		{what: "timestamps of a wrong length", say: seg("\x08\x09\x00\x00\x00\x00\x00\x00\x00\x01\x01\x01", "abcd")},
 		{what: "timestamps that wrap", say: one(kindsSegment(0, wireACK|wirePSH, wireTimes(1<<32-1, 1), "ab"), kindsSegment(2, wireACK|wirePSH, wireTimes(0, 1), "cd"), kindsSegment(4, wireACK|wirePSH, wireTimes(1, 1), "ef"))},
-		{what: "SACK over the wrap", say: seg(sack(1<<32-8, 4), "abcd")},
-		{what: "SACK whose edges are swapped", say: seg(sack(600, 550, 560, 560), "abcd")},
+		{what: "SACK over the wrap", say: seg(sackOption(1<<32-8, 4), "abcd")},
+		{what: "SACK whose edges are swapped", say: seg(sackOption(600, 550, 560, 560), "abcd")},
 		{what: "SACK of more than there is room for", say: seg("\x01\x01\x05\x0b\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", "abcd")},
-		{what: "SACK and nothing else", say: one(kindsSegment(0, wireACK, sack(600, 700), ""))},
+		{what: "SACK and nothing else", say: one(kindsSegment(0, wireACK, sackOption(600, 700), ""))},
 		{what: "zero window", say: one(with(kindsSegment(0, wireACK, "", ""), 48, 0, 0)), alone: 1},
 		{what: "zero window and a window again", say: one(with(kindsSegment(0, wireACK, "", ""), 48, 0, 0), kindsSegment(0, wireACK, "", "")), alone: 1},
 		{what: "probe of a zero window, repeated", say: one(kindsSegment(0, wireACK, "", "a"), kindsSegment(0, wireACK, "", "a"), kindsSegment(0, wireACK, "", "a")), again: true},

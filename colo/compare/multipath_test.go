@@ -149,11 +149,7 @@ func TestADataAckOfARSTIsOneOfBothGuests(t *testing.T) {
 		for _, lowers := range []bool{true, false} {
 			cfg := lowering()
 			cfg.LowerAcks = lowers
-			x := newRig(t, cfg)
-			x.checkpoint(0)
-			syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
-			x.Primary(syn.frame(), x.now)
-			x.Secondary(syn.frame(), x.now)
+			x, _, _ := openedWith(t, cfg, nil)
 			x.dataAcks("", x.Primary(over(seq, dss(50, false)).frame(), x.now), "")
 			x.dataAcks("the other guest has given no DATA_ACK", x.Secondary(over(seq, "").frame(), x.now), "")
 		}
@@ -175,11 +171,7 @@ func TestADataAckOfTheOldGuestOnlyIsVoidAfterAMark(t *testing.T) {
 func TestASegmentWaitsForItsDataAckWhereItCannotBeLowered(t *testing.T) {
 	cfg := lowering()
 	cfg.LowerAcks = false
-	x := newRig(t, cfg)
-	x.checkpoint(0)
-	syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
-	x.Primary(syn.frame(), x.now)
-	x.Secondary(syn.frame(), x.now)
+	x, _, _ := openedWith(t, cfg, nil)
 	x.dataAcks("", x.Secondary(way(100, dss(1, false), "").frame(), x.now), "")
 	x.dataAcks("", x.Primary(way(100, mapped(9, 100), "abcd").frame(), x.now), "")
 	x.dataAcks("the data is the same", x.Secondary(way(100, mapped(5, 100), "abcd").frame(), x.now), "")

@@ -138,20 +138,13 @@ func TestASYNAfterARSTIsOfAnotherConnection(t *testing.T) {
 // Of what the other guest holds of a block, only so much is told as there is room for blocks. That
 // there is more is no news.
 func TestWhatThereIsNoRoomForIsNotToldAgainAndAgain(t *testing.T) {
-	sack := func(n ...uint32) string {
-		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
-		for _, v := range n {
-			b = binary.BigEndian.AppendUint32(b, v)
-		}
-		return string(b)
-	}
 	_, p, s := opened(t, nil)
 	a := bareAt(100, 1000, 50)
-	a.opts = sack(2000, 2100, 2300, 2400)
+	a.opts = sackOption(2000, 2100, 2300, 2400)
 	x := a
 	x.data = "x"
 	s(a)
-	a.ack, a.win, a.opts = 1512, 46, sack(2000, 2400)
+	a.ack, a.win, a.opts = 1512, 46, sackOption(2000, 2400)
 	if r := p(a); len(r.Release) != 1 {
 		t.Errorf("%q", told(r))
 	}
@@ -211,13 +204,6 @@ func TestASYNThatIsRepeatedLateTakesNoScaleAway(t *testing.T) {
 
 // What only the primary's guest lacks the client has to hear of all the same.
 func TestWhatTheOtherGuestHasAcknowledgedMayBeAcknowledgedSelectively(t *testing.T) {
-	sack := func(n ...uint32) string {
-		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
-		for _, v := range n {
-			b = binary.BigEndian.AppendUint32(b, v)
-		}
-		return string(b)
-	}
 	for _, c := range []struct {
 		what      string
 		ack       uint32 // of the other guest
@@ -226,16 +212,16 @@ func TestWhatTheOtherGuestHasAcknowledgedMayBeAcknowledgedSelectively(t *testing
 	}{
 		{what: "all", ack: 3000, says: []uint32{2000, 2500}, may: []uint32{2000, 2500}},
 		{what: "up to its number", ack: 2200, says: []uint32{2000, 2500}, may: []uint32{2000, 2200}},
-		{what: "and what it holds from there", ack: 2200, held: sack(2200, 2300), says: []uint32{2000, 2500}, may: []uint32{2000, 2300}},
-		{what: "and there is room for one block", ack: 2200, held: sack(2300, 2400), says: []uint32{2000, 2500}, may: []uint32{2000, 2200}},
-		{what: "and there is room for two", ack: 2200, held: sack(2300, 2400), says: []uint32{2000, 2500, 2600, 2700}, may: []uint32{2000, 2200, 2300, 2400}},
+		{what: "and what it holds from there", ack: 2200, held: sackOption(2200, 2300), says: []uint32{2000, 2500}, may: []uint32{2000, 2300}},
+		{what: "and there is room for one block", ack: 2200, held: sackOption(2300, 2400), says: []uint32{2000, 2500}, may: []uint32{2000, 2200}},
+		{what: "and there is room for two", ack: 2200, held: sackOption(2300, 2400), says: []uint32{2000, 2500, 2600, 2700}, may: []uint32{2000, 2200, 2300, 2400}},
 	} {
 		_, p, s := opened(t, nil)
 		a := bareAt(100, c.ack, 50)
 		a.opts = c.held
 		s(a)
 		a = bareAt(100, 1512, 46)
-		a.opts = sack(c.says...)
+		a.opts = sackOption(c.says...)
 		r := p(a)
 		if len(r.Release) != 1 {
 			t.Fatalf("%s: %d leave", c.what, len(r.Release))
@@ -248,7 +234,7 @@ func TestWhatTheOtherGuestHasAcknowledgedMayBeAcknowledgedSelectively(t *testing
 				got = string(data)
 			}
 		}
-		if want := sack(c.may...)[4:]; got != want {
+		if want := sackOption(c.may...)[4:]; got != want {
 			t.Errorf("%s: %x, want %x", c.what, got, want)
 		}
 	}
@@ -320,19 +306,12 @@ func TestWhatIsOwedIsSaidThoughAGuestAsksWhetherThePeerIsAlive(t *testing.T) {
 
 // Two guests may have cut what they hold, and what came twice, into more pieces than an option has room for.
 func TestADuplicateLeavesNoBlockWithoutRoom(t *testing.T) {
-	sack := func(n ...uint32) string {
-		b := []byte{1, 1, packet.OptSACK, byte(2 + 4*len(n))}
-		for _, v := range n {
-			b = binary.BigEndian.AppendUint32(b, v)
-		}
-		return string(b)
-	}
 	_, p, s := opened(t, nil)
 	a := bareAt(100, 1300, 50)
-	a.opts = sack(1400, 1600, 1700, 1800)
+	a.opts = sackOption(1400, 1600, 1700, 1800)
 	s(a)
 	a = bareAt(100, 1000, 46)
-	a.opts = sack(1250, 1500, 1200, 1600, 1700, 1800) // the first came twice
+	a.opts = sackOption(1250, 1500, 1200, 1600, 1700, 1800) // the first came twice
 	r := p(a)
 	if len(r.Release) != 1 {
 		t.Fatalf("%q", told(r))
@@ -345,7 +324,7 @@ func TestADuplicateLeavesNoBlockWithoutRoom(t *testing.T) {
 			got = string(data)
 		}
 	}
-	if want := sack(1200, 1300, 1400, 1600, 1700, 1800)[4:]; got != want {
+	if want := sackOption(1200, 1300, 1400, 1600, 1700, 1800)[4:]; got != want {
 		t.Errorf("%x, want %x", got, want)
 	}
 }

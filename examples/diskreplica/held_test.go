@@ -33,14 +33,7 @@ func (d *unstable) Sync() error {
 // refuseStart passes on the lines of a primary that comes to the path from, but, if refuse is set, for "start", which it refuses.
 func refuseStart(t *testing.T, from, to string, refuse bool) {
 	t.Helper()
-	ln, err := socket.Listen("unix", from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all sync.WaitGroup
-	t.Cleanup(all.Wait)
-	t.Cleanup(func() { ln.Close() })
-	all.Go(func() {
+	between(t, from, func(ln net.Listener, _ *sync.WaitGroup) {
 		near, err := ln.Accept()
 		if err != nil {
 			return

@@ -13,18 +13,25 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// passOn takes connections at the path from and passes them on to that at to. The one with the number cut ends when
-// that many bytes have come from there. It returns when it listens, and ends with the test.
-func passOn(t *testing.T, from, to string, cut int, bytes int64) {
+// between listens at a path and calls serve, which may begin more by all. It returns when it listens, and all ends with
+// the test.
+func between(t *testing.T, path string, serve func(ln net.Listener, all *sync.WaitGroup)) {
 	t.Helper()
-	ln, err := socket.Listen("unix", from)
+	ln, err := socket.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
 	t.Cleanup(all.Wait)
 	t.Cleanup(func() { ln.Close() })
-	all.Go(func() {
+	all.Go(func() { serve(ln, &all) })
+}
+
+// passOn takes connections at the path from and passes them on to that at to. The one with the number cut ends when
+// that many bytes have come from there. It returns when it listens, and ends with the test.
+func passOn(t *testing.T, from, to string, cut int, bytes int64) {
+	t.Helper()
+	between(t, from, func(ln net.Listener, all *sync.WaitGroup) {
 		for n := 0; ; n++ {
 			near, err := ln.Accept()
 			if err != nil {
