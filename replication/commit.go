@@ -60,7 +60,7 @@ func (s *Secondary) orderAlone() error {
 	if s.State() != Failover {
 		return nil
 	}
-	err := s.stable.setAlone(true)
+	err := s.stable.setAlone()
 	if err != nil {
 		s.life.revoked()
 		return s.latch("commit", 0, 0, err)

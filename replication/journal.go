@@ -415,14 +415,28 @@ func (j *Journal) setFailover(active *overlay) error {
 }
 
 // setAlone implements stableState.
-func (j *Journal) setAlone(alone bool) error {
+func (j *Journal) setAlone() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.super
-	if b.alone == alone {
+	b.alone = true
+	return j.storeChanged(b)
+}
+
+// setFilled implements stableState.
+func (j *Journal) setFilled() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	b.alone, b.start, b.pending = false, ID{}, false
+	return j.storeChanged(b)
+}
+
+// storeChanged does what store does, if b is not what is stored. The caller holds mu.
+func (j *Journal) storeChanged(b superblock) error {
+	if b == j.super {
 		return j.settle()
 	}
-	b.alone = alone
 	return j.store(b)
 }
 

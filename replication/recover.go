@@ -154,9 +154,9 @@ func (j *Journal) apply(ctx context.Context, disk *stableDisk, how int) (epoch u
 	}
 	switch how {
 	case rollForward:
-		b.epoch = b.prepared
+		b.epoch, b.id = b.prepared, b.idForward(meta)
 	case rollToStart:
-		b.epoch = 0
+		b.epoch, b.id = 0, b.idForward(meta)
 	default:
 		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
 			n, err := preImage(block, n, p, disk.Size())
@@ -196,6 +196,19 @@ func (j *Journal) apply(ctx context.Context, disk *stableDisk, how int) (epoch u
 		b.print.take(disk, int64(b.size))
 	}
 	return b.epoch, j.store(b)
+}
+
+// idForward returns the identity of a disk that goes forward, to a checkpoint that has been prepared or to a
+// start, but for its epoch. That is of the primary that has come last, which may be of another generation
+// than the checkpoint of b: the metadata has said so since before the journal said that the disk may go
+// forward. A disk without a place for metadata keeps the generation of b, so that the next primary compares all of it.
+func (b *superblock) idForward(meta *Metadata) Identity {
+	id := b.id
+	if meta.kept() {
+		own := meta.Identity()
+		id.Disk, id.Generation, id.History, id.Writes = own.Disk, own.Generation, own.History, false
+	}
+	return id
 }
 
 // belongs returns ErrSize or ErrIdentity if disk is not the journal's. The caller

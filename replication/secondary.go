@@ -160,8 +160,11 @@ type stableState interface {
 	// setFailover makes the overlays themselves stable too.
 	setFailover(active *overlay) error
 	// setAlone records, before the disk is changed, that a failover was ordered of it and
-	// not of all disks of its group, or that this no longer matters.
-	setAlone(alone bool) error
+	// not of all disks of its group.
+	setAlone() error
+	// setFilled records, before a primary fills the disk, that the last failover of it does not matter
+	// any more, and that it does not go forward to a start that others have made without it.
+	setFilled() error
 	setDone(id Identity) error
 	// setForgotten records that there is no checkpoint, and that the disk is
 	// inconsistent.
@@ -180,7 +183,8 @@ func (volatileState) setStarting(ID) error              { return nil }
 func (volatileState) setPrepared(uint64) error          { return nil }
 func (volatileState) setRunning(uint64, Identity) error { return nil }
 func (volatileState) setFailover(*overlay) error        { return nil }
-func (volatileState) setAlone(bool) error               { return nil }
+func (volatileState) setAlone() error                   { return nil }
+func (volatileState) setFilled() error                  { return nil }
 func (volatileState) setDone(Identity) error            { return nil }
 func (volatileState) setForgotten(Identity) error       { return nil }
 func (volatileState) failed() error                     { return nil }
@@ -310,6 +314,9 @@ func (s *Secondary) startTogether(together ID) error {
 	defer s.locks.unlock(h)
 	if st := s.State(); st != None && (st != Done || s.life.tookOver()) {
 		return nil // Start returns the error
+	}
+	if err := s.mayGoForward(); err != nil {
+		return err
 	}
 	return s.stable.setStarting(together)
 }

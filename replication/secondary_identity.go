@@ -95,7 +95,7 @@ func (s *Secondary) adopt(of Identity) error {
 	}
 	if st != Running {
 		s.armKept(own)
-		if err := s.stable.setAlone(false); err != nil {
+		if err := s.stable.setFilled(); err != nil {
 			return err
 		}
 	}
@@ -164,6 +164,19 @@ func (s *Secondary) identityAt(epoch uint64) Identity {
 	}
 	i.Epoch, i.State, i.Writes = epoch, CopyClean, false
 	return i
+}
+
+// mayGoForward records of which generation the disk is if a recovery takes it to the start that is about to be made, see
+// superblock.idForward. Until then a crash takes it back to the checkpoint that is kept, which the journal
+// knows. The whole disk is locked.
+func (s *Secondary) mayGoForward() error {
+	if !s.kept.begun() { // nothing has been changed, or there is no checkpoint and Adopt has recorded it
+		return nil
+	}
+	id := s.identityAt(0)
+	return s.meta.update(func(i *Identity, _ *peerBase) {
+		i.Disk, i.Generation, i.History = id.Disk, id.Generation, id.History
+	})
 }
 
 // beginRun records the checkpoint of epoch 0. The whole disk is locked.
