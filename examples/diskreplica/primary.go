@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
@@ -73,41 +72,29 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 }
 
 // connect attaches the secondary, copies to it what it does not have, and
-// starts. If it fails the guest goes on without: what it writes would be held otherwise, if the Mark was made.
+// starts. A secondary that is attached already stays until there are connections to take the place of its own.
+// If connect fails after that the guest goes on without: what it writes would be held otherwise, if the Mark was made.
 func (p *primary) connect(ctx context.Context) error {
-	p.disconnect()
-	err := p.join(ctx)
+	var next *reached
+	err := p.meanwhile(ctx, func() (err error) { next, err = p.reach(ctx); return err })
+	if err != nil && p.linked() && p.disk.Err() == nil {
+		return fmt.Errorf("%w; the secondary that is attached stays", err)
+	}
+	p.disconnect() // two sessions would write one image otherwise
 	if err != nil {
+		return err
+	}
+	if err = p.join(ctx, next); err != nil {
 		p.disconnect()
 	}
 	return err
 }
 
-// join does it.
-func (p *primary) join(ctx context.Context) error {
-	c, err := dialControl(ctx, p.o.secondary)
-	if err != nil {
-		return err
-	}
+// join attaches the secondary that has been reached.
+func (p *primary) join(ctx context.Context, to *reached) error {
+	c, conn, sums, identity := to.control, to.disk, to.sums, to.identity
 	p.control = c
-	names, err := c.ask(ctx, "hello", "export")
-	if err != nil {
-		return err
-	}
-	diskExport, identityExport, _ := strings.Cut(names, " ")
-	conn, err := p.dial(ctx, diskExport)
-	if err != nil {
-		return err
-	}
-	sums, err := p.dial(ctx, "sums")
-	if err != nil {
-		return errors.Join(err, conn.Close())
-	}
 	defer sums.Close()
-	identity, err := p.dial(ctx, identityExport)
-	if err != nil {
-		return errors.Join(err, conn.Close())
-	}
 	defer abortAfter(ctx, conn, sums, identity)()
 	remote := replication.WithIdentity(conn, identity)
 	if err := p.disk.Attach(remote); err != nil {
