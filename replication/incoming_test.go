@@ -134,3 +134,34 @@ func TestOnceStoppedWithoutFailoverTheDiskStaysAtItsCheckpoint(t *testing.T) {
 	must(t, s.Start(ctx))
 	write(t, s, 0x22, 0, 512) // of the next run
 }
+
+// Where the primary writes over a hole there is nothing to be saved but that it was one.
+func TestNothingIsReadOfAHoleThatIsWritten(t *testing.T) {
+	const size, data = 8 << 20, 1 << 20
+	for name, journal := range map[string]bool{"in memory": false, "in a journal": true} {
+		t.Run(name, func(t *testing.T) {
+			disk := newFake(size, 0)
+			copy(disk.data, bytes.Repeat([]byte{0x11}, data))
+			cfg := SecondaryConfig{}
+			if journal {
+				var err error
+				cfg.Journal, err = OpenJournal(newFake(2*size, 0), newFake(minJournal, 0))
+				must(t, err)
+			}
+			s, err := NewSecondary(holed{disk, data}, cfg)
+			must(t, err)
+			must(t, s.Start(t.Context()))
+			most := int64(0)
+			disk.failRead = func(off int64, n int) error { most = max(most, off+int64(n)); return nil }
+			write(t, s.Export(), 0x22, data/2, 4*data)
+			if most > data {
+				t.Errorf("the disk was read up to %d, want the %d bytes that it has", most, data)
+			}
+			want(t, "the last checkpoint", s, 0x11, data/2, data/2)
+			want(t, "the last checkpoint", s, 0, data, 4*data)
+			must(t, s.Stop(t.Context(), false))
+			want(t, "the disk that went back", disk, 0x11, 0, data)
+			want(t, "the disk that went back", disk, 0, data, size-data)
+		})
+	}
+}

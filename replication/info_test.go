@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,6 +46,29 @@ func TestInfoOfAPrimary(t *testing.T) {
 			t.Errorf("after a flush: %+v", i)
 		}
 	})
+}
+
+// What was held until a checkpoint, and waits for room in the window now, is on its way too.
+func TestInfoCountsTheWritesThatAreQueued(t *testing.T) {
+	ctx := context.Background()
+	r := newFakeRemote(newFake(1<<20, 0), 1)
+	f := startForwarder(t, r, ForwarderConfig{WindowRequests: 3})
+	must(t, f.Mark(ctx, 1))
+	for at := range int64(5) {
+		forward1(t, f, 1, at<<16, BlockSize)
+	}
+	must(t, f.Loaded(ctx, 1)) // three are sent, two are queued
+	var i PrimaryInfo
+	f.info(&i, time.Now())
+	if i.InFlight != 5 || i.InFlightBytes < 5*BlockSize {
+		t.Errorf("%d writes of %d bytes are on their way, want 5 of %d", i.InFlight, i.InFlightBytes, 5*BlockSize)
+	}
+	must(t, f.Sync())
+	i = PrimaryInfo{}
+	f.info(&i, time.Now())
+	if i.InFlight != 0 || i.InFlightBytes != 0 {
+		t.Errorf("after a flush %d writes of %d bytes are on their way", i.InFlight, i.InFlightBytes)
+	}
 }
 
 func TestInfoOfASecondary(t *testing.T) {

@@ -68,6 +68,67 @@ func TestVerifyOnlineFindsAndRepairsWhatDiffers(t *testing.T) {
 	}
 }
 
+// A repair of the primary is a change of its disk as a write of the guest is: the secondary may undo what it has, so
+// that the chunk has to count as written before it is.
+func TestARepairOfThePrimaryIsRecordedBeforeItIsMade(t *testing.T) {
+	ctx := t.Context()
+	p, s, local, disk := verifyRig(t, nil)
+	dev := newMetaDevice(testSize)
+	m, err := OpenMetadata(dev)
+	must(t, err)
+	must(t, m.Hold(1))
+	p.peer.intent, err = m.openIntent(testSize)
+	must(t, err)
+	written := 0
+	local.failWrite = func(off int64, n int) error {
+		written++
+		again, err := openIntent(newStableDisk(dev, "metadata"), testSize) // as the next process reads it
+		must(t, err)
+		stable := NewBitmap(testSize)
+		again.marked(stable.Set)
+		if now := p.Info().LagBytes; now == 0 || !p.peer.epoch.Any(off, int64(n)) || !stable.Any(off, int64(n)) {
+			t.Errorf("the repair of %d at %d is made before it is recorded: lag %d bytes", n, off, now)
+		}
+		return nil
+	}
+	_, err = p.VerifyOnline(ctx, VerifyConfig{Secondary: s.Export(), Repair: RepairPrimary})
+	must(t, err)
+	if written != 2 {
+		t.Errorf("%d writes, want one for each chunk that differs", written)
+	}
+	wantBytes(t, "the primary", local.data, disk.data, 0)
+	local.failWrite = nil
+	must(t, p.Stop(ctx, true))
+	if n := p.Dirty(); n != 2*ChunkSize {
+		t.Errorf("the next secondary lacks %d bytes, want what was repaired", n)
+	}
+}
+
+// A secondary whose session has ended goes back to its checkpoint, and lacks what it is known to lack. That is no
+// difference that anybody has to look into.
+func TestWhatASecondaryIsKnownToLackDoesNotDiffer(t *testing.T) {
+	ctx := t.Context()
+	p, s, _, disk := verifyRig(t, nil)
+	copy(disk.data, bytes.Repeat([]byte{0x11}, testSize))
+	write(t, p, 0x22, 3*ChunkSize, ChunkSize)
+	reads := 0
+	differ, err := p.VerifyOnline(ctx, VerifyConfig{Secondary: readerFunc(func(b []byte, off int64) (int, error) {
+		if reads++; reads == 1 {
+			must(t, p.Stop(ctx, true))
+			must(t, s.Stop(ctx, false)) // which takes back what it had of the last write
+			return disk.ReadAt(b, off)
+		}
+		return s.Export().ReadAt(b, off)
+	})})
+	wantErr(t, "the rest", err, ErrNotRunning)
+	if !differ.Empty() || reads != 1 {
+		t.Errorf("%d bytes differ after %d reads, want none, and what is missing to be missing", differ.Bytes(), reads)
+	}
+	if n := p.Dirty(); n != ChunkSize {
+		t.Errorf("the secondary lacks %d bytes, want the chunk that was written", n)
+	}
+}
+
 // While the guest writes and checkpoints are made, what differs is found, and nothing else.
 func TestVerifyOnlineUnderLoad(t *testing.T) {
 	const spoilt = 5 * ChunkSize // no writer writes this sector
