@@ -181,6 +181,7 @@ var promises = []promise{
 	{"docs/operations.md", "The other one follows that host as soon as the two reach each other again", []string{"colo/protect.TestAHostWithoutAnArbiterFollowsTheOneThatAnOperatorHasGoOn"}},
 	{"docs/operations.md", "On a secondary whose primary lives it is refused", []string{"colo/protect.TestFailoverOnTheSecondaryOfALivePrimaryIsRefused"}},
 	{"docs/operations.md", "the arbiter grants one of them and refuses the other", []string{"colo/protect.TestSecondStartOfAGuestThatRunsElsewhereIsRefused"}},
+	{"docs/operations.md", "refuse such a pair with `ErrDiverged` and the words", []string{"replication.TestACopyThatIsTooOldIsNotSaidToHaveGoneOn"}},
 	{"docs/operations.md", "`replication.Newest` compares two identities", []string{"replication.TestNewestIsTheCopyWhoseGuestWentOn"}},
 	{"docs/operations.md", "A host whose own guest was the last to write to its disks starts the guest from them without `Start` too", []string{"colo/protect.TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn"}},
 	{"docs/operations.md", "it is brought back to its last checkpoint instead", []string{"colo/protect.TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal"}},
