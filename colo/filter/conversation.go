@@ -40,6 +40,10 @@ type conversation struct {
 	// How far the two sides have come, and whether they have ended the connection.
 	life
 
+	// long says that the guest has sent more than maxWindow bytes, and so may come back to a
+	// number that it has used. It is set by the guest's packets, once.
+	long bool
+
 	// offers are the SYN|ACKs that a guest which opens a connection has been given, the
 	// latest last. They are emptied when the guest answers one of them.
 	offers []offer
@@ -227,8 +231,15 @@ func (c *life) told(h packet.TCP) {
 func (c *life) over() bool { return c.guestAcked && c.clientAcked }
 
 // has reports whether the guest has sent all data up to seq, one of its own numbers. An
-// acknowledgment of more belongs to another connection.
-func (c *conversation) has(seq uint32) bool { return seq-c.own.seq <= c.sent-c.own.seq }
+// acknowledgment of more belongs to another connection. Of a long connection only what is no more
+// than a window before the end of the data counts.
+func (c *conversation) has(seq uint32) bool {
+	all := c.sent - c.own.seq
+	if c.long {
+		all = maxWindow
+	}
+	return c.sent-seq <= all
+}
 
 // An opening remembers SYNs of clients that the guest has not answered yet. It only
 // decides whether a packet that can belong to no other connection waits for the guest's

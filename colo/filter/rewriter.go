@@ -272,6 +272,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 		return frame, nil // it refuses a segment without ACK, by a number that means nothing (RFC 9293 section 3.10.7.1)
 	}
 	c.heard(h)
+	c.long = c.long || c.sent-c.own.seq > maxWindow
 	if flags&packet.RST != 0 {
 		r.end(k, c)
 	}
