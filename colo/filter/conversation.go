@@ -264,9 +264,13 @@ func (c *conversation) answers(h packet.TCP) bool {
 	case h.Ack() != c.own.seq+1 || h.Seq() != c.next || !c.own.timed || ts == nil:
 		return true
 	default: // two guests may have chosen one number
-		return binary.BigEndian.Uint32(ts[4:])-c.own.time <= c.again-c.own.time
+		return c.again-binary.BigEndian.Uint32(ts[4:]) <= c.again-c.own.time+answerTime
 	}
 }
+
+// answerTime is for how long before a checkpoint a SYN|ACK may have been sent that is repeated behind it, in
+// the units of timestamps, which are milliseconds mostly.
+const answerTime = 1 << 16
 
 // An opening remembers SYNs of clients that the guest has not answered yet. It only
 // decides whether a packet that can belong to no other connection waits for the guest's
