@@ -38,10 +38,14 @@ type ordealConn struct {
 	una, snd  uint32
 	said      uint32 // the greatest place that was acknowledged
 	open      bool
+	dialed    bool // the guest has opened it; life is 0 until the client has answered
 	fin, cfin bool // the server, and the client, have ended
 	recent    uint32
 	owes      bool // an acknowledgment
 }
+
+// ordealBack is how far the port to which a guest opens a connection is from that which has asked for it.
+const ordealBack = 1000
 
 const ordealWindow, ordealScale = 16000, 2
 
@@ -84,7 +88,11 @@ func (g *ordealGuest) say(port uint16, c *ordealConn, flags byte, at uint32, dat
 	if flags&packet.ACK != 0 && flags&packet.RST == 0 {
 		c.said, c.owes = max(c.said, c.rcv), false
 	}
-	return ordealSegment{port, c.isn + at, c.life + c.rcv, flags, g.clock, c.recent, data}
+	ack := c.life + c.rcv
+	if flags&packet.ACK == 0 {
+		ack = 0
+	}
+	return ordealSegment{port, c.isn + at, ack, flags, g.clock, c.recent, data}
 }
 
 // take has the server take a segment, and returns its answers. legit says that it is one of a client's own.
@@ -105,12 +113,31 @@ func (g *ordealGuest) take(s ordealSegment, legit bool) (out []ordealSegment, wr
 			ok = false
 		}
 		return nil, ""
+	case ok && c.dialed && !c.open:
+		switch {
+		case s.flags&(packet.SYN|packet.ACK) != packet.SYN|packet.ACK:
+		case s.ack == c.isn+1:
+			c.life, c.rcv, c.una, c.open, c.recent, c.owes = s.seq, 1, 1, true, s.stamp, true
+		case legit:
+			return nil, fmt.Sprintf("a SYN|ACK acknowledges %d, and not %d", s.ack, c.isn+1)
+		default:
+			return []ordealSegment{{port: s.port, seq: s.ack, flags: packet.RST, stamp: g.clock}}, ""
+		}
+		return nil, ""
 	case s.flags&packet.SYN != 0 && s.flags&packet.ACK == 0:
 		switch {
+		case ok && c.dialed:
+			return []ordealSegment{g.say(s.port, &c, packet.ACK, c.snd, nil)}, ""
 		case !ok || c.fin && c.cfin && c.una == c.snd:
 			ok = true
 			c = ordealConn{life: s.seq, isn: (g.seed + uint32(s.port)*0x9e3779b9 + s.seq) * 2654435761, rcv: 1, snd: 1, recent: s.stamp}
-			return []ordealSegment{g.say(s.port, &c, packet.SYN|packet.ACK, 0, nil)}, ""
+			out = []ordealSegment{g.say(s.port, &c, packet.SYN|packet.ACK, 0, nil)}
+			if back, known := g.conns[s.port+ordealBack]; s.port < 41000 && !known {
+				back = ordealConn{isn: c.isn ^ s.seq, rcv: 0, snd: 1, dialed: true}
+				out = append(out, g.say(s.port+ordealBack, &back, packet.SYN, 0, nil))
+				g.conns[s.port+ordealBack] = back
+			}
+			return out, ""
 		case c.life == s.seq && !c.open:
 			return []ordealSegment{g.say(s.port, &c, packet.SYN|packet.ACK, 0, nil)}, ""
 		}
@@ -164,6 +191,10 @@ func (g *ordealGuest) speak(port uint16, size, what int) (out []ordealSegment) {
 	}
 	defer func() { g.conns[port] = c }()
 	switch {
+	case !c.open && c.dialed:
+		if what == 0 {
+			return []ordealSegment{g.say(port, &c, packet.SYN, 0, nil)}
+		}
 	case !c.open:
 		if what == 0 {
 			return []ordealSegment{g.say(port, &c, packet.SYN|packet.ACK, 0, nil)}
@@ -201,7 +232,10 @@ type ordealClient struct {
 	total           uint32 // the end of what it has to say
 	stamp, recent   uint32
 	fin, sfin, asks bool // it has ended, the server has; it has sent a SYN
+	back            bool // the server opens it
+	gone            bool // there is no such client any more
 	lives           int
+	saw             bool // the server's answer had come at the last mark
 	frail           bool // its handshake was not complete when its host was protected anew, and no checkpoint has come since it is
 }
 
@@ -214,10 +248,19 @@ func (c *ordealClient) say(flags byte, at uint32, data []byte) ordealSegment {
 }
 
 // over reports whether all is said and acknowledged.
-func (c *ordealClient) over() bool { return c.fin && c.sfin && c.una == c.snd }
+func (c *ordealClient) over() bool { return c.gone || c.fin && c.sfin && c.una == c.snd }
 
 // take has the client take a segment of the server's. It may answer with a RST.
 func (c *ordealClient) take(s ordealSegment) (rst *ordealSegment, wrong string) {
+	if c.gone {
+		return nil, ""
+	}
+	if c.back && s.flags&(packet.SYN|packet.ACK) == packet.SYN {
+		if !c.asks { // else it answers again, as it does anyway
+			c.asks, c.isn, c.rcv, c.snd, c.recent = true, s.seq, 1, 1, s.stamp
+		}
+		return nil, ""
+	}
 	if c.asks && c.rcv == 0 && s.flags&(packet.ACK|packet.RST) == packet.ACK && s.ack-c.life != 1 {
 		// A server has not heard yet that the connection before is over (RFC 9293 section 3.10.7.3).
 		return &ordealSegment{port: c.port, seq: s.ack, flags: packet.RST}, ""
@@ -274,6 +317,8 @@ func (c *ordealClient) takes(s ordealSegment) (wrong string) {
 // speak has the client say something: something new, or what was not acknowledged once more.
 func (c *ordealClient) speak(size uint32, again bool) ordealSegment {
 	switch {
+	case c.back && c.una == 0:
+		return c.say(packet.SYN|packet.ACK, 0, nil)
 	case !c.asks, c.rcv == 0:
 		c.asks, c.snd = true, 1
 		return c.say(packet.SYN, 0, nil)

@@ -179,6 +179,9 @@ func (o *ordeal) checkpoint() {
 		vmstate.PutEOF(q)
 		o.must(q.Flush())
 		o.state, o.snap = b.Bytes(), o.p.g.clone()
+		for _, c := range o.clients {
+			c.saw = c.una > 0
+		}
 		if o.epoch == 0 {
 			o.base = o.snap // whatever went before the guest has no other survivor
 		}
@@ -222,7 +225,7 @@ func (o *ordeal) commit() {
 	o.s.took = nil
 	o.s.mu.Unlock()
 	for _, c := range o.clients {
-		c.frail = c.frail && !o.snap.conns[c.port].open
+		c.frail = c.frail && !(o.snap.conns[c.port].open && (!c.back || c.saw))
 	}
 	o.base, o.snap = o.s.g, nil
 	o.must(o.sec.Commit(o.epoch))
@@ -253,6 +256,7 @@ func (o *ordeal) dies() {
 	for _, c := range o.clients {
 		if c.frail { // see filter.Edge
 			o.begin(c)
+			c.gone = c.back
 		}
 	}
 	o.must(o.sec.Pause(ctx))
@@ -271,7 +275,7 @@ func (o *ordeal) promoted() {
 	old := o.s
 	old.dies()
 	for _, c := range o.clients {
-		c.frail = c.asks && !old.g.conns[c.port].open
+		c.frail = c.asks && (!old.g.conns[c.port].open || c.back && c.una == 0)
 	}
 	h := o.newHost(old.g)
 	h.paused = true
