@@ -114,3 +114,10 @@ func (k *known) lacks(f []byte) string {
 	}
 	return ""
 }
+
+// broken reports whether what a frame says is not for the model.
+func broken(f []byte) bool {
+	var p packet.Packet
+	p.Parse(f)
+	return p.Kind == packet.Malformed || p.Kind == packet.Other || p.Kind == packet.IP4 && p.Proto == packet.ProtoTCP && !p.IsTCP() && !p.Fragment
+}

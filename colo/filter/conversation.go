@@ -16,6 +16,10 @@ type conversation struct {
 	// number.
 	own initial
 
+	// again is the timestamp of the SYN|ACK that the guest has sent last. It changes when the guest
+	// repeats it.
+	again uint32
+
 	// peer is the initial number that the primary's guest has chosen, which is learnt from
 	// a client's acknowledgment. It is set once; for a connection that the guest opens,
 	// when the guest answers one of offers.
@@ -39,6 +43,10 @@ type conversation struct {
 
 	// How far the two sides have come, and whether they have ended the connection.
 	life
+
+	// long says that the guest has sent more than maxWindow bytes, and so may come back to a
+	// number that it has used. It is set by the guest's packets, once.
+	long bool
 
 	// offers are the SYN|ACKs that a guest which opens a connection has been given, the
 	// latest last. They are emptied when the guest answers one of them.
@@ -184,19 +192,27 @@ func (c *life) past(h packet.TCP) (changed bool) {
 	return true
 }
 
+// says updates how far the guest has come by a packet that it sends, and returns the end of that.
+func (c *life) says(h packet.TCP) (end uint32) {
+	end = h.Seq() + uint32(len(h.Payload()))
+	if h.Flags()&packet.FIN != 0 {
+		end++
+	}
+	if h.Flags()&packet.RST == 0 && int32(end-c.sent) > 0 {
+		c.sent = end
+	}
+	return end
+}
+
 // heard updates c by a packet that the guest sends, which has the guest's own numbers.
 func (c *life) heard(h packet.TCP) {
 	flags := h.Flags()
-	end := h.Seq() + uint32(len(h.Payload()))
+	end := c.says(h)
 	if flags&packet.FIN != 0 {
-		end++
 		c.guestFIN, c.guestEnd = true, end
 	}
 	if flags&packet.RST == 0 {
 		c.stamps(h)
-		if int32(end-c.sent) > 0 {
-			c.sent = end
-		}
 	}
 	if flags&packet.ACK == 0 || flags&packet.RST != 0 {
 		return
@@ -227,8 +243,34 @@ func (c *life) told(h packet.TCP) {
 func (c *life) over() bool { return c.guestAcked && c.clientAcked }
 
 // has reports whether the guest has sent all data up to seq, one of its own numbers. An
-// acknowledgment of more belongs to another connection.
-func (c *conversation) has(seq uint32) bool { return seq-c.own.seq <= c.sent-c.own.seq }
+// acknowledgment of more belongs to another connection. Of a long connection only what is no more
+// than a window before the end of the data counts.
+func (c *conversation) has(seq uint32) bool {
+	all := c.sent - c.own.seq
+	if c.long {
+		all = maxWindow
+	}
+	return c.sent-seq <= all
+}
+
+// answers reports whether h, a segment of the client, acknowledges what this guest itself has sent. Then
+// the client has got its SYN|ACK, which is that of the primary's guest too where both had sent it before the
+// checkpoint and this one repeats it. In that case what the client said first may have been delivered
+// before the conversation began.
+func (c *conversation) answers(h packet.TCP) bool {
+	switch ts := timestamps(h); {
+	case h.Ack() == c.own.seq || !c.has(h.Ack()):
+		return false
+	case h.Ack() != c.own.seq+1 || h.Seq() != c.next || !c.own.timed || ts == nil:
+		return true
+	default: // two guests may have chosen one number
+		return c.again-binary.BigEndian.Uint32(ts[4:]) <= c.again-c.own.time+answerTime
+	}
+}
+
+// answerTime is for how long before a checkpoint a SYN|ACK may have been sent that is repeated behind it, in
+// the units of timestamps, which are milliseconds mostly.
+const answerTime = 1 << 16
 
 // An opening remembers SYNs of clients that the guest has not answered yet. It only
 // decides whether a packet that can belong to no other connection waits for the guest's

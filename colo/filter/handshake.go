@@ -66,11 +66,13 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 		}
 		return c // or it is repeated
 	case !c.byGuest && answers && c.own.seq == seq && (!c.closed || c.first == h.Ack()):
+		c.again = opened(h).time
 		return c // it is repeated: the first counts, because its time may have been answered
 	case !c.closed && !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
 		// Of several numbers the last one counts, since nobody has acknowledged those
 		// before it.
 		c.own, c.sent = opened(h), seq+1
+		c.again = c.own.time
 		return c
 	}
 	if c != nil {
@@ -96,6 +98,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 		own: opened(h), byGuest: !answers, signed: r.pkt.Signed(), first: h.Ack(),
 		life: life{next: h.Ack(), window: windowOf(h), scale: scaleOf(h), sent: seq + 1},
 	}
+	c.again = c.own.time
 	r.conns[k] = c
 	r.halves.push(k)
 	if c.signed {

@@ -191,6 +191,9 @@ func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 		return translation{}, false, false // both guests answer it with a RST that echoes its number
 	case flags&(packet.SYN|packet.RST) != 0:
 		return translation{}, false, false // what a RST acknowledges does not count, and a SYN|ACK is of no use
+	case h.Seq()-c.next < c.window && c.answers(h):
+		c.peer, c.peerKnown = c.own, true
+		return c.translation(), true, false
 	case h.Seq() == c.next:
 		c.peer, c.peerKnown = acknowledged(h), true
 		return c.translation(), true, false
@@ -266,12 +269,14 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 		c.answered(h)
 	}
 	if !c.known() || r.pkt.Signed() {
+		c.says(h)
 		return frame, nil
 	}
 	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) {
 		return frame, nil // it refuses a segment without ACK, by a number that means nothing (RFC 9293 section 3.10.7.1)
 	}
 	c.heard(h)
+	c.long = c.long || c.sent-c.own.seq > maxWindow
 	if flags&packet.RST != 0 {
 		r.end(k, c)
 	}

@@ -138,6 +138,32 @@ func kinds() (list []kind) {
 	}
 	add("PPPoE", slices.Concat(make([]byte, 12), []byte("\x88\x64\x11\x00\x00\x09\x00\x1f\x00\x21"), datagram("x")[14:]))
 	add("PPPoE, another length", slices.Concat(make([]byte, 12), []byte("\x88\x64\x11\x00\x00\x09\x01\x00\x00\x21"), datagram("x")[14:]))
+	dialled := slices.Concat(make([]byte, 12), []byte("\x88\x64\x11\x00\x00\x09\x00\x1f\x00\x21"), datagram("x")[14:])
+	add("PPPoE in a VLAN", tags("\x81\x00\x00\x05", dialled))
+	add("PPPoE in three VLANs", tags("\x88\xa8\x00\x05\x81\x00\x00\x06\x81\x00\x00\x07", dialled))
+	add("PPPoE of IPv6", slices.Concat(make([]byte, 12), []byte("\x88\x64\x11\x00\x00\x09\x00\x40\x00\x57"), ip6(6, tcp)[14:]))
+	add("LCP in PPPoE", slices.Concat(make([]byte, 12), []byte("\x88\x64\x11\x00\x00\x09\x00\x06\xc0\x21\x09\x01\x00\x04")))
+	add("four VLANs", tags("\x81\x00\x00\x05\x81\x00\x00\x06\x81\x00\x00\x07\x81\x00\x00\x08", seg(0, push, "ab")))
+	add("two VLANs and VLAN 0 between", tags("\x88\xa8\x00\x05\x81\x00\xe0\x00\x81\x00\x00\x06", seg(0, push, "ab")))
+	add("MPLS", tags("\x88\x47\x00\x01\x01\x40", seg(0, push, "ab")))
+	add("MPLS multicast, two labels", tags("\x88\x48\x00\x01\x00\x40\x00\x02\x01\x40", datagram("x")))
+	add("LLC and SNAP", slices.Concat(make([]byte, 12), []byte("\x00\x25\xaa\xaa\x03\x00\x00\x00\x08\x00"), datagram("x")[14:]))
+	add("LLC in a VLAN", slices.Concat(make([]byte, 12), []byte("\x81\x00\x00\x05\x00\x04\x42\x42\x03\x00")))
+	add("VXLAN", func() []byte {
+		f := datagram("\x08\x00\x00\x00\x00\x00\x09\x00" + string(seg(0, push, "ab")))
+		f[36], f[37] = 4789>>8, 4789&0xff
+		return f
+	}())
+	add("IPv6 in IPv4 in a VLAN", tags("\x81\x00\x00\x05", ip4(41, 0, string(ip6(6, tcp)[14:]))))
+	add("IPv4 in IPv6", ip6(4, string(seg(0, push, "ab")[14:])))
+	add("a short segment, padded", append(seg(0, packet.ACK, ""), 0, 0, 0, 0, 0, 0))
+	add("a short segment, padded with what it is not", append(seg(0, push, "a"), "no data"...))
+	for what, opts := range map[string]string{"a loose source route": "\x83\x07\x04\x0a\x00\x00\x09\x00", "a strict source route": "\x89\x07\x04\x0a\x00\x00\x09\x00",
+		"a source route that is run": "\x83\x07\x08\x0a\x00\x00\x09\x00", "a source route that is none": "\x83\x03\x05\x00", "two source routes": "\x83\x07\x04\x0a\x00\x00\x09\x89\x07\x04\x0a\x00\x00\x08\x00\x00"} {
+		f := slices.Concat(seg(0, push, "ab")[:34], []byte(opts), seg(0, push, "ab")[34:])
+		f[14], f[17] = byte(0x45+len(opts)/4), f[17]+byte(len(opts))
+		add(what, summed(f))
+	}
 	add("LLDP", put(datagram("x"), 0, []byte("\x01\x80\xc2\x00\x00\x0e\x02\x00\x00\x00\x00\x01\x88\xcc")...))
 	add("802.3", put(datagram("x"), 12, 0, 29))
 	add("ARP", append(make([]byte, 12, 64), "\x08\x06\x00\x01\x08\x00\x06\x04\x00\x01\x02\x00\x00\x00\x00\x01\x0a\x00\x00\x01\x00\x00\x00\x00\x00\x00\x0a\x00\x00\x02"...))
@@ -170,6 +196,12 @@ func kinds() (list []kind) {
 		kind{"fragments that a device makes", [][]byte{datagram(strings.Repeat("some of it", 900))}, []byte("\x01\x03\x2a\x00\xc8\x05\x22\x00\x06\x00")},
 		kind{"USO in a VLAN", [][]byte{tags("\x81\x00\x00\x05", datagram(strings.Repeat("some of it", 900)))}, []byte("\x01\x05\x2e\x00\x64\x00\x26\x00\x06\x00")},
 		kind{"USO of datagrams of 0", [][]byte{datagram(strings.Repeat("some of it", 900))}, []byte("\x01\x05\x2a\x00\x00\x00\x22\x00\x06\x00")},
+		kind{"a fragment with a checksum to finish", [][]byte{first, middle, last}, []byte("\x01\x00\x2a\x00\x00\x00\x22\x00\x06\x00")},
+		kind{"TSO of an IPv4 with options", [][]byte{func() []byte {
+			f := slices.Insert(slices.Clone(super), 34, 7, 7, 4, 0, 0, 0, 0, 0)
+			f[14], f[17] = 0x47, f[17]+8
+			return f
+		}()}, []byte("\x01\x01\x3e\x00\xa8\x05\x2a\x00\x10\x00")},
 		kind{"USO", [][]byte{datagram(strings.Repeat("some of it", 900))}, []byte("\x01\x05\x2a\x00\x64\x00\x22\x00\x06\x00")})
 	return list
 }
