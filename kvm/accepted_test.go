@@ -194,9 +194,9 @@ func TestAVCPUThatHasRunTakesNoOtherFeatureMSRs(t *testing.T) {
 	}
 }
 
-// Two MSRs name memory to KVM, which refuses the MSR where there is none: so does a state, before anything is loaded.
+// Some MSRs name memory to KVM, which refuses the MSR where there is none: so does a state, before anything is loaded.
 func TestMemoryThatAnMSRNamesHasToBeTheGuests(t *testing.T) {
-	const asyncPF, pvEOI, other = 0x4b564d02, 0x4b564d04, 0x4b564d03
+	const asyncPF, pvEOI, hypercalls, assist, other = 0x4b564d02, 0x4b564d04, 0x40000001, 0x40000073, 0x4b564d03
 	s := &VCPUState{inMemory: func(gpa uint64) bool { return gpa == 0x2000 || gpa == 0x2004 }}
 	for _, c := range []struct {
 		index uint32
@@ -206,6 +206,8 @@ func TestMemoryThatAnMSRNamesHasToBeTheGuests(t *testing.T) {
 		{asyncPF, 0x2000 | 1, true}, {asyncPF, 0x2000 | 0xd, true}, {asyncPF, 0x3000 | 1, false}, {asyncPF, 0x2040 | 1, false},
 		{asyncPF, 0x3000, true}, {asyncPF, 0, true},
 		{pvEOI, 0x2004 | 1, true}, {pvEOI, 0x2000 | 3, true}, {pvEOI, 0x2008 | 1, false}, {pvEOI, 0x2008, true},
+		{hypercalls, 0x2000 | 1, true}, {hypercalls, 0x2000 | 0xfff, true}, {hypercalls, 0x3000 | 1, false}, {hypercalls, 0x3000, true},
+		{assist, 0x2000 | 1, true}, {assist, 0x2004 | 1, true}, {assist, 0x4000 | 1, false}, {assist, 0x4000, true},
 		{other, 0x3000 | 1, true},
 	} {
 		if got := s.backed(c.index, c.value); got != c.want {

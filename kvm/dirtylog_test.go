@@ -186,3 +186,35 @@ func TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore(t *testing.T) {
 	want("begun anew", 1)
 	want("nothing was named for this log")
 }
+
+// A list that ends before a slot does names none of its pages, wherever in the block the slot begins: also one that is as long
+// as the slot, and one that ends where the slot begins.
+func TestAListThatIsTooShortNamesNoPageOfASlot(t *testing.T) {
+	x := newAdoptedWith(t, kvm.AttachConfig{OwnLog: true}, 1, nil, pages{64, 0}, pages{65, 0}, pages{64, 0})
+	must(t, x.StartDirtyLog())
+	words := len(x.mem) / kvm.PageSize / 64
+	if !x.KeepDirty("pc.ram", make([]uint64, words)) {
+		t.Skip("this KVM forgets each page that it is asked for")
+	}
+	for n := range words {
+		if got := x.KeepDirty("pc.ram", make([]uint64, n)); got != (n > 0) { // the first slot has one word
+			t.Errorf("%d words, of %d: pages stay writable: %v", n, words, got)
+		}
+	}
+	named := make([]uint64, words-1) // of the last slot there are none
+	for i := range named {
+		named[i] = ^uint64(0)
+	}
+	x.KeepDirty("pc.ram", named)
+	x.dirty()
+	for _, page := range []uint64{3, 64, 128, 129} {
+		if !x.touch(page * kvm.PageSize) {
+			t.Skip("this KVM writes no wall clock")
+		}
+	}
+	for _, want := range [][]int{{3, 64, 128, 192}, {3, 64, 128}} { // the last slot begins at page 192 of the block
+		if got := x.dirty(); !slices.Equal(got, want) {
+			t.Errorf("pages %v are reported, want %v", got, want)
+		}
+	}
+}

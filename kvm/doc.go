@@ -68,6 +68,12 @@
 // read by anybody: a guest loses them by a move, as by a suspend. Breakpoints that the host has set
 // (KVM_SET_GUEST_DEBUG) are not part of the guest.
 //
+// A VMM can set for a VM what KVM does not tell: whether there is a performance monitoring unit
+// (KVM_CAP_PMU_CAPABILITY), how fast the bus of the local APICs is (KVM_CAP_X86_APIC_BUS_CYCLES_NS), whether the
+// timer catches up on interrupts that were missed (KVM_REINJECT_CONTROL), which quirks and exits are off
+// (KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X86_DISABLE_EXITS). That is neither in a state nor compared: a VMM
+// that sets it sets it alike on the hosts between which a guest moves. [Create] leaves all of it as KVM has it.
+//
 // How far the timer (PIT) has counted is not saved either. KVM does not tell it for the channel that
 // interrupts, and lets every channel count anew when it is given their state: a guest that waits
 // for the timer waits for up to one more count of it, 55 ms at most, and one whose timer has run

@@ -311,8 +311,7 @@ func (v *VCPU) park(ctx context.Context) error {
 			vm.active++
 		default: // somebody is inside a call that needs the vCPU stopped
 			vm.mu.Unlock()
-			v.own.Lock()
-			v.own.Unlock() // taken only to wait for them
+			v.awaitCalls()
 			vm.mu.Lock()
 			continue
 		}

@@ -119,4 +119,38 @@ func TestTheInstructionOfAnErrorIsFoundWhereTheGuestWas(t *testing.T) {
 	}
 }
 
+// Newer kernels say which bytes they have read. If they are more than an instruction can have, or none, it is looked for in memory.
+func TestAnInstructionThatKVMTellsIsNoLongerThanOneCanBe(t *testing.T) {
+	require.Usable(t, require.KVM, Probe)
+	vm, err := Create(Config{Memory: PageSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	v := vm.vcpus[0]
+	sregs, err := v.Sregs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sregs.CS.Base = 0
+	if err := errors.Join(v.SetSregs(sregs), v.SetRegs(Regs{RFLAGS: 2})); err != nil {
+		t.Fatal(err)
+	}
+	inMemory, told := vm.memory[:longestInstruction], raw(&v.data.Data[2], 2)
+	for i := range inMemory {
+		inMemory[i] = byte(i)
+	}
+	for i := range told {
+		told[i] = byte(0x80 + i)
+	}
+	for n, want := range map[byte][]byte{0: inMemory, 1: told[1:2], longestInstruction: told[1:16], longestInstruction + 1: inMemory, 255: inMemory} {
+		told[0] = n
+		e := &ExitError{Reason: exitInternalError, Code: emulationFailed, Data: []uint64{1, 0, 0}}
+		v.where(e)
+		if !bytes.Equal(e.Instruction, want) {
+			t.Errorf("%d bytes are told: % x, want % x", n, e.Instruction, want)
+		}
+	}
+}
+
 const longestInstruction = 15

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gocolo/lockstep/internal/leaks"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 )
@@ -350,7 +351,7 @@ func TestMoreVCPUsThanAPICIDsAreAnErrorAtCreation(t *testing.T) {
 
 // An adopted vCPU has the number that its host gave it, of which the state of a local APIC keeps 8 bits.
 func TestAnAdoptedVCPUWhoseAPICIDDoesNotFitIsAnError(t *testing.T) {
-	x := newAdopted(t, 1, nil)
+	x := newAdoptedWith(t, kvm.AttachConfig{DirtyRing: kvm.AutoRing}, 1, nil)
 	run := make([]byte, 3*kvm.PageSize)
 	for id, fits := range map[uintptr]bool{254: true, 255: false, 300: false} {
 		fd, err := rawValue(x.fd, reqCreateVCPU, id)
@@ -358,8 +359,12 @@ func TestAnAdoptedVCPUWhoseAPICIDDoesNotFitIsAnError(t *testing.T) {
 			t.Skip(err)
 		}
 		defer unix.Close(fd)
+		before := leaks.Now(t)
 		if _, err := x.AddVCPU(uintptr(fd), run); (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "APIC ID") {
 			t.Errorf("APIC ID %d: %v", id, err)
+		}
+		if !fits {
+			before.Check(t, "a vCPU that was refused") // a dirty ring, for one
 		}
 	}
 }

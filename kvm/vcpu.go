@@ -34,7 +34,7 @@ type (
 
 // VCPU is one vCPU of a VM. All its methods but Run need it stopped (the VM
 // paused, or Run not being called) and fail with ErrRunning otherwise. They may
-// be called from any goroutine.
+// be called from any goroutine, and wait for each other.
 type VCPU struct {
 	vm     *VM
 	index  int
@@ -47,7 +47,7 @@ type VCPU struct {
 	ring   *ring      // nil: bitmaps
 
 	// own is held by Run except while parked, and by other methods that touch the
-	// vCPU, which take it with TryLock.
+	// vCPU. It is taken with TryLock under vm.mu: whoever has it may want that.
 	own sync.Mutex
 
 	// pending says that an exit has been handled and that KVM has still to complete its
@@ -147,16 +147,25 @@ func (v *VCPU) stopped() error {
 	return nil
 }
 
-// hold locks own, which the caller unlocks, if the vCPU is stopped. Otherwise it fails with
-// ErrRunning, or ErrClosed.
+// hold locks own, which the caller unlocks, if the vCPU is stopped; it waits for other calls that have it.
+// Otherwise it fails with ErrRunning, or ErrClosed.
 func (v *VCPU) hold() error {
-	v.vm.mu.Lock()
-	defer v.vm.mu.Unlock()
-	err := v.stopped()
-	if err == nil && !v.own.TryLock() {
-		err = ErrRunning
+	for {
+		v.vm.mu.Lock()
+		err := v.stopped()
+		held := err == nil && v.own.TryLock()
+		v.vm.mu.Unlock()
+		if err != nil || held {
+			return err
+		}
+		v.awaitCalls() // the VM may be resumed meanwhile, or closed
 	}
-	return err
+}
+
+// awaitCalls returns when the calls that have the vCPU are over.
+func (v *VCPU) awaitCalls() {
+	v.own.Lock()
+	defer v.own.Unlock()
 }
 
 // with calls fn with the descriptor of the vCPU while it is stopped.

@@ -293,9 +293,10 @@ func (s *VCPUState) known() []uint32 {
 }
 
 // backed reports whether the guest has the memory that an MSR names to KVM, which
-// refuses the MSR otherwise. (KVM's msr page.)
+// refuses the MSR otherwise. (KVM's msr page. Of Hyper-V's MSRs KVM writes to the memory of two, that of
+// hypercalls and that of a virtual processor's assist; see its Top Level Functional Specification.)
 func (s *VCPUState) backed(index uint32, value uint64) bool {
-	const asyncPF, pvEOI, enabled = 0x4b564d02, 0x4b564d04, 1
+	const asyncPF, pvEOI, hypercalls, assist, enabled = 0x4b564d02, 0x4b564d04, 0x40000001, 0x40000073, 1
 	if s.inMemory == nil || value&enabled == 0 {
 		return true
 	}
@@ -304,6 +305,8 @@ func (s *VCPUState) backed(index uint32, value uint64) bool {
 		return s.inMemory(value &^ 0x3f)
 	case pvEOI:
 		return s.inMemory(value &^ 3)
+	case hypercalls, assist:
+		return s.inMemory(value &^ (PageSize - 1))
 	}
 	return true
 }

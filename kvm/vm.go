@@ -249,6 +249,7 @@ func (vm *VM) Close() error {
 	var errs []error
 	for _, v := range vcpus {
 		v.own.Lock() // no call is inside any more, and none will get in
+		defer v.own.Unlock()
 		errs = append(errs, v.ring.unmap())
 	}
 	errs = append(errs, vm.spares.close())

@@ -125,6 +125,7 @@ func TestAStateThatNoDriverHasBroughtAboutIsRefused(t *testing.T) {
 	for name, change := range map[string]func(n *Net){
 		"features that were not offered":    func(n *Net) { n.features |= 1 << 31 },
 		"features that are not there":       func(n *Net) { n.offered |= 1 << 31 },
+		"features that every card has":      func(n *Net) { n.offered &^= netStatus; n.features &^= netStatus },
 		"a ring that ends behind memory":    func(n *Net) { n.queues[1].pfn = testMemory/queueAlign - 2 },
 		"a ring far from memory":            func(n *Net) { n.queues[0].pfn = 1<<32 - 1 },
 		"the address of another card":       func(n *Net) { n.config[5]++ },

@@ -38,6 +38,7 @@ type hostile struct {
 	level   bool // of the device's line
 	rings   [2]uint64
 	avail   [2]uint16
+	reads   []byte // what it has read from registers
 
 	make  func() machinery
 	dev   machinery
@@ -202,6 +203,7 @@ func (h *hostile) step() {
 	case 9:
 		var p [4]byte
 		h.dev.In(uint16(h.next()), p[:1<<(h.next()%3)])
+		h.reads = append(h.reads, p[:]...)
 	case 10:
 		h.out(regNotify, 2, uint32(h.next()%3))
 		h.work()
