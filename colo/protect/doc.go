@@ -196,7 +196,9 @@
 //	                 20 ms    to 1 s between two attempts to reach the other host
 //
 // A secondary that waits to claim the guest, and hears its primary say that it has
-// gone on in a later generation, claims it no more, and follows it again.
+// gone on in a later generation, claims it no more, and follows it again. So does a primary
+// that hears its secondary say that it has taken the guest over in their session, also
+// where the arbiter is not reached.
 //
 // Ask asks the other host how it stands, over the same port: for an arbiter that has
 // nobody else to ask, and for an operator's tools.
