@@ -111,8 +111,9 @@
 // # A switchover
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
-// nothing is lost: the control connection is there, the arbiter has heard of the generation, and
-// what the guest has written is sent, in rounds. Then, with nobody running the guest:
+// nothing is lost: the control connection is there, the arbiter has heard of the generation,
+// what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
+// compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
 //
 //	primary      pauses it, and sends the rest of its memory and its devices   half a turn of the link
 //	secondary    has all of that, and says so; from here on it can but commit  half a turn
