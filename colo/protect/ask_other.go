@@ -51,7 +51,7 @@ func (j *Job) askOther(ctx context.Context, s *session) (join func()) {
 			conn, answer, err := dial(ctx, &j.cfg, h)
 			if err == nil {
 				conn.Close()
-				if s.peer.saysOver(answer) || runsIn(answer.State) && s.overtakenBy(answer, true) {
+				if s.peer.saysOver(answer) || runsIn(answer.State) && s.overtakenBy(answer) {
 					return
 				}
 			}

@@ -35,6 +35,10 @@ func (j *Job) heard(s *session, n note) {
 	case sayLeaves:
 		s.endsInOrder(&leavesError{s.peer.host})
 		s.peer.say(note{Say: sayFarewell})
+	case sayLast:
+		if _, whole := s.committed(); s.primary == nil && whole && !compares(j.cfg.Network) {
+			j.leaveStanding()
+		}
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:
@@ -77,8 +81,8 @@ func (j *Job) pledges(s *session, term time.Duration) bool {
 }
 
 // leaveStanding keeps the guest of this secondary paused when it is in the state of the epoch in
-// which this host is to go on: if it ran, it would only be paused again. A session that has ended
-// resumes what it has left standing.
+// which this host is to go on: if it ran, it would only be paused again, while nobody runs the guest. A
+// session that has ended resumes what it has left standing.
 func (j *Job) leaveStanding() {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -111,8 +111,9 @@
 // # A switchover
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
-// nothing is lost: the control connection is there, the arbiter has heard of the generation, and
-// what the guest has written is sent, in rounds. Then, with nobody running the guest:
+// nothing is lost: the control connection is there, the arbiter has heard of the generation,
+// what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
+// compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
 //
 //	primary      pauses it, and sends the rest of its memory and its devices   half a turn of the link
 //	secondary    has all of that, and says so; from here on it can but commit  half a turn
@@ -196,7 +197,9 @@
 //	                 20 ms    to 1 s between two attempts to reach the other host
 //
 // A secondary that waits to claim the guest, and hears its primary say that it has
-// gone on in a later generation, claims it no more, and follows it again.
+// gone on in a later generation, claims it no more, and follows it again. So does a primary
+// that hears its secondary say that it has taken the guest over in their session, also
+// where the arbiter is not reached.
 //
 // Ask asks the other host how it stands, over the same port: for an arbiter that has
 // nobody else to ask, and for an operator's tools.

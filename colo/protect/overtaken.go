@@ -13,17 +13,17 @@ import (
 // secondary. j.mu is held.
 func (j *Job) overtook(h hello) {
 	if s := j.current; s != nil && h.Channel == chControl && (j.m.state == Asking || s.isEntrusted()) {
-		s.overtakenBy(h, j.manual != nil)
+		s.overtakenBy(h)
 	}
 }
 
 // overtakenBy takes the hello of a host that goes on, and reports whether that is the other host of
-// this session, in a later generation. A secondary then stops asking. A primary asks its arbiter,
-// which knows. One without an arbiter gives its guest up to the host that has taken it over in this
-// very session: by an operator's word, or by a switchover whose answer was lost. That host's guest is
-// this one, and has said more since. A host of the same name that was started anew has another guest,
-// and is not believed.
-func (s *session) overtakenBy(h hello, manual bool) bool {
+// this session, in a later generation. A secondary then stops asking. A primary gives its guest up to
+// the host that has taken it over in this very session: by its arbiter's grant, of which this host need not be
+// told by an arbiter that it may not reach, by an operator's word, or by a switchover whose answer was
+// lost. That host's guest is this one, and has said more since. A host of the same name that was started
+// anew has another guest, and is not believed.
+func (s *session) overtakenBy(h hello) bool {
 	p := s.peer
 	if h.Host != p.host || h.Generation <= p.generation {
 		return false
@@ -32,7 +32,7 @@ func (s *session) overtakenBy(h hello, manual bool) bool {
 	switch {
 	case s.primary == nil:
 		p.set(func() { p.ended, p.reason = true, why })
-	case manual && p.token != "" && h.TookOver == p.token:
+	case p.token != "" && h.TookOver == p.token:
 		p.set(func() { p.goneOn = errors.New(why) })
 	default:
 		return false

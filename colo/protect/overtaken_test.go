@@ -78,7 +78,9 @@ func TestAPrimaryIsNotOvertakenByAnotherGuest(t *testing.T) {
 		{"in its own generation", false, func(h *hello) { h.Generation-- }, false},
 		{"by a host of another name", false, func(h *hello) { h.Host = "c" }, false},
 		{"on another channel", false, func(h *hello) { h.Channel = chSession }, false},
-		{"where there is an arbiter", true, func(*hello) {}, false},
+		{"by the host that has taken over, where there is an arbiter", true, func(*hello) {}, true},
+		{"by one that was started anew, where there is an arbiter", true, func(h *hello) { h.TookOver = "" }, false},
+		{"in its own generation, where there is an arbiter", true, func(h *hello) { h.Generation-- }, false},
 	} {
 		bubble(t, c.name, func(t *testing.T, w *world) {
 			change := func(cfg *Config) {
@@ -111,7 +113,7 @@ func TestAPrimaryIsNotOvertakenByAnotherGuest(t *testing.T) {
 				t.Error("the gate is open")
 			}
 			a.noArbiter.Store(false)
-			if c.arbiter {
+			if c.arbiter && !c.gives {
 				a.is(Alone)
 			}
 			a.halt()

@@ -63,7 +63,7 @@ type peer struct {
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
 	released bool          // on a secondary: the primary has released the guest for it
-	goneOn   error         // on a primary without an arbiter: that its secondary has gone on with the guest; nil: nobody has said so
+	goneOn   error         // on a primary: that its secondary has gone on with the guest; nil: nobody has said so
 	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 

@@ -42,6 +42,13 @@ func sided(all []Network, f func(Sided) error) error {
 	return nil
 }
 
+// compares reports whether one of the networks is Sided: the guest of the secondary has to run then, for
+// what it says is compared.
+func compares(all []Network) (any bool) {
+	sided(all, func(Sided) error { any = true; return nil })
+	return any
+}
+
 // chNIC begins the channel of a Sided network, whose name follows.
 const chNIC = "nic:"
 

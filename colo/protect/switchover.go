@@ -135,6 +135,9 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	if err := j.commitsFirst(ctx, s); err != nil {
 		return err
 	}
+	if !compares(j.cfg.Network) {
+		s.peer.say(note{Say: sayLast}) // where it is not heard in time the other side pauses its guest once more
+	}
 	// The guest is left standing by the checkpoint that has sent most of its memory before its
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.

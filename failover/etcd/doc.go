@@ -28,5 +28,6 @@
 // at the end of its term. It survives slow members, changes of the leader, answers
 // that are late or lost, and the loss of one direction of a host's way to the members.
 // Whoever restores the cluster from an old backup, or deletes the key, gets refusals
-// (failover.Record.Acquire), not two holders.
+// (failover.Record.Acquire), as long as no host asks that has a guest as old as the backup: that one
+// would be granted it. See docs/operations.md.
 package etcd

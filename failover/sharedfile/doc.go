@@ -22,7 +22,8 @@
 // It survives processes that are killed or stopped at any point, the crash of a
 // host, and the power cut of a storage that keeps what it has acknowledged. It
 // does not survive the loss of the directory: whoever puts an old copy of it back
-// gets refusals (failover.Record.Acquire), not two holders.
+// gets refusals (failover.Record.Acquire), as long as no host asks that has a guest as old as
+// that copy: that one would be granted it. See docs/operations.md.
 //
 // The file system must have link(2) that fails on an existing name for every
 // host, as local file systems and NFS do, and must show a new name to the other
