@@ -1,10 +1,12 @@
 package lockstep_test
 
 import (
+	"go/ast"
 	"go/doc"
 	"go/doc/comment"
 	"go/parser"
 	"regexp"
+	"strings"
 	"testing"
 )
 
@@ -61,6 +63,11 @@ func comments(p *doc.Package) map[string]string {
 	values := func(list []*doc.Value) {
 		for _, v := range list {
 			all[v.Names[0]] = v.Doc
+			for _, s := range v.Decl.Specs {
+				if s, ok := s.(*ast.ValueSpec); ok && (s.Doc != nil || s.Comment != nil) {
+					all[s.Names[0].Name] = s.Doc.Text() + s.Comment.Text()
+				}
+			}
 		}
 	}
 	funcs := func(of string, list []*doc.Func) {
@@ -96,4 +103,15 @@ func spans(blocks []comment.Block) (all []comment.Text) {
 		}
 	}
 	return all
+}
+
+func TestWhatIsExportedHasAComment(t *testing.T) {
+	for _, dir := range append(publicPackages(t), publicModules(t)...) {
+		_, p := documented(t, dir, parser.ParseComments)
+		for symbol, text := range comments(p) {
+			if text == "" && !strings.HasSuffix(symbol, ".Error") { // of which there is nothing to say
+				t.Errorf("%s %s has no comment", dir, symbol)
+			}
+		}
+	}
 }

@@ -115,3 +115,36 @@ func TestTheTermsOfTheMainExampleAreThoseOfTheREADME(t *testing.T) {
 		t.Errorf("the terms are %v (%v) and %v (%v), and the README says otherwise", one, err1, series, err2)
 	}
 }
+
+// inSeconds are the times that sentences of docs/operations.md have in words, and the constants
+// of which each is the sum.
+var inSeconds = []struct {
+	sentence string
+	is       time.Duration
+	dir      string
+	names    []string
+}{
+	{"for `generation` a takeover waits two seconds at most", 2 * time.Second, "colo/protect", []string{"recordWait", "obedient"}},
+	{"when it is refused for longer than a second, once for each reason", time.Second, "colo/protect", []string{"maxRedial"}},
+	{"tries again each second, and follows when it has what it lacked", time.Second, "colo/protect", []string{"maxRedial"}},
+	{"Told once a second at most of reads, and as often of writes.", time.Second, "replication", []string{"ioErrorsEvery"}},
+	{"After five seconds a QEMU that hangs (it is stopped, or its storage is) is named", 5 * time.Second, "examples/lockstep-qemu", []string{"defaultSlow"}},
+	{"`check` and `protect` end, after ten seconds where it does not greet", 10 * time.Second, "examples/lockstep-qemu", []string{"defaultSlow", "defaultSlow"}},
+}
+
+func TestTimesThatOperatorsAreToldInWordsAreThoseOfTheCode(t *testing.T) {
+	page := strings.Join(strings.Fields(read(t, "docs/operations.md")), " ")
+	for _, s := range inSeconds {
+		var sum time.Duration
+		for _, name := range s.names {
+			d, err := constant(t, s.dir, name)
+			if err != nil {
+				t.Error(err)
+			}
+			sum += d
+		}
+		if sum != s.is || !strings.Contains(page, s.sentence) {
+			t.Errorf("%v of %s are %v, and the page does not say %q, or %v", s.names, s.dir, sum, s.sentence, s.is)
+		}
+	}
+}

@@ -283,7 +283,7 @@ var promises = []promise{
 		"colo.TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected"}},
 	{"docs/operations.md", "a request of the guest has failed because of the disk", []string{
 		"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf", "replication.TestARequestThatIsRefusedIsNotTheDisksFault"}},
-	{"docs/operations.md", "Told once a second at most.", []string{"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf"}},
+	{"docs/operations.md", "Told once a second at most of reads, and as often of writes.", []string{"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf"}},
 	{"docs/operations.md", "If both fail, it is told of both.", []string{
 		"replication.TestBothFailuresOfADiskAreToldOnce"}},
 

@@ -103,6 +103,7 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("colo: %s: checkpoint %d: %s: %v", e.Mode, e.Epoch, e.Op, e.Err)
 }
 
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
 // MessageError is a message out of turn, or an unknown one.

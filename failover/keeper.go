@@ -87,7 +87,8 @@ func (k *Keeper) Until() time.Time {
 	return k.holder.Until()
 }
 
-// SetNote sets the note that renewals carry from now on.
+// SetNote sets the note that renewals carry from now on. A note of more than MaxNote bytes
+// is an error that matches ErrClaim.
 func (k *Keeper) SetNote(note string) error {
 	if err := checkNote(note); err != nil {
 		return err

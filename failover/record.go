@@ -60,7 +60,8 @@ func (r Record) Acquire(c Claim, lapsed bool) (next Record, granted bool, err er
 }
 
 // Renew returns the record in which the grant is prolonged. A grant whose term
-// has run out can be renewed for as long as nobody else has got the guest.
+// has run out can be renewed for as long as nobody else has got the guest; after
+// that the error matches ErrRefused. One for a note that is too long matches ErrClaim.
 func (r Record) Renew(g Grant, note string) (Record, error) {
 	if err := r.has(g, note); err != nil {
 		return r, err
@@ -70,7 +71,7 @@ func (r Record) Renew(g Grant, note string) (Record, error) {
 	return r, nil
 }
 
-// Release returns the record in which nobody has the guest.
+// Release returns the record in which nobody has the guest. Its errors are those of Renew.
 func (r Record) Release(g Grant, note string) (Record, error) {
 	if err := r.has(g, note); err != nil {
 		return r, err

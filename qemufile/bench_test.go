@@ -66,7 +66,7 @@ func BenchmarkReaderPages(b *testing.B) {
 	var bareTime, pageTime time.Duration
 	b.ReportAllocs()
 	for range b.N {
-		// By turns, because the machine's mood changes.
+		// By turns, because other work on the machine comes and goes.
 		bareTime += receive(b, 4, bare)
 		pageTime += receive(b, 4, pages)
 	}

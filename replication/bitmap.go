@@ -98,7 +98,8 @@ func (b *Bitmap) Empty() bool { return !b.Any(0, b.bits.Load().size) }
 // Bytes returns the length of the chunks whose bits are set, in bytes.
 func (b *Bitmap) Bytes() int64 { return union{b.bits.Load()}.bytes() }
 
-// Or sets the bits that are set in o, a Bitmap of a disk of the same size.
+// Or sets the bits that are set in o, a Bitmap of a disk of the same size; that of another size is
+// ErrSize.
 func (b *Bitmap) Or(o *Bitmap) error {
 	if b.bits.Load().size != o.bits.Load().size {
 		return fmt.Errorf("%w: bitmaps of disks of %d and %d bytes", ErrSize, b.bits.Load().size, o.bits.Load().size)

@@ -35,6 +35,7 @@ func (e *MemberError) Error() string {
 	return fmt.Sprintf("replication: disk %d: %s: %v", e.Index, e.Op, e.Err)
 }
 
+// Unwrap returns the cause.
 func (e *MemberError) Unwrap() error { return e.Err }
 
 // A starter, as a Secondary is, can be told before its Start that it is started with others, and a

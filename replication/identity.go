@@ -57,6 +57,7 @@ const (
 	CopyOutdated
 )
 
+// String returns the state in a word, such as "outdated".
 func (s CopyState) String() string {
 	names := [...]string{"clean", "inconsistent", "outdated"}
 	if int(s) < len(names) {

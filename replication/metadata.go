@@ -73,6 +73,7 @@ type MetadataError struct {
 
 func (e *MetadataError) Error() string { return fmt.Sprintf("replication: %s: %v", e.What, e.Err) }
 
+// Unwrap returns the cause.
 func (e *MetadataError) Unwrap() error { return e.Err }
 
 // peerBase names the copy of the secondary, and the checkpoint since which its primary has

@@ -209,6 +209,7 @@ func (e *BrokenError) Error() string {
 	return fmt.Sprintf("replication: broken: %s: %v", e.Op, e.Err)
 }
 
+// Unwrap returns the cause.
 func (e *BrokenError) Unwrap() error { return e.Err }
 
 // event returns the error as an event.

@@ -35,6 +35,7 @@ const (
 	Done
 )
 
+// String returns the state in a word, such as "running".
 func (s State) String() string {
 	names := [...]string{"none", "running", "failover", "failover-failed", "done"}
 	if int(s) < len(names) {

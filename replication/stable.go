@@ -52,6 +52,7 @@ func (e *SyncError) Error() string {
 	return fmt.Sprintf("replication: %s: what was written may be lost: %v", e.Disk, e.Err)
 }
 
+// Unwrap returns the cause.
 func (e *SyncError) Unwrap() error { return e.Err }
 
 func newStableDisk(d Disk, name string) *stableDisk {

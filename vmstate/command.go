@@ -126,7 +126,7 @@ func OpenReturnPath() Command { return Command{Type: CommandOpenReturnPath} }
 // Ping asks for a PONG of the same value on the return path.
 func Ping(value uint32) Command { return Command{Type: CommandPing, Payload: be32(value)} }
 
-// AsPing returns the value of a PING.
+// AsPing returns the value of a PING. Any other command is [ErrCommand].
 func (c Command) AsPing() (value uint32, err error) {
 	if c.Type != CommandPing || len(c.Payload) != 4 {
 		return 0, c.malformed(CommandPing)

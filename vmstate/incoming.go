@@ -60,7 +60,7 @@ func (in *Incoming) ReturnPath() bool { return in.returnPath }
 func (in *Incoming) COLOEnabled() bool { return in.colo }
 
 // Pause records that the connection broke during postcopy; a RESUME is then in
-// order. End records that postcopy is over.
+// order.
 func (in *Incoming) Pause() { in.paused = true }
 
 // End records that the last page has arrived.

@@ -37,7 +37,7 @@ func threeDevices(t testing.TB, noConfiguration, noFooters bool, lengths [3]int,
 	})
 }
 
-// description of the three devices.
+// threeDescribed returns the description of the three devices.
 func threeDescribed() string {
 	var d []string
 	for i, name := range []string{"dev-a", "dev-b", "dev-c"} {

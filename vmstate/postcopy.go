@@ -28,7 +28,7 @@ func (a PostcopyAdvise) Command() Command {
 	return c
 }
 
-// AsPostcopyAdvise decodes a POSTCOPY_ADVISE.
+// AsPostcopyAdvise decodes a POSTCOPY_ADVISE. Any other command is [ErrCommand].
 func (c Command) AsPostcopyAdvise() (PostcopyAdvise, error) {
 	switch {
 	case c.Type == CommandPostcopyAdvise && len(c.Payload) == 0:
@@ -111,7 +111,7 @@ func RecvBitmap(block string) Command {
 	return Command{Type: CommandRecvBitmap, Payload: append([]byte{byte(len(block))}, block...)}
 }
 
-// AsRecvBitmap decodes a RECV_BITMAP.
+// AsRecvBitmap decodes a RECV_BITMAP. Any other command is [ErrCommand].
 func (c Command) AsRecvBitmap() (block string, err error) {
 	p := c.Payload
 	if c.Type != CommandRecvBitmap || len(p) < 2 || len(p) != 1+int(p[0]) {

@@ -76,6 +76,7 @@ type Call struct {
 	Epoch uint64
 }
 
+// String returns the call as a session makes it, such as "Mark(3)".
 func (c Call) String() string { return fmt.Sprintf("%s(%d)", c.Name, c.Epoch) }
 
 // held is a frame that waits for the checkpoint after an epoch.

@@ -25,6 +25,7 @@ const (
 	Read     // a call of the receiver's Read
 )
 
+// String returns the name of the operation in lower case, such as "write".
 func (o Op) String() string {
 	switch o {
 	case Byte:
@@ -44,6 +45,7 @@ type Point struct {
 	N  int64
 }
 
+// String returns the operation and its number, such as "write 3", or "never".
 func (p Point) String() string {
 	if p.Op == Never {
 		return "never"

@@ -180,6 +180,7 @@ const (
 
 var reasonNames = [reasons]string{"none", "data", "position", "ack", "flags", "packet", "timeout", "limit", "options", "ports", "pace"}
 
+// String returns the reason in a word, such as "timeout"; "unknown" for what is none.
 func (r Reason) String() string {
 	if r < reasons {
 		return reasonNames[r]
@@ -217,6 +218,8 @@ type Flow struct {
 	VLAN     uint16 // 0: untagged
 }
 
+// String returns the two ends and the protocol number, such as "10.0.0.1:80 > 10.0.0.9:5000 proto 6";
+// "-" for a Flow without addresses.
 func (f Flow) String() string {
 	if !f.Src.IsValid() {
 		return "-"

@@ -125,12 +125,12 @@ func (c *Chain) Insert(e Entry, at Position) error {
 	return nil
 }
 
-// Remove takes an entry out.
+// Remove takes an entry out. ErrChain says that there is none of that id.
 func (c *Chain) Remove(id string) error {
 	return c.edit(id, func(i int) { c.entries = slices.Delete(c.entries, i, i+1) })
 }
 
-// SetStatus switches an entry on or off.
+// SetStatus switches an entry on or off. ErrChain says that there is none of that id.
 func (c *Chain) SetStatus(id string, on bool) error {
 	return c.edit(id, func(i int) { c.entries[i].Off = !on })
 }

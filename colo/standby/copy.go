@@ -262,7 +262,8 @@ func (g *Copy) LoadDevices(blob []byte, onCommand func(vmstate.Command) error) e
 	return nil
 }
 
-// Flush says that what was loaded is about to be committed; it changes nothing.
+// Flush says that what was loaded is about to be committed; it changes nothing. It returns
+// ErrVoid if no checkpoint was loaded whole.
 func (g *Copy) Flush() error {
 	if !g.loaded {
 		return ErrVoid
@@ -272,7 +273,7 @@ func (g *Copy) Flush() error {
 }
 
 // Commit replaces the state of the guest by the one that was loaded, memory and devices in
-// one step.
+// one step. It returns ErrVoid unless a checkpoint was loaded whole and Flush was called.
 func (g *Copy) Commit() error {
 	if !g.loaded || !g.flushed {
 		return ErrVoid

@@ -91,8 +91,8 @@ func (n *numbering) conn(k packet.Key, h packet.TCP, at time.Time) (b *beginning
 // primary.
 type difference struct{ seq, ack, val, echo uint32 }
 
-// difference returns that of the i-th connection of a flow, ok if it is known: the
-// beginning is in both captures.
+// difference returns the difference of the i-th connection of a flow. ok reports whether it is
+// known, as it is where both captures have the beginning of the connection.
 func (n *numbering) difference(primary *numbering, k packet.Key, i int) (d difference, ok bool) {
 	p, s := primary.conns[k], n.conns[k]
 	if i >= len(p) || i >= len(s) || !p[i].known || !s[i].known {

@@ -8,8 +8,8 @@
 //
 // One key holds the record. Every change is a transaction that compares the key
 // with the record that was read, so it is made on a majority of the members or not
-// at all, and reads are linearizable. A record that a person has written, in
-// another spacing, is one that is compared by the key's revision. Nothing else of etcd is used,
+// at all, and reads are linearizable. A record that a person has
+// written in another spacing is compared by the revision of the key instead. Nothing else of etcd is used,
 // and leases are not, on purpose: a lease has whole seconds, is counted by whichever member thinks
 // that it leads, and is revoked by it, a deposed one too. Here the term is counted
 // by the two hosts themselves (failover.StoreArbiter): the holder from before its

@@ -184,6 +184,7 @@ func (e *RequestError) Error() string {
 	return s
 }
 
+// Unwrap returns the server's Errno.
 func (e *RequestError) Unwrap() error { return e.Errno }
 
 // Errors that a caller may want to tell apart with errors.Is.

@@ -181,7 +181,9 @@ func (l *Lazy) Block(name string) (length uint64, ok bool) {
 	return l.blocks[i].length, true
 }
 
-// Discard drops what has come of the ranges of a block.
+// Discard drops what has come of the ranges of a block. It is called before Listen, from the
+// goroutine that loads the stream. An error is an [*Error] with [ErrUnknownBlock], or with
+// [ErrOffset] for a range that is not made of whole pages of the block.
 func (l *Lazy) Discard(d vmstate.RAMDiscard) error {
 	i, ok := l.index[d.Block]
 	if !ok {

@@ -102,7 +102,8 @@ func (l *Lazy) Ensure(block string, offset, n uint64) error {
 	return nil
 }
 
-// Received returns which pages of a block have come, for a RECV_BITMAP.
+// Received returns which pages of a block have come, for a RECV_BITMAP. A block of another name
+// is an [*Error] with [ErrUnknownBlock].
 func (l *Lazy) Received(block string) ([]uint64, error) {
 	i, ok := l.index[block]
 	if !ok {

@@ -178,7 +178,8 @@ func (m *MappedWriter) Blocks() (blocks []BlockInfo, places []MappedBlock) {
 }
 
 // WritePage writes a page, PageSize bytes, to its place. A page of zeros is not
-// written: its bit in the bitmap is cleared instead. WritePage allocates nothing.
+// written: its bit in the bitmap is cleared instead. WritePage allocates nothing. An error is an
+// [*Error] with [ErrUnknownBlock], [ErrOffset] or what the file has said.
 func (m *MappedWriter) WritePage(block string, offset uint64, page []byte) error {
 	return m.WritePages(block, offset, page[:PageSize])
 }

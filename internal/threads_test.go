@@ -1,9 +1,11 @@
-package threads
+package internal_test
 
 import (
 	"runtime"
 	"sync"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/threads"
 )
 
 func TestGuestsThatBeginAndEndAtOnceLoseNoPlace(t *testing.T) {
@@ -13,7 +15,7 @@ func TestGuestsThatBeginAndEndAtOnceLoseNoPlace(t *testing.T) {
 	for range 20 {
 		begun.Add(1)
 		ended.Go(func() {
-			undo := More(2)
+			undo := threads.More(2)
 			begun.Done()
 			<-end
 			undo()

@@ -1,4 +1,4 @@
-package wait_test
+package internal_test
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package plain_test
+package internal_test
 
 import (
 	"strings"

@@ -1,4 +1,4 @@
-package threads_test
+package internal_test
 
 import (
 	"sync"

@@ -1,6 +1,10 @@
-package plain
+package internal_test
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/plain"
+)
 
 func TestALineIsOneAndShowsWhatItIs(t *testing.T) {
 	for text, want := range map[string]string{
@@ -14,10 +18,10 @@ func TestALineIsOneAndShowsWhatItIs(t *testing.T) {
 		"\"a\"\\ \x9b \xff \u202e \u2028": `"a"\ \x9b \xff \u202e \u2028`,
 		"�":                               "�",
 	} {
-		if got := Line(text); got != want {
+		if got := plain.Line(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
-		if got := Line(Line(text)); got != want {
+		if got := plain.Line(plain.Line(text)); got != want {
 			t.Errorf("%q is another line the second time: %q", text, got)
 		}
 	}
