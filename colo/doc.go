@@ -136,6 +136,7 @@
 //	  MaxDowntime                 the pause that ends the initial synchronisation    300 ms   less than CheckpointTimeout
 //	SecondaryConfig
 //	  IdleTimeout                 the silence of a primary between checkpoints       5 min(2) at least PeerTimeout
+//	  MinRate                     the slowness of the initial synchronisation        1 KiB/s  -
 //	both
 //	  PeerTimeout                 a transfer that stands still; Pause, Resume, disks 10 s (3) -
 //	heartbeat
@@ -157,7 +158,8 @@
 // ends a session for being slow. Within a checkpoint a secondary may take its
 // time for a pause, a commit or a disk, as long as the whole is not older than
 // CheckpointTimeout; a transfer goes on as long as any byte moves within
-// PeerTimeout; and a secondary waits for its primary, which pauses its guest and
+// PeerTimeout, and in the initial synchronisation as long as it is not slower than MinRate, since
+// whoever can connect would keep a secondary for ever by a byte now and then; and a secondary waits for its primary, which pauses its guest and
 // marks its disks, for the primary's CheckpointTimeout, as it was announced, and
 // PeerTimeout on top, or for IdleTimeout if the primary has none. A checkpoint that
 // is older than CheckpointTimeout is an outage, since the guest's

@@ -177,6 +177,7 @@ type timedConn struct {
 
 	beside  *beside       // channels, which end with this connection; nil: none
 	crossed atomic.Uint64 // bytes that had crossed beside when the wait began or lives was called last
+	pace    pace          // of the peer, for reads
 
 	mu      sync.Mutex
 	stopped bool          // interrupted; guarded by mu
@@ -194,6 +195,7 @@ func (t *timedConn) Read(p []byte) (n int, err error) {
 	}
 	for {
 		err = t.timed(true, func() (e error) { n, e = t.conn.Read(p); return })
+		t.pace.came(n)
 		if n == 0 && t.again(err) && t.lives() {
 			continue
 		}
@@ -239,15 +241,20 @@ func (t *timedConn) turn() error {
 
 // lives reports whether the peer is known to live: its heartbeat says so, or bytes
 // have crossed the channels since the wait began, or since lives was called last. An
-// operation that has stood still for the whole timeout then goes on waiting.
+// operation that has stood still for the whole timeout then goes on waiting, unless the bytes
+// were too few.
 func (t *timedConn) lives() bool {
 	if t.strict.Load() {
 		return false
 	}
-	if n := t.beside.bytes(); t.crossed.Swap(n) != n {
+	if n := t.beside.bytes(); t.crossed.Swap(n) != n && !t.pace.spent() {
 		return true
 	}
-	return t.alive != nil && t.alive()
+	if t.alive == nil || !t.alive() {
+		return false
+	}
+	t.pace.excuse()
+	return true
 }
 
 // again reports whether only the timeout has ended an operation, so that the
@@ -274,11 +281,17 @@ func (t *timedConn) late(d time.Duration, err error) error {
 	if !t.until.IsZero() && !time.Now().Before(t.until) {
 		return fmt.Errorf("%w: %w", ErrStalled, err)
 	}
+	if t.pace.spent() {
+		return fmt.Errorf("%w: the peer sends less than %d bytes a second: %w", ErrTimeout, t.pace.rate, err)
+	}
 	return fmt.Errorf("%w: peer silent for %v: %w", ErrTimeout, d, err)
 }
 
 func (t *timedConn) timed(read bool, f func() error) error {
 	at, d := t.deadline()
+	if read {
+		at = t.pace.wait(at)
+	}
 	if t.deadlines != nil {
 		set := t.deadlines.SetWriteDeadline
 		if read {

@@ -31,6 +31,7 @@ type Secondary struct {
 	earlyBytes int64         // of the next checkpoint, that have come early
 
 	idle    time.Duration // IdleTimeout; 0: no bound
+	rate    uint64        // MinRate; 0: no bound
 	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
 
 	began  time.Time              // when the checkpoint under way began
@@ -61,6 +62,7 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	s.heartbeat(cfg.Heartbeat)
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)
 	s.idle = max(0, orDefault(cfg.IdleTimeout, DefaultIdleTimeout))
+	s.rate = uint64(max(0, orDefault(cfg.MinRate, DefaultMinRate)))
 	// The guest is paused, and that pause is the session's from now on.
 	s.paused = true
 	if err := s.openChannels(); err != nil {

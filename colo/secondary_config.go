@@ -50,6 +50,12 @@ type SecondaryConfig struct {
 	// no bound; a heartbeat notices sooner either way.
 	IdleTimeout time.Duration
 
+	// MinRate is how many bytes a second the initial synchronisation must bring, over the
+	// link and the channels: of the time for which this side waits for the primary there, so
+	// much as has come does not pay for is at most three times PeerTimeout. A Heartbeat that is
+	// alive excuses it. Zero: DefaultMinRate. Negative, or a negative PeerTimeout: no bound.
+	MinRate int64
+
 	// Channels bring the memory of checkpoints beside conn, from a primary that has
 	// them too. RAM must be a PageTarget.
 	Channels Channels

@@ -14,6 +14,10 @@ func (s *Secondary) synchronise(ctx context.Context) error {
 	s.epoch, s.began = 0, time.Now()
 	s.cp = event.CheckpointCommit{Mode: s.mode, Cause: event.CauseInitial}
 	s.events.Publish(event.Migration{Status: "active"})
+	if s.rate > 0 && s.patient > 0 {
+		s.link.conn.pace.begin(s.rate, slowTimes*s.patient, s.beside)
+		defer s.link.conn.pace.end()
+	}
 	return s.do(ctx,
 		step{"receive header", s.receiveHeader},
 		step{"receive state", s.receiveState},
@@ -22,6 +26,9 @@ func (s *Secondary) synchronise(ctx context.Context) error {
 		step{"send checkpoint-ready", s.ready},
 	)
 }
+
+// slowTimes is how many times PeerTimeout a primary that sends less than MinRate is waited for.
+const slowTimes = 3
 
 func (s *Secondary) receiveHeader(context.Context) error {
 	if s.cfg.Loader != nil {

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// The defaults of the times in the package comment's table.
+// The defaults of the times and the rate in the package comment's table.
 const (
 	// DefaultPeerTimeout bounds every wait for the peer to make progress, and
 	// for the host's own VM, where the configuration says nothing.
@@ -19,6 +19,9 @@ const (
 	DefaultMinInterval = 20 * time.Millisecond
 	// DefaultIdleTimeout bounds a secondary's wait for a primary of this package.
 	DefaultIdleTimeout = 5 * time.Minute
+	// DefaultMinRate is how slow a primary may be in the initial synchronisation, in bytes a
+	// second: one that sends a byte now and then, and is never silent for long, comes to no end.
+	DefaultMinRate = 1 << 10
 	// DefaultMaxDowntime is QEMU's default of downtime-limit.
 	DefaultMaxDowntime = 300 * time.Millisecond
 )

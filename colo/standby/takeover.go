@@ -16,7 +16,9 @@ import "fmt"
 //     the guest for good: the host goes on with the copy, once the arbiter, if there
 //     is one, has granted it.
 //   - An operator has promoted this side: a guardian that answers is asked to
-//     stop its guest first.
+//     stop its guest first. One that does not answer any more, and may hang beside a guest
+//     that runs, stops nothing: the fence is run then, and without one the host waits until
+//     the operator says that the guest does not run.
 //   - A guardian answers, which knows the guest: the host waits for its decision.
 //   - No guardian answers: the arbiter decides, or the fence, or, with Always, the end
 //     of the primary's connection.
@@ -26,7 +28,8 @@ type Takeover struct {
 	// has granted that.
 	Arbiter bool
 	// Fence: there is a command that makes sure that the primary does not run. It is
-	// run, after the arbiter was asked, if neither guardian nor operator has decided.
+	// run, after the arbiter was asked, if neither guardian nor operator has decided, or if an
+	// operator has where the guest may run beside a guardian that does not answer.
 	Fence bool
 	// Always treats a connection that the primary's side has closed as the death of its
 	// guest. With an arbiter it has no effect.
@@ -81,6 +84,8 @@ type Evidence struct {
 	Guardian Presence // changes as the guardian comes and goes
 	Word     Word     // the guardian's last, for the generation of the copy
 	Promoted bool     // an operator wants this side to go on
+	Running  bool     // the primary was not known to be lost when this side was promoted
+	Assured  bool     // the operator says that the primary's guest does not run
 	Arbiter  Answer
 	Fence    Answer // what the fencing command answered
 }
@@ -119,10 +124,13 @@ func (t Takeover) Next(e Evidence) (Step, string) {
 		return Forget, "the arbiter has given the guest to the other side"
 	}
 	certain := e.Word == Dead || e.Word == Stopped
+	unstopped := e.Promoted && e.Running && !e.Assured && e.Guardian == GuardianGone && !certain
 	switch {
 	case certain:
 	case e.Promoted && e.Guardian == GuardianHere:
 		return AskStop, "an operator has promoted this side, and the guardian answers"
+	case unstopped && !t.Fence:
+		return Wait, "an operator has promoted this side, but the guardian does not answer, so nobody has stopped the primary's guest"
 	case e.Promoted:
 	case e.Guardian == GuardianHere:
 		return Wait, "the guardian answers, its word is waited for"
@@ -135,7 +143,7 @@ func (t Takeover) Next(e Evidence) (Step, string) {
 	if t.Arbiter && e.Arbiter != Yes {
 		return AskArbiter, "the arbiter decides"
 	}
-	if t.Fence && !certain && !e.Promoted && e.Fence != Yes {
+	if t.Fence && !certain && (!e.Promoted || unstopped) && e.Fence != Yes {
 		if e.Fence == No {
 			return Wait, "the fence has failed"
 		}

@@ -34,6 +34,15 @@ func TestWhoMayGoOnWithACopy(t *testing.T) {
 		{"an operator's order without a guardian", ask, Evidence{Promoted: true}, GoOn},
 		{"an operator's order, the guardian answers", ask, Evidence{Promoted: true, Guardian: GuardianHere}, AskStop},
 		{"and has stopped its guest", ask, Evidence{Promoted: true, Guardian: GuardianHere, Word: Stopped}, GoOn},
+		{"an operator's order, and a guardian that hangs", ask, Evidence{Promoted: true, Running: true, Guardian: GuardianGone}, Wait},
+		{"the same, with an arbiter, which cannot stop the guest", arbiter, Evidence{Promoted: true, Running: true, Guardian: GuardianGone, Arbiter: Yes}, Wait},
+		{"and the guest does not run, as the operator says", ask, Evidence{Promoted: true, Running: true, Assured: true, Guardian: GuardianGone}, GoOn},
+		{"and the guardian goes on, and stops it", ask, Evidence{Promoted: true, Running: true, Guardian: GuardianHere}, AskStop},
+		{"the same, with a fence", fence, Evidence{Promoted: true, Running: true, Guardian: GuardianGone}, RunFence},
+		{"the same, with an arbiter and a fence", both, Evidence{Promoted: true, Running: true, Guardian: GuardianGone}, AskArbiter},
+		{"which has failed", fence, Evidence{Promoted: true, Running: true, Guardian: GuardianGone, Fence: No}, Wait},
+		{"which has succeeded", fence, Evidence{Promoted: true, Running: true, Guardian: GuardianGone, Fence: Yes}, GoOn},
+		{"an operator's order after the primary was lost, and its guardian", ask, Evidence{Promoted: true, Guardian: GuardianGone}, GoOn},
 		{"an operator's order, but the guest runs on alone", ask, Evidence{Promoted: true, Guardian: GuardianHere, Word: Alone}, Forget},
 	} {
 		if got, why := c.t.Next(c.e); got != c.want || why == "" {
@@ -50,21 +59,23 @@ func TestACopyIsNeverGoneOnWithWithoutAReason(t *testing.T) {
 		for _, f := range bools {
 			for _, always := range bools {
 				for _, closed := range bools {
-					for _, promoted := range bools {
+					for k := range 5 { // not promoted; promoted, with and without Running and Assured
+						promoted, running, assured := k > 0, k == 2 || k == 4, k > 2
 						for g := NoGuardian; g <= GuardianGone; g++ {
 							for w := NoWord; w <= Stopped; w++ {
 								for arb := NotAsked; arb <= No; arb++ {
 									for fence := NotAsked; fence <= No; fence++ {
 										n++
 										rule := Takeover{Arbiter: a, Fence: f, Always: always}
-										e := Evidence{Closed: closed, Guardian: g, Word: w, Promoted: promoted, Arbiter: arb, Fence: fence}
+										e := Evidence{Closed: closed, Guardian: g, Word: w, Promoted: promoted, Running: running, Assured: assured, Arbiter: arb, Fence: fence}
 										step, _ := rule.Next(e)
 										if step != GoOn {
 											continue
 										}
 										reason := w == Dead || w == Stopped || promoted || a && arb == Yes || f && fence == Yes || always && closed
 										alive := w == Planned || w == Alone || arb == No || g == GuardianHere && w == NoWord
-										if !reason || alive || a && arb != Yes {
+										hangs := promoted && running && !assured && g == GuardianGone && w != Dead && w != Stopped && !(f && fence == Yes)
+										if !reason || alive || hangs || a && arb != Yes {
 											t.Errorf("%+v goes on by %+v", rule, e)
 										}
 									}
@@ -76,7 +87,7 @@ func TestACopyIsNeverGoneOnWithWithoutAReason(t *testing.T) {
 			}
 		}
 	}
-	if n != 2*2*2*2*2*3*5*3*3 {
+	if n != 2*2*2*2*5*3*5*3*3 {
 		t.Errorf("%d combinations", n)
 	}
 }

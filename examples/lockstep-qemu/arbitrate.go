@@ -72,6 +72,9 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 			s.giveBack("not gone on with")
 		}
 	}()
+	if !c.Ordered {
+		s.heard.update(func() { s.heard.running = false })
+	}
 	var arbiter, fence standby.Answer
 	said, asked := "", false
 	for {
@@ -86,7 +89,7 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 			why += ": " + waits
 		}
 		here := e.Guardian == standby.GuardianHere
-		ends := step == standby.Wait && !here && (e.Fence == standby.No || s.takeover == "always")
+		ends := step == standby.Wait && !here && !(e.Promoted && e.Running) && (e.Fence == standby.No || s.takeover == "always")
 		if text := step.String() + why; text != said {
 			said = text
 			s.decided(step, why, c, here || ends)
@@ -202,7 +205,11 @@ func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, settle
 		if settled {
 			return
 		}
-		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: lockstep-qemu promote -standby %s", c.Epoch, s.state)
+		stopped := ""
+		if e, _, _ := s.heard.evidence(); e.Promoted && e.Running {
+			stopped = " -stopped"
+		}
+		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: lockstep-qemu promote -standby %s%s", c.Epoch, s.state, stopped)
 	case standby.AskStop:
 		s.p.say("asking      the guardian to stop the primary's guest: %s", why)
 	case standby.AskArbiter:

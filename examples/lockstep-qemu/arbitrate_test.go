@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/standby"
 )
 
 // A standby that leaves a silent primary to its operator ends, with the copy in a file: nobody is left to be
@@ -29,6 +31,64 @@ func TestAStandbyThatEndsUndecidedNamesNoOrderForItself(t *testing.T) {
 		}
 		if n := out.count("promote -standby"); n != want {
 			t.Errorf("-takeover %s: promote is named %d times, want %d", takeover, n, want)
+		}
+	}
+}
+
+// An arbiter grants the guest of a guardian that hangs to the standby, and the QEMU beside that guardian runs it on.
+func TestAStandbyThatIsPromotedBesideAGuardianThatHangsWaitsUntilTheGuestSurelyDoesNotRun(t *testing.T) {
+	for _, c := range []struct {
+		name, fence, said string
+		stopped           bool // the operator has to say so
+	}{
+		{"no fence", "", "undecided   an operator has promoted this side, but the guardian does not answer", true},
+		{"a fence that fails", "exit 1", "undecided   the fence has failed", true},
+		{"a fence", "exit 0", "fencing     exit 0", false},
+	} {
+		var out printed
+		p := &printer{terminal: terminal{out: &out, err: &out}}
+		s := &standbyRun{p: p, heard: newHeard(p)}
+		s.fence, s.takeover = c.fence, "always"
+		s.heard.begin(func() (epoch, bytes uint64) { return 0, 0 })
+		s.heard.update(func() { s.heard.promoted, s.heard.presence = true, standby.GuardianGone })
+		asked := make(chan error, 1)
+		go func() { asked <- s.arbitrate(t.Context(), colo.Claim{Ordered: true}) }()
+		eventually(t, c.name, func() bool { return out.count(c.said) > 0 })
+		if c.stopped {
+			eventually(t, c.name, func() bool { return out.count("lockstep-qemu promote -standby  -stopped") > 0 })
+			s.heard.update(func() { s.heard.assured = true })
+		}
+		if err := <-asked; err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+func TestAnOrderToPromoteIsRefusedWhereNobodyWouldStopTheGuest(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		guardian standby.Presence
+		word     standby.Word
+		lost     bool // the session had ended by itself
+		refused  bool
+	}{
+		{"a guardian that hangs", standby.GuardianGone, standby.NoWord, false, true},
+		{"one that answers", standby.GuardianHere, standby.NoWord, false, false},
+		{"none", standby.NoGuardian, standby.NoWord, false, false},
+		{"one that has said that the guest is dead", standby.GuardianGone, standby.Dead, false, false},
+		{"one that is lost as the primary is", standby.GuardianGone, standby.NoWord, true, false},
+	} {
+		h := newHeard(&printer{})
+		h.begin(func() (epoch, bytes uint64) { return 0, 0 })
+		h.update(func() { h.presence, h.word, h.running = c.guardian, c.word, !c.lost })
+		s := &standbyRun{heard: h}
+		if err := h.unstopped(); (err != nil) != c.refused {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if c.refused {
+			if err := s.promoted(order{Do: "promote"}, nil); err == nil || !strings.Contains(err.Error(), "-stopped") || h.promoted {
+				t.Errorf("%s: the order is answered by %v, and taken: %v", c.name, err, h.promoted)
+			}
 		}
 	}
 }

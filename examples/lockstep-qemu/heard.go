@@ -33,6 +33,8 @@ type heard struct {
 	word       standby.Word
 	why        string // the guardian's, of the word
 	promoted   bool   // by an operator, since the session began
+	running    bool   // the primary was not known to be lost when it was, or is not yet
+	assured    bool   // the operator says that the primary's guest does not run
 	generation uint64 // of the copy that is here; 0: there is none, or nobody has told
 	next       uint64 // of the migration that comes
 	ready      bool   // a primary is waited for
@@ -66,6 +68,7 @@ func (h *heard) update(fn func()) {
 func (h *heard) begin(epoch func() (epoch, bytes uint64)) {
 	h.update(func() {
 		h.generation, h.word, h.why, h.promoted = h.next, standby.NoWord, "", false
+		h.running, h.assured = true, false
 		h.ready, h.live, h.asking, h.epoch = false, true, false, epoch
 	})
 }
@@ -125,7 +128,18 @@ func (h *heard) unclaimed() {
 func (h *heard) evidence() (e standby.Evidence, why string, changed <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return standby.Evidence{Guardian: h.presence, Word: h.word, Promoted: h.promoted}, h.why, h.changed
+	return standby.Evidence{Guardian: h.presence, Word: h.word, Promoted: h.promoted, Running: h.running, Assured: h.assured}, h.why, h.changed
+}
+
+// unstopped returns an error if nobody would stop the primary's guest were this side promoted now: it may run, and
+// its guardian, which could, has been here and does not answer.
+func (h *heard) unstopped() error {
+	e, _, _ := h.evidence()
+	e.Promoted, e.Assured = true, false
+	if step, _ := (standby.Takeover{}).Next(e); step == standby.Wait {
+		return errors.New("the guardian does not answer, so nobody would stop the primary's guest, and two may run: make sure that it does not run (end its QEMU), and say so with -stopped")
+	}
+	return nil
 }
 
 // over returns why a session is over, of which its connection may never say so; nil: nobody has said that it is.

@@ -28,6 +28,8 @@ type order struct {
 	State string   `json:"state,omitempty"` // a -state to use in place of the standby's
 	QEMU  []string `json:"qemu,omitempty"`  // another command after --
 
+	Stopped bool `json:"stopped,omitempty"` // of promote: the primary's guest does not run
+
 	answer chan<- answer // capacity one
 }
 
@@ -170,7 +172,10 @@ const aboutPromote = `usage: lockstep-qemu promote -standby DIR [flags] [-- qemu
 
 Promote tells the standby whose -state is DIR to go on with its guest. A guardian
 that answers is made to stop the primary's guest first, and an arbiter is asked;
-without either it is you who makes sure that the guest does not run elsewhere. A
+without either it is you who makes sure that the guest does not run elsewhere. So it
+is if the guardian was there and does not answer any more, as one that hangs: the
+order is refused then, unless you say -stopped, or the standby has a -fence, which is
+run first. An arbiter does not stop a guest whose guardian hangs. A
 standby that has been started again goes on with the last checkpoint of -keep.
 
 With -state, and with another QEMU after --, a standby that could not save its
@@ -183,6 +188,7 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 	dir := f.String("standby", "", "order the standby whose -state is `DIR`; that of -state, if not given")
 	state := f.String("state", "", "leave the guest in another `DIR` than the standby's")
 	asJSON := f.Bool("json", false, "print one JSON object in place of words")
+	stopped := f.Bool("stopped", false, "the primary's guest surely does not run, though its guardian does not answer")
 	timeout := f.Duration("timeout", 10*time.Second, "wait for the answer for so long")
 	if status, done := parse(f, aboutPromote, args, t, true); done {
 		return status
@@ -199,7 +205,7 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
 	p := &printer{terminal: t, json: *asJSON}
-	if _, err := tell(ctx, socketIn(*dir, "standby"), order{Do: "promote", State: *state, QEMU: f.Args()}); err != nil {
+	if _, err := tell(ctx, socketIn(*dir, "standby"), order{Do: "promote", State: *state, QEMU: f.Args(), Stopped: *stopped}); err != nil {
 		p.object(map[string]any{"promote": map[string]any{"ordered": false, "error": err.Error()}})
 		p.warn("promote: %v", absent(*dir, err))
 		return exitFailed

@@ -386,41 +386,6 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 	return err
 }
 
-// promoted carries out the order promote of an operator during a session.
-func (s *standbyRun) promoted(o order, sec *colo.Secondary) error {
-	if err := s.override(o); err != nil {
-		return err
-	}
-	s.heard.update(func() { s.heard.promoted = true })
-	err := sec.Failover()
-	if errors.Is(err, failover.ErrInProgress) {
-		err = nil
-	}
-	return err
-}
-
-// override replaces the directory and the QEMU by those that an order names. Nothing else
-// uses them meanwhile.
-func (s *standbyRun) override(o order) error {
-	if err := checkQEMU(o.QEMU); err != nil {
-		return err
-	}
-	if o.State != "" && o.State != s.state {
-		if err := os.MkdirAll(o.State, 0o700); err != nil {
-			return err
-		}
-	}
-	s.placing.Lock()
-	defer s.placing.Unlock()
-	if o.State != "" {
-		s.place = o.State
-	}
-	if len(o.QEMU) > 0 {
-		s.qemu = o.QEMU
-	}
-	return nil
-}
-
 // after is called when the session has ended: it brings the guest back, writes it to a file,
 // or drops it.
 func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
