@@ -13,12 +13,14 @@ import (
 // A Store keeps the record of one guest and replaces it by compare and swap.
 // That is all that an arbiter needs of a place that both hosts reach: with it,
 // [StoreArbiter] is an Arbiter. Its methods may be called from any goroutine.
+//
+// failovertest.TestStore checks an implementation.
 type Store interface {
 	// Load returns the record, the zero Record if there never was one. It
 	// must contain every swap that was answered before the call.
 	Load(ctx context.Context) (Record, error)
 	// Swap replaces old by next in one indivisible step that is on stable
-	// storage when it returns true. false: the record is not old, and nothing
+	// storage when it returns true. next.Writes is old.Writes + 1. false: the record is not old, and nothing
 	// was changed. After an error the step may have been made or not.
 	Swap(ctx context.Context, old, next Record) (swapped bool, err error)
 	// Changed waits until the record is not seen, and returns it.

@@ -194,7 +194,7 @@
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
 //	HungAfter        1 min    of a DiskConfig: an operation of a disk, for which a session that ends waits no longer
 //	                 5 s      for a connection to say what it is for
-//	                 20 ms    to 1 s between two attempts to reach the other host
+//	                 20 ms    to 1 s between two attempts to reach the other host; 1 s where it was reached, and did not come into step
 //
 // A secondary that waits to claim the guest, and hears its primary say that it has
 // gone on in a later generation, claims it no more, and follows it again. So does a primary

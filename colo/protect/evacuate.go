@@ -58,13 +58,19 @@ func (j *Job) again(ctx context.Context, s *session) {
 		j.note(fmt.Errorf("protection is tried again in %v: %w", pause, why))
 	} else {
 		j.vain = 0
-		if s.unharmed {
+		if s.unharmed || s.fellShort() {
 			pause = maxRedial
 		}
 	}
 	act, end := j.while(ctx, Alone)
 	defer end()
 	wait.For(act, pause)
+}
+
+// fellShort reports whether the session has failed before the secondary was in step.
+func (s *session) fellShort() bool {
+	_, whole := s.committed()
+	return !whole && !s.inOrder()
 }
 
 // ended returns why the session ended, as far as its arbiter was told or Run has said.

@@ -18,6 +18,7 @@ type Two struct{ A, B failover.Arbiter }
 // TestArbiter checks an implementation of failover.Arbiter against its contract. newTwo
 // makes the arbiters for a guest that was never granted and frees them with t.Cleanup.
 // term is as short a term as the arbiters can keep. The test takes some terms of real time.
+// Of failover.StoreArbiters over a store of your own, run [TestStore] first.
 func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) { check(t, c.fn, term, newTwo) })

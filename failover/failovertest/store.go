@@ -1,7 +1,7 @@
 // Package failovertest is for the tests of arbiters and of what uses them: a
-// store in memory that can be slow, fail, or lose its answer, and a conformance
-// test for implementations of failover.Arbiter. Everything here may be used in a
-// bubble of testing/synctest.
+// store in memory that can be slow, fail, or lose its answer, and conformance
+// tests for implementations of failover.Arbiter and of failover.Store. The store in
+// memory may be used in a bubble of testing/synctest.
 package failovertest
 
 import (

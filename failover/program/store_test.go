@@ -143,6 +143,15 @@ func TestArbiterOverPrograms(t *testing.T) {
 	})
 }
 
+func TestProgramsAreStores(t *testing.T) {
+	require.Outside(t, require.Processes)
+	failovertest.TestStore(t, func(t *testing.T) failovertest.Stores {
+		dir := filepath.Join(t.TempDir(), "guest")
+		open := func() failover.Store { return started(t, "serve "+dir, Config{Timeout: time.Minute}) }
+		return failovertest.Stores{A: open(), B: open()}
+	})
+}
+
 // What is lost with a program is an answer, never the record, and the next request has a new
 // program to go to.
 func TestAProgramThatIsKilledIsStartedAnew(t *testing.T) {

@@ -52,6 +52,21 @@ func TestArbiterOverADirectory(t *testing.T) {
 	})
 }
 
+func TestADirectoryIsAStore(t *testing.T) {
+	t.Parallel()
+	failovertest.TestStore(t, func(t *testing.T) failovertest.Stores {
+		dir := filepath.Join(t.TempDir(), "guest")
+		open := func() failover.Store {
+			s, err := Open(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		return failovertest.Stores{A: open(), B: open()}
+	})
+}
+
 func open(t *testing.T) *Store {
 	t.Helper()
 	s, err := Open(t.TempDir())
