@@ -37,6 +37,11 @@ import (
 // connection where the guest would end it, that is if it has exactly that number
 // (RFC 5961 section 3). A Rewriter learns nothing from a segment to the guest whose
 // checksum is wrong, since the guest drops it.
+//
+// The number of the primary's SYN, where the guests open a connection, is not known here. What
+// answers that SYN or refuses it is translated by the number that it acknowledges, so that the
+// guest takes such a segment from anybody who knows the addresses and ports. The primary's guest
+// does not, and the next checkpoint puts that right.
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest
