@@ -67,6 +67,10 @@ type Rewriter struct {
 // maxWindow is the greatest window, in bytes (RFC 7323 section 2.3).
 const maxWindow = 1 << 30
 
+// maxFlight is the most that a client sends before its SYN|ACK is answered, in bytes: the window of a SYN is not
+// scaled (RFC 7323 section 2.2).
+const maxFlight = 1 << 16
+
 // Bounds for packets that come too early, in bytes: for one packet, which may be a whole
 // initial window (RFC 6928), and for all.
 const (
@@ -185,7 +189,7 @@ func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 			c.offered(o)
 		}
 		return c.own.ahead(o.peer), true, false
-	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq < maxWindow:
+	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq <= maxFlight:
 		return c.own.ahead(c.offers[0].peer), true, false // it follows the only SYN|ACK
 	case c.byGuest && c.crossed && len(c.offers) == 0 && h.Seq() == c.next:
 		c.peer, c.peerKnown = acknowledged(h), true // the client's SYN|ACK has not come
