@@ -74,6 +74,20 @@ func (e *Engine) settle(c *conn) {
 	}
 }
 
+// payAll lets the owed acknowledgment leave as it is, if that is news to the peer: nothing has to be covered
+// any more.
+func (e *Engine) payAll(c *conn) {
+	t, p := &c.tcp, c.owed
+	d := edit{seq: p.seq, ack: p.ack, win: p.win, ts: p.stamp(t.left.ts, t.left.tss), sack: p.blocks()}
+	d.edge, d.edges = t.told.edgeOf(p)
+	if !t.informs(p, &d) {
+		e.settle(c)
+		return
+	}
+	c.owed = nil
+	e.release(e.apply(p, &d), &e.stats.Checkpoint)
+}
+
 // payOwed lets the owed acknowledgment leave as far as the secondary's guest covers it, if
 // that is news to the peer. again says that the secondary's guest has just repeated
 // itself: if the primary's guest has sent something too since the last packet left, both

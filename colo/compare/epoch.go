@@ -273,9 +273,8 @@ func (e *Engine) Failover() Result {
 	}
 	for c := e.newest; c != nil; {
 		older := c.older
-		if p := c.owed; p != nil {
-			c.owed = nil
-			e.release(p, &e.stats.Checkpoint)
+		if c.owed != nil {
+			e.payAll(c)
 		}
 		if told := c.tcp.told; told.scaled {
 			e.unlist(c)

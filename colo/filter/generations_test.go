@@ -235,6 +235,9 @@ func (m *lineage) step() {
 		for h := range c.hosts {
 			c.hosts[h] = own{m.number(), m.number()}
 		}
+		if c.hosts[1].number == c.hosts[0].number {
+			c.hosts[1].number++ // by it a guest's own SYN|ACK is told from that of the other
+		}
 		c.shown = c.hosts[0]
 		if k == 0 {
 			c.state, c.asked = "asked", true

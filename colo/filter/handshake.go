@@ -139,7 +139,13 @@ func (c *conversation) offered(o offer) {
 // acknowledges one of the SYN|ACKs, perhaps with some data after it; that one is the offer
 // that the guest has taken.
 func (c *conversation) answered(h packet.TCP) {
-	best, at := uint32(maxWindow), -1
+	if len(c.offers) == 0 && !c.crossed {
+		// What it answers was delivered before the conversation began: the guest had sent its SYN before the
+		// checkpoint, and repeats it.
+		c.peer, c.peerKnown, c.next = c.own, true, h.Ack()
+		return
+	}
+	best, at := uint32(maxFlight), -1
 	for i, o := range c.offers {
 		if d := h.Ack() - (o.seq + 1); d < best {
 			best, at = d, i

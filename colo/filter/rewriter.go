@@ -37,6 +37,11 @@ import (
 // connection where the guest would end it, that is if it has exactly that number
 // (RFC 5961 section 3). A Rewriter learns nothing from a segment to the guest whose
 // checksum is wrong, since the guest drops it.
+//
+// The number of the primary's SYN, where the guests open a connection, is not known here. What
+// answers that SYN or refuses it is translated by the number that it acknowledges, so that the
+// guest takes such a segment from anybody who knows the addresses and ports. The primary's guest
+// does not, and the next checkpoint puts that right.
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest
@@ -61,6 +66,10 @@ type Rewriter struct {
 
 // maxWindow is the greatest window, in bytes (RFC 7323 section 2.3).
 const maxWindow = 1 << 30
+
+// maxFlight is the most that a client sends before its SYN|ACK is answered, in bytes: the window of a SYN is not
+// scaled (RFC 7323 section 2.2).
+const maxFlight = 1 << 16
 
 // Bounds for packets that come too early, in bytes: for one packet, which may be a whole
 // initial window (RFC 6928), and for all.
@@ -180,7 +189,7 @@ func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 			c.offered(o)
 		}
 		return c.own.ahead(o.peer), true, false
-	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq < maxWindow:
+	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq <= maxFlight:
 		return c.own.ahead(c.offers[0].peer), true, false // it follows the only SYN|ACK
 	case c.byGuest && c.crossed && len(c.offers) == 0 && h.Seq() == c.next:
 		c.peer, c.peerKnown = acknowledged(h), true // the client's SYN|ACK has not come

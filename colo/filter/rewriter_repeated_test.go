@@ -63,3 +63,34 @@ func TestAClientThatKnowsTheGuestsNumberKnowsItsTimesToo(t *testing.T) {
 		}
 	}
 }
+
+// A guest that has opened a connection before a checkpoint may repeat its SYN behind it, when the answer is in its
+// ring already. Nobody else's answer counts for the connection then.
+func TestASYNThatIsRepeatedBehindACheckpointNeedsNoTranslation(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
+		x.r.Commit(0)
+		x.in("the answer to the SYN of before", "500/9001", synAck, 500, 9001)
+		x.out("the SYN again", "9000/0", packet.SYN, 9000, 0)
+		x.out("the guest has got the answer", "9001/501", packet.ACK, 9001, 501)
+		if over {
+			x.r.Failover()
+		}
+		x.r.Inbound(segment(true, false, 400, 4242, synAck, nil, nil), 0) // a stranger's
+		x.in("the client", "501/9001", packet.ACK, 501, 9001, 'a')
+		x.out("the guest", "9001/502", packet.ACK, 9001, 502, 'b')
+		x.in("the client goes on", "502/9002", packet.ACK, 502, 9002)
+	}
+}
+
+// A client sends no more than a window before its SYN|ACK is answered, so that one from afar is a stranger's.
+func TestAnAnswerThatIsFarFromTheClientsNumbersIsNotTheClients(t *testing.T) {
+	x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
+	x.r.Commit(0)
+	x.in("the answer to the SYN of before", "5000001/9001", synAck, 5000001, 9001)
+	x.out("the SYN again", "9000/0", packet.SYN, 9000, 0)
+	x.r.Inbound(segment(true, false, 500, 4242, synAck, nil, nil), 0) // a stranger's
+	x.in("the client", "5000002/9001", packet.ACK, 5000002, 9001, 'a')
+	x.out("the guest", "9001/5000003", packet.ACK, 9001, 5000003, 'b')
+	x.in("the client goes on", "5000003/9002", packet.ACK, 5000003, 9002)
+}

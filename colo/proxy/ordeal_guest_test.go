@@ -343,7 +343,12 @@ func (c *ordealClient) speak(size uint32, again bool) ordealSegment {
 	return c.say(packet.ACK, c.snd, nil)
 }
 
-// ordealOptions returns the options of a segment.
+// mine reports whether a segment of the server's is of the connection that c has now.
+func (c *ordealClient) mine(s ordealSegment) bool {
+	return c.asks && s.flags&packet.ACK != 0 && s.ack-c.life < 1<<24
+}
+
+// options returns the options of a segment.
 func (s *ordealSegment) options() (b []byte) {
 	if s.flags&packet.SYN != 0 {
 		b = []byte{2, 4, 5, 0xb4, 1, 3, 3, ordealScale}

@@ -152,11 +152,6 @@ func (o *ordeal) judge() {
 	}
 }
 
-// mine reports whether a segment of the server's is of the connection that c has now.
-func (c *ordealClient) mine(s ordealSegment) bool {
-	return c.asks && s.flags&packet.ACK != 0 && s.ack-c.life < 1<<24
-}
-
 // covered refuses a segment that a guest which may go on has not said.
 func (o *ordeal) covered(c *ordealClient, s ordealSegment) {
 	if s.flags&packet.RST != 0 {
@@ -481,9 +476,17 @@ func runOrdeal(t *testing.T, seed uint64, steps int) (o *ordeal) {
 	return o
 }
 
+// ordealFound is a seed beyond the first ones that has found something: an acknowledgment that others had
+// outdone left when the secondary was lost, with an older timestamp.
+const ordealFound = 306535
+
 func TestClientsAreServedThroughAnyNumberOfFailovers(t *testing.T) {
 	left, failovers, switches, odd := 0, 0, 0, 0
-	for seed := range require.Many[uint64](12, 40, 2000) {
+	seeds := require.Many[uint64](12, 40, 2000)
+	for seed := range seeds + 1 {
+		if seed == seeds {
+			seed = ordealFound
+		}
 		o := runOrdeal(t, seed, 400)
 		if o.wrong != "" {
 			t.Fatalf("seed %d: %s\n%s", seed, o.wrong, strings.Join(o.trace, "\n"))
