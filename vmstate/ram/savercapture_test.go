@@ -74,6 +74,10 @@ func TestTheCPUsThatTheGuestLeavesIdleHelp(t *testing.T) {
 	if n := NewSaver(g.blocks, g, SaverConfig{}).workers(); n != 1 {
 		t.Errorf("a log that does not say: %d workers", n)
 	}
+	runtime.GOMAXPROCS(1) // procs undoes it
+	if n := NewSaver(g.blocks, idler{g, 64}, SaverConfig{CaptureWorkers: 4}).workers(); n != 1 {
+		t.Errorf("where one goroutine runs at a time: %d workers", n)
+	}
 }
 
 // However many copy, the stream is the same, and so are the counts.
