@@ -62,6 +62,7 @@ func (s *VCPUState) restoreMCE(vcpu int) (changed bool, err error) {
 	if s.hasMCG == want {
 		return false, nil
 	}
+	s.hasMCG = 0 // it may have been set though that cannot be read back
 	if err := setupMCE(vcpu, want); err != nil {
 		return false, err
 	}

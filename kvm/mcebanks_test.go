@@ -7,6 +7,9 @@ import (
 	"encoding/binary"
 	"slices"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/leaks"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // KVM sets the controls of the banks when it gives a vCPU others. A vCPU that has stood still since its last load,
@@ -32,6 +35,33 @@ func TestAVCPUThatIsGivenOtherBanksIsGivenTheirRegisters(t *testing.T) {
 				t.Errorf("MSR %#x is %#x (%v), of no state", index, value, err)
 			}
 		}
+	}
+}
+
+// A vCPU whose banks were set, and could not be read back, is given those of the next state, also if they are the ones that it had.
+func TestAVCPUWhoseBanksCannotBeReadBackIsGivenThemAnew(t *testing.T) {
+	list, v, load := states(t)
+	entry := func(value uint64) []byte {
+		return binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, msrMCGCap), value)
+	}
+	few := bytes.Replace(list[0], entry(32), entry(10), 1)
+	if bytes.Equal(few, list[0]) {
+		t.Skip("this KVM has other machine-check banks")
+	}
+	reg := &vmstate.Registry{}
+	if err := v.vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	load(list[0])
+	if err := reg.LoadDevices(few, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := leaks.Refuse(t, request(kvmGetMSRs), refusal, reg.Commit); err == nil {
+		t.Error("a state was loaded without a look at the MSRs")
+	}
+	load(list[0])
+	if got := shows(t, v); got.mcg != 32 {
+		t.Errorf("the vCPU has MCG_CAP %#x, want 32", got.mcg)
 	}
 }
 

@@ -27,7 +27,7 @@ var endings = map[string]struct {
 		func(err error) bool { return errors.Is(err, ErrPowerOff) }},
 	"it resets": {[]byte{0x66, 0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee}, // mov dx, 0xcf9; mov al, 6; out dx, al
 		func(err error) bool { return errors.Is(err, ErrReset) }},
-	"a fault of it has no handler": {[]byte{0x0f, 0x0b}, // ud2
+	"a fault of it has no handler": {[]byte{0xb9, 0x02, 0x01, 0, 0xc0, 0xb8, 0x34, 0x12, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0x0f, 0x0b}, // KernelGSBase = 0x1234; ud2
 		func(err error) bool {
 			var fault *TripleFaultError
 			return errors.As(err, &fault)
@@ -93,6 +93,10 @@ func endsAmidPauses(ctx context.Context, t *testing.T, count uint32, end []byte,
 		case err := <-done:
 			if !is(err) {
 				t.Errorf("Run: %v", err)
+			}
+			var fault *TripleFaultError
+			if base, e := v.MSR(0xc0000102); e != nil || errors.As(err, &fault) && fault.KernelGSBase != base {
+				t.Errorf("%v; KernelGSBase is %#x, %v", err, base, e) // older kernels forget it at the fault
 			}
 			ended = true
 		default:

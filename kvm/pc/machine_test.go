@@ -237,6 +237,7 @@ func TestWhatCannotBeAMachineIsRefused(t *testing.T) {
 		"the board's ports":   {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Ports: 0x6100}}}}},
 		"odd ports":           {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Ports: 0x6280}}}}},
 		"the console's line":  {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Interrupt: 4}}}}},
+		"another disk's line": {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Interrupt: 9}}, {Storage: newDisk(), Place: pc.Place{Slot: 2, Interrupt: 9}}}}},
 		"two in a slot":       {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 4}}, {Storage: newDisk(), Place: pc.Place{Slot: 4}}}}},
 		"too many at once":    {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Requests: 65}}}},
 		"more than there are": {Memory: 1 << 20, Devices: pc.Devices{Disks: slices.Repeat([]pc.Disk{{Storage: newDisk()}}, 32)}},

@@ -25,7 +25,7 @@ func (i idler) IdleCPUs() int { return i.cpus }
 // one that captures alone.
 func together(t testing.TB, g *guest, cfg SaverConfig) (one, many *Saver) {
 	t.Helper()
-	one = NewSaver(g.blocks, g, SaverConfig{MaxCapture: cfg.MaxCapture, CaptureWorkers: 1})
+	one = NewSaver(g.blocks, g, SaverConfig{MaxCapture: cfg.MaxCapture, XBZRLE: cfg.XBZRLE, CaptureWorkers: 1})
 	many = NewSaver(g.blocks, idler{g, 3}, cfg)
 	for _, s := range []*Saver{one, many} {
 		w := qemufile.NewWriter(io.Discard)
@@ -74,14 +74,30 @@ func TestTheCPUsThatTheGuestLeavesIdleHelp(t *testing.T) {
 	if n := NewSaver(g.blocks, g, SaverConfig{}).workers(); n != 1 {
 		t.Errorf("a log that does not say: %d workers", n)
 	}
+	runtime.GOMAXPROCS(1) // procs undoes it
+	if n := NewSaver(g.blocks, idler{g, 64}, SaverConfig{CaptureWorkers: 4}).workers(); n != 1 {
+		t.Errorf("where one goroutine runs at a time: %d workers", n)
+	}
 }
 
 // However many copy, the stream is the same, and so are the counts.
 func TestACaptureByManyIsThatOfOne(t *testing.T) {
 	procs(t)
+	manyAsOne(t, SaverConfig{CaptureWorkers: 3})
+}
+
+// A page as a difference depends on those that were sent before, so that one goroutine takes them all.
+func TestACaptureWithDifferencesIsMadeByOne(t *testing.T) {
+	procs(t)
+	manyAsOne(t, SaverConfig{CaptureWorkers: 3, XBZRLE: 1000 * PageSize})
+}
+
+// manyAsOne fails unless a saver with this configuration, and one that captures alone, send the same.
+func manyAsOne(t *testing.T, cfg SaverConfig) {
+	t.Helper()
 	r := rand.New(rand.NewPCG(3, 5))
 	g := newGuest(t, pages(t, "ram", 3000), pages(t, "a block with a long name", 500), pages(t, "vga", 64))
-	one, many := together(t, g, SaverConfig{CaptureWorkers: 3})
+	one, many := together(t, g, cfg)
 	for round, writes := range []int{0, 1, 50, 91, 400, 3000, 30, 5000} {
 		g.scribble(r, writes)
 		dirty := make(map[string]Bitmap)
@@ -98,8 +114,8 @@ func TestACaptureByManyIsThatOfOne(t *testing.T) {
 				t.Fatal(whole, err)
 			}
 			stats[i] = s.Stats()
-			if i == 1 && writes >= 400 && len(many.batches.parts) < 2 {
-				t.Error("nobody helped")
+			if helped, want := len(many.batches.parts) > 1, writes >= 400 && cfg.XBZRLE == 0; i == 1 && helped != want && (want || cfg.XBZRLE > 0) {
+				t.Errorf("after %d writes others have helped: %v", writes, helped)
 			}
 			// The guest goes on.
 			if round%2 == 1 {

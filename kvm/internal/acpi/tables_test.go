@@ -74,6 +74,23 @@ func TestTheTablesAreFoundFromTheRoot(t *testing.T) {
 	if got := hex.EncodeToString(fadt[116:129]); got != "01080001f90c00000000000006" {
 		t.Error("reset register", got)
 	}
+	for at, want := range map[int]string{
+		46:  "0b00",                     // interrupt of the power block
+		88:  "040200",                   // lengths of PM1's registers
+		91:  "04",                       // and of the timer
+		108: "32",                       // century
+		109: "0d00",                     // legacy devices, no VGA, no MSI
+		148: "012000030061000000000000", // PM1's status and enable registers,
+		172: "011000020461000000000000", // its control register,
+		208: "012000030806000000000000", // and the timer, each as wide as it is
+	} {
+		if got := hex.EncodeToString(fadt[at:][:len(want)/2]); got != want {
+			t.Errorf("FADT at %d: %s, want %s", at, got, want)
+		}
+	}
+	if got := hex.EncodeToString(madt[36:44]); got != "0000e0fe01000000" {
+		t.Error("local APICs, and old interrupt controllers beside them:", got)
+	}
 	var cpus []byte
 	for q := madt[44:]; len(q) > 0; q = q[q[1]:] {
 		switch q[0] {
@@ -83,7 +100,7 @@ func TestTheTablesAreFoundFromTheRoot(t *testing.T) {
 				t.Error("a CPU that is not enabled")
 			}
 		case 1:
-			if le.Uint32(q[4:]) != 0xfec00000 || le.Uint32(q[8:]) != 0 {
+			if q[2] != 0 || le.Uint32(q[4:]) != 0xfec00000 || le.Uint32(q[8:]) != 0 { // KVM's is number 0 too
 				t.Errorf("IOAPIC %x", q[:12])
 			}
 		}
