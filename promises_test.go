@@ -205,8 +205,9 @@ var promises = []promise{
 	{"docs/operations.md", "On a primary of package `colo/protect` whose secondary is in step, the other side goes on by itself", []string{"colo/protect.TestAHostWhoseDiskFailsLeavesTheGuestToTheOther"}},
 	{"docs/operations.md", "A test compares the last column with the constants of the code", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
 	{"docs/operations.md", "by default at least three times `Lost`", []string{"colo/protect.TestAPeerThatBeatsMaySayNothingForThreeTimesLostByDefault"}},
-	{"docs/operations.md", "claims are refused until a person looks, and no two hosts hold the guest", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules"}},
+	{"docs/operations.md", "claims of hosts that know a later generation are refused until a person looks", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules"}},
 	{"docs/operations.md", "means that no packet leaves and no write is acknowledged", []string{"colo/protect.TestNothingLeavesWhileTheGateIsShut", "colo/protect.TestHostThatIsCutOffAnswersNoWriteAndFollowsLater"}},
+	{"docs/operations.md", "or hears from the other host that it has taken over; then it follows", []string{"colo/protect.TestAHostFollowsTheOneThatHasTakenOverThoughItReachesNoArbiter"}},
 	{"docs/operations.md", "is refused, and waits to be protected again", []string{"colo/protect.TestPairThatIsPartedLeavesTheGuestWhereItIs"}},
 	{"docs/operations.md", "goes on alone under the next generation | asks until it is refused", []string{
 		"colo/protect.TestASecondaryThatIsCutOffFromEverybodyAsksUntilItIsRefused"}},

@@ -88,6 +88,9 @@ func (w *world) takes(h *host) {
 const hanging = 5 * time.Second
 
 func (s ofHost) reach(ctx context.Context) error {
+	if s.h.w.spoilt.Load() {
+		return errNoRecord
+	}
 	s.h.pace()
 	if s.h.hangs.Load() > 0 && s.h.hangs.Add(-1) >= 0 {
 		wait.For(ctx, hanging)

@@ -92,6 +92,7 @@ func (s *simulation) coldStart() {
 	s.word.Store(0)
 	s.f.ways.mend(true)
 	s.reach.Store(0)
+	s.spoilt.Store(false)
 	sound := had != nil
 	for _, image := range s.images {
 		image.breaks(nil)
@@ -99,6 +100,8 @@ func (s *simulation) coldStart() {
 		sound = sound && !image.failed.Load()
 	}
 	s.elapse(time.Duration(draw.IntN(5000)) * time.Millisecond)
+	sound = sound && !s.odd.back // the disks may be of a generation before the one that a person writes
+	s.writesTheRecordAnew()
 	before := s.anew.Load()
 	s.coldStarts++
 	names := slices.Clone(s.names)

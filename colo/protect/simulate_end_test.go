@@ -95,8 +95,8 @@ func (s *simulation) lost() string {
 	if s.manual {
 		return s.manualLost()
 	}
-	if s.diskless && s.runs() == nil {
-		return ""
+	if (s.diskless || s.odd.back) && s.runs() == nil {
+		return "" // each copy is refused until a person has written the record anew
 	}
 	r, _ := s.store.Load(s.t.Context())
 	last := max(r.Generation, s.word.Load())

@@ -11,6 +11,7 @@ import (
 
 // fault makes or mends one fault of the pair, which the seed chooses.
 func (s *simulation) fault() {
+	s.odd.calm = false
 	name := s.names[s.rng.IntN(len(s.names))]
 	h := s.live[name]
 	what, much, coin := s.rng.IntN(20), time.Duration(s.rng.IntN(1000)), s.rng.IntN(2) == 0
@@ -31,7 +32,7 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
-	if s.befallsAKind(h) {
+	if s.befallsAKind(h) || s.befallsByMistake() {
 		return
 	}
 	if s.later != nil && s.later.IntN(6) == 0 {
@@ -201,6 +202,7 @@ func (s *simulation) dies(h *host, silent, power bool) {
 func (s *simulation) heal(reset bool) {
 	s.f.ways.mend(reset)
 	s.reach.Store(0)
+	s.alike()
 	for _, name := range s.names {
 		h := s.live[name]
 		if h == nil || h.gone.Load() {

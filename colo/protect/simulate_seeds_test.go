@@ -98,6 +98,7 @@ func TestSimulatedFaults(t *testing.T) {
 	var cold int
 	var concluded [len(conclusions)]int
 	var of ofKinds
+	var odds ofOdds
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -120,6 +121,7 @@ func TestSimulatedFaults(t *testing.T) {
 				concluded[i] += n
 			}
 			of.add(s)
+			odds.add(s)
 			if s.begins {
 				begins++
 			}
@@ -162,7 +164,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if !isSet("seed") {
 		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i)) // of 32, each kind in turn
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i)) // of 32, each kind in turn
 		}
 	}
 	for i := range n {
@@ -199,6 +201,7 @@ func TestSimulatedFaults(t *testing.T) {
 	}
 	t.Logf("%d times all hosts died and came back; a guest was %v %v times", cold, conclusions, concluded)
 	of.check(t)
+	odds.check(t)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {

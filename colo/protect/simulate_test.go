@@ -20,7 +20,7 @@ import (
 // leases, disks, the buffer of the NIC; in one seed of eight the comparing [Proxy],
 // over guests that differ now and then; in one seed of four the guest has two NICs and two
 // disks. From kindSeeds on clocks run at other rates, the clock of the day is set, certificates are
-// renewed, or three hosts have disks that outlive them. An operator switches over, migrates,
+// renewed, or three hosts have disks that outlive them; from oddSeeds on persons make mistakes, too. An operator switches over, migrates,
 // pauses, and says who is dead. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
@@ -46,6 +46,7 @@ type simulation struct {
 	fresh    *rand.Rand       // of what befalls one host and nobody else; nil: of seeds below freshSeeds
 	later    *rand.Rand       // of what was added after that; nil: of seeds below laterSeeds
 	kinds    kinds            // of seeds from kindSeeds on
+	odd      odd              // of seeds from oddSeeds on
 	uneven   bool             // the hosts are configured differently
 	cuts     bool             // they have fencers
 	alone    bool             // there is no arbiter, unless there are three hosts
@@ -122,6 +123,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 			s.isFresh(seed)
 			if seed >= laterSeeds {
 				s.isLater(seed)
+				s.isOdd(seed)
 			}
 		}
 	}
@@ -204,7 +206,11 @@ func (w *world) newest(name string) *host {
 }
 
 func (s *simulation) start(name string, first bool) {
-	s.live[name] = s.boot(name, first, func(c *Config) {
+	differs := s.differs(name)
+	if first {
+		differs = nil
+	}
+	h := s.boot(name, first, func(c *Config) {
 		c.Channels.Count = s.channels
 		c.Lost = s.patience
 		c.Session.Step = s.steps.passes
@@ -212,7 +218,13 @@ func (s *simulation) start(name string, first bool) {
 		if c.Session.EarlyShare = s.early.share; s.early.share > 0 {
 			c.Session.Trace = s.early.hears
 		}
+		if differs != nil {
+			differs(c)
+		}
 	})
+	if s.live[name] = h; differs != nil {
+		s.odd.unlike[h] = true
+	}
 }
 
 // up returns the hosts that run, as far as anybody knows.
@@ -257,10 +269,13 @@ func (s *simulation) run() (lost bool) {
 	if s.begins {
 		s.beginAnew()
 	}
-	concluded := s.later != nil && s.concludes()
+	concluded := s.later != nil && !s.odd.back && s.concludes()
 	if !concluded {
 		s.say("the faults stop")
 		s.heal(s.rng.IntN(2) == 0)
+		if s.odd.back {
+			time.Sleep(2 * s.longestTerm()) // whoever has the guest hears that its grant is over
+		}
 		lost = !s.inStep(within)
 	}
 	if !concluded && !lost && !s.leaves() {

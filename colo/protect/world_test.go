@@ -48,6 +48,7 @@ type world struct {
 	apart        bool               // rates differ by more than hosts allow for: that two act at a time is counted
 	together     atomic.Int64       // how often
 	certificates *certificates      // nil: connections are plain
+	spoilt       atomic.Bool        // what the arbiter has is no record
 
 	compared bool   // the guests' output is, instead of waiting for checkpoints
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
