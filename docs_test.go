@@ -2,6 +2,7 @@ package lockstep_test
 
 import (
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -178,5 +179,37 @@ func TestContributorsAreToldOfEachNestedModule(t *testing.T) {
 	})
 	if err != nil || found == 0 {
 		t.Errorf("%d modules, %v", found, err)
+	}
+}
+
+// apiName is a name of a package as a page has it, such as `protect.Config.Lost` or
+// `event/qmp.Server.Stall`.
+var apiName = regexp.MustCompile("`(?:[\\w/]+/)?(\\w+)\\.([A-Z]\\w*)(?:\\.([A-Z]\\w*))?")
+
+func TestNamesThatTheDocumentsHaveAreExported(t *testing.T) {
+	api := map[string]string{} // by the last element of the import path
+	for _, dir := range append(publicPackages(t), publicModules(t)...) {
+		api[path.Base(dir)] += read(t, "api/"+strings.ReplaceAll(dir, "/", "_")+".txt")
+	}
+	names := 0
+	for page, text := range pages(t) {
+		if page == "CHANGELOG.md" || page == "docs/track-record.md" {
+			continue // what they name may be gone
+		}
+		for _, m := range apiName.FindAllStringSubmatch(text, -1) {
+			exported, ok := api[m[1]]
+			if !ok {
+				continue // of the standard library
+			}
+			names++
+			for _, name := range m[2:] {
+				if !regexp.MustCompile(`\b` + name + `\b`).MatchString(exported) {
+					t.Errorf("%s has %s`, and package %s exports no %s", page, m[0], m[1], name)
+				}
+			}
+		}
+	}
+	if names < 50 {
+		t.Errorf("the documents have %d names", names)
 	}
 }
