@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -163,14 +164,23 @@ type claimed struct {
 // claim asks the arbiter once, when the promise to the guardian is over.
 func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
 	after, not := s.heard.claims()
-	if r := s.heldForGood(ctx); r.Held() {
-		s.p.say("            %s has the guest there without a deadline (%s); once it surely does not run: lockstep-qemu promote -standby %s -stopped", r.Holder, r.Note, s.state)
-	}
+	asking, answered := context.WithCancel(ctx)
+	var said sync.WaitGroup
+	said.Go(func() { s.sayHeld(asking) }) // beside it: the takeover does not wait for a second question
 	g, err := s.acquire(ctx, after, not)
+	answered()
+	said.Wait()
 	if err != nil {
 		s.heard.unclaimed()
 	}
 	answer <- claimed{g, err}
+}
+
+// sayHeld says who has the guest for good, and what an operator can do about it.
+func (s *standbyRun) sayHeld(ctx context.Context) {
+	if r := s.heldForGood(ctx); r.Held() {
+		s.p.say("            %s has the guest there without a deadline (%s); once it surely does not run: lockstep-qemu promote -standby %s -stopped", r.Holder, r.Note, s.state)
+	}
 }
 
 func (s *standbyRun) acquire(ctx context.Context, after uint64, not time.Time) (failover.Grant, error) {
