@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -76,7 +77,8 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 		s.heard.update(func() { s.heard.running = false })
 	}
 	var arbiter, fence standby.Answer
-	said, asked := "", false
+	said, asked, freed := "", false, false
+	defer s.decision.Store(nil)
 	for {
 		e, words, changed := s.heard.evidence()
 		e.Closed, e.Promoted = s.conn != nil && s.conn.gone(), e.Promoted || c.Ordered
@@ -105,6 +107,10 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 				s.heard.ask()
 			}
 		case standby.AskArbiter:
+			if e.Assured && !freed {
+				freed = true
+				s.freeHeld(ctx)
+			}
 			if question == nil {
 				question = make(chan claimed, 1)
 				go s.claim(ctx, question) // joined by the answer
@@ -158,11 +164,23 @@ type claimed struct {
 // claim asks the arbiter once, when the promise to the guardian is over.
 func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
 	after, not := s.heard.claims()
+	asking, answered := context.WithCancel(ctx)
+	var said sync.WaitGroup
+	said.Go(func() { s.sayHeld(asking) }) // beside it: the takeover does not wait for a second question
 	g, err := s.acquire(ctx, after, not)
+	answered()
+	said.Wait()
 	if err != nil {
 		s.heard.unclaimed()
 	}
 	answer <- claimed{g, err}
+}
+
+// sayHeld says who has the guest for good, and what an operator can do about it.
+func (s *standbyRun) sayHeld(ctx context.Context) {
+	if r := s.heldForGood(ctx); r.Held() {
+		s.p.say("            %s has the guest there without a deadline (%s); once it surely does not run: lockstep-qemu promote -standby %s -stopped", r.Holder, r.Note, s.state)
+	}
 }
 
 func (s *standbyRun) acquire(ctx context.Context, after uint64, not time.Time) (failover.Grant, error) {
@@ -177,6 +195,37 @@ func (s *standbyRun) acquire(ctx context.Context, after uint64, not time.Time) (
 		after = s.began.Generation
 	}
 	return s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
+}
+
+// heldForGood returns the arbiter's record if it has given the guest of which the copy is here to another
+// host, until that releases it: its guardian was ended, say, and the QEMU has died since. Otherwise it
+// returns the zero Record.
+func (s *standbyRun) heldForGood(ctx context.Context) failover.Record {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	r, err := s.arbiterOf.Record(ctx)
+	if err != nil || !r.Held() || r.Term > 0 || r.Token == s.token || r.Generation != s.copyOf() {
+		return failover.Record{} // where nobody answers, or the copy is old, the claim says so
+	}
+	return r
+}
+
+// freeHeld releases a guest for the host that has it for good, and on which it does not run, as an operator says:
+// nobody is left there to do that.
+func (s *standbyRun) freeHeld(ctx context.Context) {
+	if r := s.heldForGood(ctx); r.Held() {
+		s.release(failover.Grant{Generation: r.Generation, Token: r.Token}, "promoted: it does not run there, an operator says")
+	}
+}
+
+// copyOf returns the generation of the guest of which the copy is here.
+func (s *standbyRun) copyOf() uint64 {
+	s.heard.mu.Lock()
+	defer s.heard.mu.Unlock()
+	if s.heard.generation > 0 {
+		return s.heard.generation
+	}
+	return s.began.Generation // no guardian has named its generation
 }
 
 // giveBack releases what the arbiter has granted, if it has.
@@ -198,6 +247,8 @@ func (s *standbyRun) release(g failover.Grant, note string) {
 
 // decided prints what is done next and, unless that is settled without one, what an operator can do about it.
 func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, settled bool) {
+	words := step.String() + ": " + why
+	s.decision.Store(&words)
 	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
 	switch step {
 	case standby.Wait:

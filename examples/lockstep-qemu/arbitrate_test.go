@@ -7,6 +7,8 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
 )
 
 // A standby that leaves a silent primary to its operator ends, with the copy in a file: nobody is left to be
@@ -89,6 +91,43 @@ func TestAnOrderToPromoteIsRefusedWhereNobodyWouldStopTheGuest(t *testing.T) {
 			if err := s.promoted(order{Do: "promote"}, nil); err == nil || !strings.Contains(err.Error(), "-stopped") || h.promoted {
 				t.Errorf("%s: the order is answered by %v, and taken: %v", c.name, err, h.promoted)
 			}
+		}
+	}
+}
+
+// A guardian that is ended has its guest held for good. Where the QEMU dies after that, nobody is left to give it back.
+func TestAGuestWhoseGuardianWasEndedIsGoneOnWithWhenAnOperatorSaysThatItDoesNotRun(t *testing.T) {
+	arb := failover.NewStoreArbiter(new(failovertest.Store))
+	held, err := arb.Acquire(t.Context(), failover.Claim{Holder: "there", Token: "other", Note: "without a guardian"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ordered := range []bool{false, true} { // the second one after an order without it
+		var out printed
+		p := &printer{terminal: terminal{out: &out, err: &out}}
+		s := &standbyRun{p: p, heard: newHeard(p), arbiterOf: arb, token: "here"}
+		s.guest, s.tries = standby.New(standby.Config{}), &rehearsals{s: s}
+		s.arbiter, s.holder = "store:x", "here"
+		s.heard.begin(func() (epoch, bytes uint64) { return 0, 0 })
+		s.heard.update(func() { s.heard.generation, s.heard.promoted = held.Generation, ordered })
+		asked := make(chan error, 1)
+		go func() { asked <- s.arbitrate(t.Context(), colo.Claim{}) }()
+		eventually(t, "nobody says who has the guest", func() bool { return out.count("there has the guest there without a deadline (without a guardian)") > 0 })
+		if words := s.standing().Decision; !strings.HasPrefix(words, "ask the arbiter") {
+			t.Errorf("the status says %q", words)
+		}
+		if s.granted.Generation > 0 {
+			t.Fatal("it goes on beside a guest that may run")
+		}
+		s.heard.update(func() { s.heard.promoted, s.heard.assured = true, true })
+		if err := <-asked; err != nil || s.granted.Generation != held.Generation+1 {
+			t.Fatalf("granted %d after %d: %v", s.granted.Generation, held.Generation, err)
+		}
+		if err := arb.Release(t.Context(), s.granted, "the next"); err != nil {
+			t.Fatal(err)
+		}
+		if held, err = arb.Acquire(t.Context(), failover.Claim{Holder: "there", Token: "other", After: s.granted.Generation, Note: "without a guardian"}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

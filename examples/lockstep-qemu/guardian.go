@@ -273,10 +273,10 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.LostHeartbeat:
 		return g.rescue(ctx)
 	case standby.StopGuest:
-		return g.halt(ctx, true, "stop")
+		return g.halt(ctx)
 	case standby.ContinueGuest:
 		seen := g.expectStop() // what was seen of the guest before it ran is not an operator's doing
-		err := g.halt(ctx, false, "cont")
+		err := g.unhalt(ctx)
 		if answered(err) {
 			seen()
 			return err

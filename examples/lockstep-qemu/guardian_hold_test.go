@@ -145,3 +145,25 @@ func TestAGuestIsNotLookedAtForAnOperatorUntilItsContIsAnswered(t *testing.T) {
 		t.Errorf("expected %d times meanwhile and %d times afterwards, settled after that: %t", during, g.settling, before.Before(g.settled))
 	}
 }
+
+// A QEMU 7.2 that is told to continue in the midst of a checkpoint deadlocks.
+func TestAGuestInCOLOIsRunAgainByACheckpoint(t *testing.T) {
+	t.Parallel()
+	for _, leaves := range []bool{false, true} {
+		m := newFakeMonitor(t)
+		m.colo, m.leaves = true, leaves
+		g := guarding(t, m)
+		if err := g.act(t.Context(), standby.StopGuest, ""); err != nil || m.runs() {
+			t.Fatalf("it runs: %t, %v", m.runs(), err)
+		}
+		if err := g.act(t.Context(), standby.ContinueGuest, ""); err != nil {
+			t.Fatal(err)
+		}
+		g.all.Wait()
+		m.mu.Lock()
+		if !m.running || m.deadly > 0 {
+			t.Errorf("it leaves COLO: %t; it runs: %t, and was told to in COLO %d times", leaves, m.running, m.deadly)
+		}
+		m.mu.Unlock()
+	}
+}

@@ -12,7 +12,7 @@ import (
 // stopThenTell stops the guest, however long that takes, and then says so.
 func (g *guardian) stopThenTell(ctx context.Context, why string) {
 	for ctx.Err() == nil {
-		if g.halt(ctx, true, "stop") == nil {
+		if g.halt(ctx) == nil {
 			g.stopped(why)
 			return
 		}

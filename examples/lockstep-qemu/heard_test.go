@@ -30,6 +30,8 @@ func (a *slowArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.G
 	}
 }
 
+func (a *slowArbiter) Record(context.Context) (failover.Record, error) { return failover.Record{}, nil }
+
 // A primary's guest runs on by its standby's promises. Were one given while the
 // arbiter is asked, the guest could run at both when it says yes.
 func TestNothingIsPromisedWhileTheArbiterIsAskedNorAfterItsYes(t *testing.T) {

@@ -175,7 +175,9 @@ that answers is made to stop the primary's guest first, and an arbiter is asked;
 without either it is you who makes sure that the guest does not run elsewhere. So it
 is if the guardian was there and does not answer any more, as one that hangs: the
 order is refused then, unless you say -stopped, or the standby has a -fence, which is
-run first. An arbiter does not stop a guest whose guardian hangs. A
+run first. An arbiter does not stop a guest whose guardian hangs. One that has given
+the guest to the other host for good, as when its guardian was ended, is told by
+-stopped that it does not run there. A
 standby that has been started again goes on with the last checkpoint of -keep.
 
 With -state, and with another QEMU after --, a standby that could not save its

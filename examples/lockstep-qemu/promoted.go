@@ -32,7 +32,7 @@ func (s *standbyRun) promoted(o order, sec *colo.Secondary) error {
 // override replaces the directory and the QEMU by those that an order names. Nothing else
 // uses them meanwhile.
 func (s *standbyRun) override(o order) error {
-	if err := checkQEMU(o.QEMU); err != nil {
+	if err := errors.Join(checkQEMU(o.QEMU), checkState(o.State)); err != nil {
 		return err
 	}
 	if o.State != "" && o.State != s.state {

@@ -152,7 +152,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	case o.delay < 0 || o.delay.Milliseconds() > 1<<32-1:
 		return t.wrong("protect", fmt.Errorf("-delay %v", o.delay))
 	}
-	if err := o.checkStay(); err != nil {
+	if err := errors.Join(o.checkStay(), checkState(o.state)); err != nil {
 		return t.wrong("protect", err)
 	}
 	p := &printer{terminal: t, json: o.json}

@@ -119,6 +119,8 @@ type standbyRun struct {
 	file string       // where the state was left
 	kept []string     // files of earlier checkpoints, oldest first
 
+	decision atomic.Pointer[string] // what is waited for, where the session has ended; nil: nothing
+
 	stuck   atomic.Pointer[string] // what was told of a QEMU that is given the guest; nil: nothing
 	brought time.Duration          // from the loss to the guest running again
 

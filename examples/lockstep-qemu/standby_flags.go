@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -168,10 +169,22 @@ func (o *standbyOptions) check() error {
 	case o.control != "" && o.tls == "" && !o.insecure:
 		return errors.New("-control wants -tls, or -insecure by name")
 	}
+	if err := checkState(o.state); err != nil {
+		return err
+	}
 	if err := checkArbiter(o.arbiter); err != nil {
 		return err
 	}
 	return checkQEMU(o.qemu)
+}
+
+// checkState refuses a directory for the state in which sockets cannot be named: a comma ends the address of one, for
+// QEMU too, whose monitor would be there when the guest is brought back.
+func checkState(dir string) error {
+	if strings.Contains(dir, ",") {
+		return fmt.Errorf("-state %s: there may be no comma in it, which ends the address of a socket", dir)
+	}
+	return nil
 }
 
 func hostName() string {

@@ -25,6 +25,9 @@ func (s *standbyRun) standing() standbyStatus {
 	if words := s.stuck.Load(); words != nil {
 		st.QEMU = *words
 	}
+	if words := s.decision.Load(); words != nil {
+		st.Decision = *words
+	}
 	if s.secondariesOf != nil {
 		st.Secondaries = s.secondariesOf()
 	}
@@ -46,6 +49,7 @@ type standbyStatus struct {
 	Generation uint64  `json:"generation"`
 	Said       string  `json:"guardian-said"`
 	Waits      string  `json:"guardian-waits"` // for what, where the guest cannot go on here before
+	Decision   string  `json:"decision"`       // the step, and why, of a standby whose session has ended
 	GoneOn     bool    `json:"gone-on"`        // the guest was gone on with here
 	QEMU       string  `json:"qemu"`           // why the one that is given the guest does not get on
 	Rehearsal  string  `json:"rehearsal"`

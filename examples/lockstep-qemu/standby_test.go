@@ -278,7 +278,8 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-control", "c"},
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-stall", "0s"},
 		{"promote"}, {"promote", "-standby", "x", "y"}, {"status"}, {"drill", "x"}, {"rehearse"},
-		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-rehearse"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-rehearse"}, {"standby", "-listen", "127.0.0.1:0", "-state", "a,b"},
+		{"protect", "-qmp", "a", "-to", "b:1", "-stay", "-control", "c:1", "-insecure", "-state", "a,b"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-log", "WARN+1"}, {"relay", "-listen", "127.0.0.1:0", "-state", "x", "-to", "a", "-log", ""},
 	} {
 		var out, err bytes.Buffer

@@ -32,6 +32,9 @@ type fakeMonitor struct {
 	parts   int    // how often it has been told to leave COLO
 	early   int    // and how often in finish-migrate
 	asks    int    // how many query-status it has had
+	colo    bool   // it takes checkpoints, of which each ends by running the guest
+	leaves  bool   // the next checkpoint is its last, and does not run the guest
+	deadly  int    // how many cont it has had in COLO
 
 	continues func() // called for each cont, if set
 }
@@ -74,7 +77,16 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 		switch ask.Execute {
 		case "stop":
 			m.running = false
+		case "migrate-set-parameters":
+			if m.colo && m.leaves {
+				m.colo = false
+			} else if m.colo {
+				m.running = true
+			}
 		case "cont":
+			if m.colo {
+				m.deadly++
+			}
 			if m.continues != nil {
 				m.continues()
 			}
@@ -93,6 +105,9 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 				m.deaf--
 				m.mu.Unlock()
 				return
+			}
+			if m.colo {
+				answer = `"return": {"status": "colo"}`
 			}
 		case "x-colo-lost-heartbeat":
 			if m.parts++; m.enters > 0 {

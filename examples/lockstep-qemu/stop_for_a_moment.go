@@ -57,7 +57,7 @@ func answered(err error) bool {
 	return err == nil || errors.As(err, &refused)
 }
 
-// resume makes a guest run again that was stopped for a moment. It repeats cont until
+// resume makes a guest run again that was stopped for a moment. It tries goOn until
 // there is an answer or ctx ends, over a new connection if the last has failed: nothing else
 // would let the guest run.
 func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
@@ -73,7 +73,7 @@ func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
 		err := permit(func() error {
 			ask, cancel := context.WithTimeout(ctx, time.Second)
 			defer cancel()
-			err := m.Do(ask, "cont", nil, nil)
+			err := o.goOn(ask, m)
 			failed = err != nil && ask.Err() == nil
 			return err
 		})
@@ -89,7 +89,7 @@ func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
 					return err
 				}
 				defer m.Close()
-				return m.Do(ask, "cont", nil, nil)
+				return o.goOn(ask, m)
 			})
 			if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) { // there is no QEMU any more
 				return err
@@ -106,13 +106,56 @@ func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
 	}
 }
 
-// halt stops the guest for the guard, or lets it run again. A resume that has begun ends
-// before, and none begins until the QEMU has the order.
-func (g *guardian) halt(ctx context.Context, stopped bool, command string) error {
+// goOn has a guest that was stopped run again. A QEMU 7.2 that is told to continue in the midst of a checkpoint
+// deadlocks, and nobody can know whether one is about to begin. But in COLO it runs its guest itself at the end of
+// each checkpoint, and begins one when it is given a delay.
+func (o *protectOptions) goOn(ctx context.Context, m *qmp.Client) error {
+	for asked := false; ; {
+		var migration progress
+		if err := m.Do(ctx, "query-migrate", nil, &migration); err != nil {
+			return err
+		}
+		if migration.Status != "colo" {
+			return m.Do(ctx, "cont", nil, nil)
+		}
+		if !asked {
+			asked = true
+			if err := m.Do(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": o.delay.Milliseconds()}, nil); err != nil {
+				return err
+			}
+		}
+		var st struct{ Status string }
+		if err := m.Do(ctx, "query-status", nil, &st); err != nil {
+			return err
+		}
+		if st.Status != "paused" { // the checkpoint has begun, at least
+			return nil
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// halt stops the guest for the guard. A resume that has begun ends before, and none begins until
+// the QEMU has the order.
+func (g *guardian) halt(ctx context.Context) error {
 	g.resuming.Lock()
 	defer g.resuming.Unlock()
-	g.halted = stopped
-	return g.order(ctx, command, nil)
+	g.halted = true
+	return g.order(ctx, "stop", nil)
+}
+
+// unhalt lets the guest run again that halt has stopped.
+func (g *guardian) unhalt(ctx context.Context) error {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	g.halted = false
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return g.goOn(ctx, g.monitor())
 }
 
 // begins forgets that the guard had stopped the guest: if it runs now, somebody has
