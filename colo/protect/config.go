@@ -342,6 +342,11 @@ func (c *Config) check() error {
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
 	}
+	if p.Listen != "" {
+		if _, _, err := net.SplitHostPort(p.Listen); err != nil {
+			return fmt.Errorf("protect: Peer.Listen must be a host and a port, or a port alone, as in :7777: %w", err)
+		}
+	}
 	if err := p.checkDial(); err != nil {
 		return err
 	}

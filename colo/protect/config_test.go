@@ -59,6 +59,7 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		"Offer":           func(c *Config) { c.Offer = make([]byte, maxHello) },
 		"Dial and Dialer": func(c *Config) { c.Peer.Dial = "" },
 		"missing port":    func(c *Config) { c.Peer.Dial = "host-b" },
+		"as in :7777":     func(c *Config) { c.Peer.Listen = "host-a" },
 		"has no port":     func(c *Config) { c.Peer.Dial = "host-b:" },
 		"too many colons": func(c *Config) { c.Peer.Dial = "fe80::1" },
 		"Listen and Port": func(c *Config) { c.Peer.Listen = "" },
@@ -111,7 +112,7 @@ func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	c := Config{Name: "g", Host: "a", Guest: g, Peer: Peer{Listen: "x", Dial: "y:1", PortConfig: PortConfig{Insecure: true}}}
+	c := Config{Name: "g", Host: "a", Guest: g, Peer: Peer{Listen: ":1", Dial: "y:1", PortConfig: PortConfig{Insecure: true}}}
 	if err := c.check(); err != nil {
 		t.Fatal(err)
 	}

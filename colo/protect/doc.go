@@ -57,9 +57,10 @@
 //
 // # Verbs
 //
-// Each verb is allowed in these states and is a *StateError in the others. The end
-// of Run's context is no verb: it is possible everywhere, leaves the guest paused
-// and lets the other host go on.
+// Each verb is allowed in these states and is a *StateError in the others. One whose
+// context has ended before its turn comes changes nothing, and returns the context's
+// cause. The end of Run's context is no verb: it is possible everywhere, leaves the
+// guest paused and lets the other host go on.
 //
 //	pause       alone, synchronising, protected
 //	resume      paused

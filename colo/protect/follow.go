@@ -112,11 +112,15 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 		return context.Cause(ctx)
 	}
 	j.keeper.Drop() // a grant that came and could not be used
-	why := err
-	if end := s.peer.orderlyEnd(); end != nil && !errors.Is(err, colo.ErrNotPaused) {
+	why := s.refusedWith(err)
+	end := s.peer.orderlyEnd()
+	if errors.Is(err, colo.ErrNotPaused) {
+		end = nil
+	}
+	if end != nil {
 		why = end
 	}
-	if why == err || errors.Is(why, ErrCompleted) {
+	if end == nil || errors.Is(end, ErrCompleted) {
 		j.note(why)
 	}
 	in := refused

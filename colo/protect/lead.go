@@ -124,6 +124,7 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		// A session that broke while this host was releasing the guest, or before
 		// the other said that it has it, has asked for it again, and was refused like
 		// any other.
+		err = s.refusedWith(err)
 		j.note(err)
 		s.fail(err)
 		j.keeper.Drop()

@@ -148,6 +148,19 @@ func (s *session) lossWith(failed error) error {
 	return &sinceError{loss, failed}
 }
 
+// refusedWith returns the end of a session after which this host was refused the guest, with the
+// loss in words in the place of what was noticed first. Any other end is returned unchanged.
+func (s *session) refusedWith(end error) error {
+	s.mu.Lock()
+	refusal := s.refusal
+	s.mu.Unlock()
+	loss := s.lossWith(nil)
+	if refusal == nil || loss == nil || !errors.Is(end, refusal) || errors.Is(refusal, loss) {
+		return end
+	}
+	return &lossError{fmt.Sprintf("%v (%v)", refusal, loss), end}
+}
+
 // lossSince returns, for Query, when something went wrong last, and what, on a host that has asked
 // since a time who goes on, given when and what went wrong last of all else.
 func (s *session) lossSince(since, at time.Time, last error) (time.Time, error) {

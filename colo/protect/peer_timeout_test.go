@@ -15,7 +15,7 @@ func TestAPeerThatBeatsMaySayNothingForThreeTimesLostByDefault(t *testing.T) {
 	}
 	defer g.Close()
 	for lost, want := range map[time.Duration]time.Duration{time.Second: colo.DefaultPeerTimeout, 20 * time.Second: time.Minute} {
-		c := Config{Name: "g", Host: "a", Guest: g, Lost: lost, Peer: Peer{Listen: "x", Dial: "y:1", PortConfig: PortConfig{Insecure: true}}}
+		c := Config{Name: "g", Host: "a", Guest: g, Lost: lost, Peer: Peer{Listen: ":1", Dial: "y:1", PortConfig: PortConfig{Insecure: true}}}
 		if err := c.check(); err != nil || c.PeerTimeout != want {
 			t.Errorf("Lost %v: PeerTimeout is %v, want %v: %v", lost, c.PeerTimeout, want, err)
 		}

@@ -43,6 +43,7 @@ type session struct {
 	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
 	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
+	refusal  error     // the answer by which this host does not go on; nil: there was none
 	trusted  bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	loss     error     // the same in words, where that was by no order of this host, and it was settled who goes on

@@ -34,6 +34,9 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 			return errUnasked // Fenced is about to say so
 		}
 		if errors.Is(err, failover.ErrRefused) {
+			s.mu.Lock()
+			s.refusal = err
+			s.mu.Unlock()
 			j.fenceDisks()
 		}
 		return err

@@ -63,6 +63,9 @@ var errAnother = errors.New("another session, or none")
 
 // turn waits for the end of another verb that takes time.
 func (j *Job) turn(ctx context.Context) (done func(), err error) {
+	if ctx.Err() != nil { // an order that nobody waits for any more ends no session
+		return nil, context.Cause(ctx)
+	}
 	select {
 	case j.verbs <- struct{}{}:
 		return func() { <-j.verbs }, nil
