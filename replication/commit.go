@@ -222,6 +222,9 @@ func (s *Secondary) restore(ctx context.Context) error {
 	if err := s.stable.failed(); err != nil {
 		return err
 	}
+	if err := s.stable.setBack(); err != nil {
+		return err
+	}
 	for _, leaf := range s.hidden.leavesInUse() {
 		if err := ctx.Err(); err != nil {
 			return err

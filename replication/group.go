@@ -38,9 +38,13 @@ func (e *MemberError) Error() string {
 // Unwrap returns the cause.
 func (e *MemberError) Unwrap() error { return e.Err }
 
-// A starter, as a Secondary is, can be told before its Start that it is started with others, and a
-// promoter that not all of them could be told of the failover.
+// A starter, as a Secondary is, can be told before its Start that it is started with others, a
+// promoter that not all of them could be told of the failover, and a completer that another one is at a checkpoint.
 type (
+	completer interface {
+		Epoch() uint64
+		outrunBy(epoch uint64)
+	}
 	starter interface {
 		prepareStart(context.Context, ID) error
 	}
@@ -112,7 +116,7 @@ func (g Group) Err() error {
 // PrimaryConfig.HungAfter and SecondaryConfig.HungAfter for how long it is waited for. If there are several members, a failover is ordered of all before the first carries it
 // out. If a journal cannot record it, the guest may go on all the same, but not beyond the
 // loss of this host: RecoverGroup then refuses disks of which some have gone on and others
-// have not.
+// have not. Without failover, members that have prepared a checkpoint which others have made are taken to that one.
 func (g Group) Stop(ctx context.Context, failover bool) error {
 	if failover && len(g) > 1 {
 		err := each(g, "stop", func(p FailoverPreparer) error { return p.PrepareFailover(ctx) })
@@ -120,7 +124,22 @@ func (g Group) Stop(ctx context.Context, failover bool) error {
 			each(g, "stop", func(p promoter) error { return p.failOverAlone(ctx) })
 		}
 	}
+	if !failover {
+		g.tellOutrun()
+	}
 	return each(g, "stop", func(r Replicator) error { return r.Stop(ctx, failover) })
+}
+
+// tellOutrun tells each member that is a completer at which checkpoints the others are.
+func (g Group) tellOutrun() {
+	for _, r := range g {
+		for _, o := range g {
+			behind, ok := r.(completer)
+			if other, both := o.(completer); ok && both {
+				behind.outrunBy(other.Epoch())
+			}
+		}
+	}
 }
 
 // Mark marks epoch on those members that are Markers, all at the same time

@@ -423,12 +423,15 @@ func (j *Journal) setAlone() error {
 	return j.storeChanged(b)
 }
 
-// setFilled implements stableState.
-func (j *Journal) setFilled() error {
+// setBack implements stableState.
+func (j *Journal) setBack() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.super
-	b.alone, b.start, b.pending = false, ID{}, false
+	b.prepared, b.alone = 0, false
+	if b.pending { // otherwise it has been started, and others may be waiting for that
+		b.start, b.pending = ID{}, false
+	}
 	return j.storeChanged(b)
 }
 

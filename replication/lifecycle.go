@@ -28,6 +28,8 @@ type lifecycle struct {
 	// prepared: the checkpoint next is prepared. From prepare until emptied.
 	prepared bool
 	next     uint64
+	// outrun: another disk of the group has made the prepared checkpoint. From outrunBy until emptied.
+	outrun bool
 	// asked: a checkpoint has been asked for in this epoch.
 	asked bool
 	// err is the first error since began. untold is that error until it has been
@@ -122,6 +124,22 @@ func (l *lifecycle) isPrepared(epoch uint64) bool {
 	return l.prepared && l.next == epoch
 }
 
+// outrunBy: another disk of the group is at epoch. That only matters to one that is prepared for it.
+func (l *lifecycle) outrunBy(epoch uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state == Running && l.prepared && l.next == epoch && l.epoch < epoch {
+		l.outrun = true
+	}
+}
+
+// toComplete returns the checkpoint that another disk of the group has made and this one has not, if there is one.
+func (l *lifecycle) toComplete() (epoch uint64, outrun bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.next, l.outrun
+}
+
 // unprepare: the prepared checkpoint will not be made. It reports whether one was
 // prepared.
 func (l *lifecycle) unprepare() bool {
@@ -145,7 +163,7 @@ func (l *lifecycle) committed(epoch uint64) {
 func (l *lifecycle) emptied() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.asked, l.prepared = false, false
+	l.asked, l.prepared, l.outrun = false, false, false
 }
 
 // ordered: this side goes on alone, and stable storage says so. leaves are to be

@@ -163,9 +163,10 @@ type stableState interface {
 	// setAlone records, before the disk is changed, that a failover was ordered of it and
 	// not of all disks of its group.
 	setAlone() error
-	// setFilled records, before a primary fills the disk, that the last failover of it does not matter
-	// any more, and that it does not go forward to a start that others have made without it.
-	setFilled() error
+	// setBack records, before a primary fills the disk or its last checkpoint is brought back, that it goes
+	// forward neither to a checkpoint that is prepared nor to a start that others have made, and that the last
+	// failover of it does not matter any more.
+	setBack() error
 	setDone(id Identity) error
 	// setForgotten records that there is no checkpoint, and that the disk is
 	// inconsistent.
@@ -185,7 +186,7 @@ func (volatileState) setPrepared(uint64) error          { return nil }
 func (volatileState) setRunning(uint64, Identity) error { return nil }
 func (volatileState) setFailover(*overlay) error        { return nil }
 func (volatileState) setAlone() error                   { return nil }
-func (volatileState) setFilled() error                  { return nil }
+func (volatileState) setBack() error                    { return nil }
 func (volatileState) setDone(Identity) error            { return nil }
 func (volatileState) setForgotten(Identity) error       { return nil }
 func (volatileState) failed() error                     { return nil }

@@ -95,7 +95,7 @@ func (s *Secondary) adopt(of Identity) error {
 	}
 	if st != Running {
 		s.armKept(own)
-		if err := s.stable.setFilled(); err != nil {
+		if err := s.stable.setBack(); err != nil {
 			return err
 		}
 	}
@@ -128,6 +128,9 @@ func (s *Secondary) adopt(of Identity) error {
 func (s *Secondary) reenter(st State) error {
 	if st != Running {
 		return nil
+	}
+	if err := s.complete(); err != nil {
+		return err
 	}
 	if s.life.unprepare() {
 		if err := s.stable.setPrepared(0); err != nil {

@@ -49,7 +49,11 @@ func (s *Secondary) stop(ctx context.Context, failover bool) error {
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
-	if err := s.restore(ctx); err != nil {
+	err := s.complete()
+	if err == nil {
+		err = s.restore(ctx)
+	}
+	if err != nil {
 		if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
 			err = s.latch("restore", 0, 0, err)
 		}
@@ -57,6 +61,30 @@ func (s *Secondary) stop(ctx context.Context, failover bool) error {
 	}
 	s.empty()
 	s.life.ended()
+	return nil
+}
+
+// outrunBy implements completer.
+func (s *Secondary) outrunBy(epoch uint64) { s.life.outrunBy(epoch) }
+
+// complete makes the checkpoint that another disk of the group has made, and for which this one is prepared: it
+// could not be made before. Until it is, the content that it has replaced must not come back, since a recovery would
+// take the disk for that of this checkpoint. The whole disk is locked.
+func (s *Secondary) complete() error {
+	epoch, outrun := s.life.toComplete()
+	if !outrun {
+		return nil
+	}
+	if err := s.syncDisk(); err != nil {
+		return err
+	}
+	id := s.identityAt(epoch)
+	if err := s.stable.setRunning(epoch, id); err != nil {
+		return err
+	}
+	s.empty()
+	s.life.committed(epoch)
+	s.life.stand(&id)
 	return nil
 }
 
