@@ -159,6 +159,13 @@ var promises = []promise{
 	{"docs/operations.md", "the guardian says that it takes no orders, and its `status` has `qemu`.", []string{"examples/lockstep-qemu.TestAQEMUThatHangsAndIsKilledIsADeath"}},
 	{"docs/operations.md", "`a checkpoint is due, and the standby has received nothing for 6s`", []string{
 		"colo/standby.TestWhatAGuardDoes", "examples/lockstep-qemu.TestACheckpointIsOverdueWhenNothingHasComeForItsDelayAndASilence"}},
+	{"docs/operations.md", "A **guardian that hangs** (it is stopped, or its host swaps) stops no guest.", []string{
+		"examples/lockstep-qemu.TestAStandbyThatIsPromotedBesideAGuardianThatHangsWaitsUntilTheGuestSurelyDoesNotRun"}},
+	{"docs/operations.md", "After five seconds the standby says that the guardian is lost, and `promote` is refused:", []string{
+		"examples/lockstep-qemu.TestAnOrderToPromoteIsRefusedWhereNobodyWouldStopTheGuest"}},
+	{"docs/operations.md", "An arbiter changes nothing about it:", []string{"colo/standby.TestWhoMayGoOnWithACopy"}},
+	{"docs/operations.md", "Where that host cannot be reached, cut its power, and `promote -stopped`.", []string{"colo/standby.TestWhoMayGoOnWithACopy",
+		"examples/lockstep-qemu.TestAGuestWhoseGuardianWasEndedIsGoneOnWithWhenAnOperatorSaysThatItDoesNotRun"}},
 	{"docs/operations.md", "Nothing is decided: it may go on.", []string{"examples/lockstep-qemu.TestAQEMUThatHungForAWhileIsProtectedAgain"}},
 	{"docs/operations.md", "Ctrl-C ends each of these programs within some seconds", []string{
 		"examples/lockstep-qemu.TestWhoEndsAProgramWaitsNoLongerThanTheGrace", "examples/lockstep-qemu.TestAStandbyWhoseQEMUHangsEndsAndLeavesNothingBehind"}},
