@@ -35,6 +35,8 @@ func (a *toldArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.G
 	switch {
 	case s == nil:
 		a.heard(ctx, event.ModeNone, err)
+	case err == nil && a.j.State().runs(): // it was told of an operator's word, and not asked by the session
+		a.heard(ctx, s.mode(), nil)
 	case err == nil:
 		a.away.Store(false)
 	case ctx.Err() == nil: // the keeper asks again, for as long as the session waits

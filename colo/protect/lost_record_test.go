@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 )
 
@@ -52,6 +53,10 @@ func TestAPairKeepsItsGuestWhenThePersonWritesTheRecordAnewThatWasLost(t *testin
 		w.until(func() bool {
 			r, _ := w.store.Load(t.Context())
 			return r.Generation == before+1 && r.Holder == "a"
+		})
+		w.until(func() bool { // the person is told that it was granted
+			all := said[event.Arbitration](a)
+			return len(all) > 1 && all[0].Answer == event.ArbiterUnreachable && all[len(all)-1].Answer == event.ArbiterGranted
 		})
 		if err := a.job.Switchover(t.Context()); err != nil {
 			t.Error(err)
