@@ -209,6 +209,10 @@ var promises = []promise{
 	{"docs/operations.md", "Images and journals are locked while they are open", []string{"replication.TestImagesAreLocked"}},
 	{"docs/operations.md", "Before anything moves it compares the machine type, the memory blocks, the disks, and the devices with their versions of the two hosts.", []string{
 		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords", "colo/protect.TestHostsCompareTheirDevicesBeforeAnythingMoves", "colo/protect.TestWhatOneSideAloneHasIsFoundByEither"}},
+	{"docs/operations.md", "leaves the guest to a secondary that is in step, as one whose disk has failed does", []string{
+		"colo/protect.TestASecondaryHasTheGuestOfAPrimaryThatCannotResumeIt", "colo/protect.TestASecondaryHasTheGuestOfAPrimaryWhoseResumeHangs"}},
+	{"docs/operations.md", "each session in which it cannot run the guest either is ended, at most one a second.", []string{
+		"colo/protect.TestASecondaryWhoseGuestCannotRunIsTriedOnceASecond"}},
 	{"docs/operations.md", "On a primary of package `colo/protect` whose secondary is in step, the other side goes on by itself", []string{"colo/protect.TestAHostWhoseDiskFailsLeavesTheGuestToTheOther"}},
 	{"docs/operations.md", "A test compares the last column with the constants of the code", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
 	{"docs/operations.md", "by default at least three times `Lost`", []string{"colo/protect.TestAPeerThatBeatsMaySayNothingForThreeTimesLostByDefault"}},

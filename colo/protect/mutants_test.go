@@ -130,7 +130,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a primary whose disk has failed leaves its guest to a secondary that is dead",
-		File: "colo/protect/disk_failed.go",
+		File: "colo/protect/better_there.go",
 		Old:  "if !j.takenOver(waiting, s) {\n\t\treturn context.Cause(ctx)",
 		New:  "if !j.takenOver(waiting, s) {\n\t\treturn why",
 	},

@@ -108,7 +108,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 			return err
 		}
 	} else if why != nil {
-		if err := j.giveForDisk(ctx, s, why); err != nil {
+		if err := j.giveAway(ctx, s, why); err != nil {
 			return err
 		}
 	}

@@ -31,6 +31,7 @@ type vm struct {
 	ran     bool       // they have been told last that the guest runs
 	hold    func()     // not nil: Resume leaves it standing, and calls this
 	stopped time.Time
+	unable  error // by which the guest could not be resumed last; nil: it could, or nobody knows
 }
 
 // newVM returns the vm of a guest that is paused; the vm takes that pause back.
@@ -100,9 +101,12 @@ func (v *vm) Resume(ctx context.Context) error {
 		return nil
 	}
 	if err := v.guest.Resume(ctx); err != nil {
+		if ctx.Err() == nil || errors.Is(context.Cause(ctx), context.DeadlineExceeded) { // else it was called off
+			v.change(func() { v.unable = err })
+		}
 		return err
 	}
-	v.change(func() { v.pauses, v.stands, v.stale = 0, false, true })
+	v.change(func() { v.pauses, v.stands, v.stale, v.unable = 0, false, true, nil })
 	v.tell(ctx) // where ctx ends first, whoever is telling them tells them of this as well
 	return nil
 }
@@ -237,6 +241,14 @@ func (v *vm) isRunning() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return !v.stands
+}
+
+// cannotRun returns the error by which the guest, which stands still, could not be resumed last, if that
+// was not because the call was called off.
+func (v *vm) cannotRun() error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.unable
 }
 
 // standing returns since when the guest stands still.
