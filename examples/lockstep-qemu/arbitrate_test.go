@@ -47,6 +47,9 @@ func TestAStandbyThatIsPromotedBesideAGuardianThatHangsWaitsUntilTheGuestSurelyD
 		{"a fence that fails", "exit 1", "undecided   the fence has failed", true},
 		{"a fence", "exit 0", "fencing     exit 0", false},
 	} {
+		if c.fence != "" && testing.Short() {
+			continue // a fence is a program
+		}
 		var out printed
 		p := &printer{terminal: terminal{out: &out, err: &out}}
 		s := &standbyRun{p: p, heard: newHeard(p)}
