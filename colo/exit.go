@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -107,9 +108,7 @@ func (s *session) end(ctx context.Context, p parting) error {
 	// The guest stands still until it is settled whether it may run here and
 	// nothing holds its writes any more.
 	stuck := s.pauseAtEnd(hold, p)
-	if stuck != nil {
-		cause = errors.Join(cause, stuck)
-	}
+	cause = withStuck(cause, stuck)
 	if p.drop != nil && s.machine.Status() != failover.Torn {
 		p.drop()
 	}
@@ -179,6 +178,15 @@ func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
 		<-watched
 	}
 	return err
+}
+
+// withStuck returns the cause of a session's end with the error of the pause after it, if there is one that is
+// not the cause: a guest that could not be paused for a checkpoint usually cannot be paused at the end either.
+func withStuck(cause, stuck error) error {
+	if stuck == nil || cause != nil && strings.Contains(cause.Error(), stuck.Error()) {
+		return cause
+	}
+	return errors.Join(cause, stuck)
 }
 
 // sayExit publishes COLO_EXIT.

@@ -3,6 +3,7 @@ package protect
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -62,15 +63,24 @@ func loads(here []vmstate.Entry, saved []device) error {
 		i := slices.IndexFunc(here, func(e vmstate.Entry) bool { return is(e, d) })
 		switch {
 		case i < 0:
-			return refuse("the primary's device %q is not here", d)
+			return refuse("the primary's device %q is not here%s", d, ofNetwork(d.Name))
 		case d.Version > here[i].Version || d.Version < here[i].MinVersion:
 			return refuse("the primary's device %q is of version %d, here versions %d to %d are read", d, d.Version, here[i].MinVersion, here[i].Version)
 		}
 	}
 	for _, e := range here {
 		if !slices.ContainsFunc(saved, func(d device) bool { return is(e, d) }) {
-			return refuse("the device %q here is not one of the primary's", device{Name: e.Name, Instance: e.Instance})
+			return refuse("the device %q here is not one of the primary's%s", device{Name: e.Name, Instance: e.Instance}, ofNetwork(e.Name))
 		}
 	}
 	return nil
+}
+
+// ofNetwork returns, after the name of a device that a NIC or a Proxy registers, which no operator has configured, what
+// to look at.
+func ofNetwork(device string) string {
+	if strings.HasPrefix(device, "lockstep-net-") {
+		return " (it is of a network: Config.Network differs)"
+	}
+	return ""
 }

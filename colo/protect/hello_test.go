@@ -206,6 +206,7 @@ func TestDevicesThatCannotBeLoadedAreSaidByName(t *testing.T) {
 		{append(cpus, device{"pci/nic", 0, 6}), `is of version 6`},
 		{append(cpus, device{"pci/nic", 1, 5}), `"pci/nic/1" is not here`},
 		{append(cpus, device{"sound", 0, 1}), `"sound/0" is not here`},
+		{append(cpus, device{"lockstep-net-buffer", 0, 1}), `"lockstep-net-buffer/0" is not here (it is of a network: Config.Network differs)`},
 		{cpus, `"pci/nic/0" here is not one of the primary's`},
 	} {
 		err := loads(here, c.saved)

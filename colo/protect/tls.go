@@ -21,6 +21,9 @@ import (
 // they have now; while they do not fit together, or have a certificate that is not for both
 // directions, the one before. The authorities are read once.
 func LoadTLS(cert, key, authorities string) (*tls.Config, error) {
+	if cert == "" || key == "" || authorities == "" {
+		return nil, errors.New("protect: a certificate, its key and the authorities are needed, a file each")
+	}
 	files, err := readPair(cert, key)
 	var pair tls.Certificate
 	if err == nil {

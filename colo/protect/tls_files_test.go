@@ -26,6 +26,11 @@ func TestLoadTLSNamesTheFilesThatAreWrong(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, names := range [][3]string{{}, {cert, key, ""}, {cert, "", "ca.pem"}, {"", key, "ca.pem"}} {
+		if _, err := LoadTLS(names[0], names[1], names[2]); err == nil || !strings.Contains(err.Error(), "are needed, a file each") {
+			t.Errorf("of %q: %v", names, err)
+		}
+	}
 	if _, err := LoadTLS(cert, key, "ca.pem"); err == nil || !strings.Contains(err.Error(), "key "+key) {
 		t.Errorf("the files have no certificate: %v", err)
 	}
