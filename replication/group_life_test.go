@@ -201,6 +201,9 @@ func (g *groupLife) recovered() {
 	case g.loose != nil:
 		g.apart("recovered", now)
 		return
+	case g.stands[0] == nil && g.inconsistent(): // the first start was made of some disks, and not of all
+		g.next = images{}
+		return
 	case now.equal(g.next):
 		g.stands = g.next
 		g.counts["forward"]++
@@ -213,6 +216,16 @@ func (g *groupLife) recovered() {
 	}
 	g.next = images{}
 	g.compareIdentities()
+}
+
+// inconsistent reports whether one of the disks says of itself that it is that of no checkpoint.
+func (g *groupLife) inconsistent() bool {
+	for i := range g.members {
+		if g.secondary(i).meta.Identity().State == CopyInconsistent {
+			return true
+		}
+	}
+	return false
 }
 
 // apart checks that each disk is that of one of the checkpoints in loose.
@@ -311,7 +324,9 @@ func (g *groupLife) connect() {
 		}
 		if now := g.follow.contents(); g.loose != nil {
 			g.apart("stopped", now)
-		} else if !now.equal(g.stands) && !now.equal(g.next) {
+		} else if now.equal(g.next) { // one disk had made that checkpoint, and so the others do
+			g.stands, g.next = g.next, images{}
+		} else if !now.equal(g.stands) {
 			g.failf("stopped, the disks that follow are those of no checkpoint")
 		}
 		running = 0
