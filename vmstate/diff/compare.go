@@ -232,10 +232,9 @@ func (c *comparison) structure(where, path string, a, b vmstate.Struct) {
 		c.text(Layout, where, path, a.VMSD, b.VMSD)
 	}
 	at := func(name string) string { return join(path, name) }
-	inA, inB := byName(a), byName(b)
-	for i := range a.Fields {
+	fields, more := partners(a.Fields, b.Fields, fieldName)
+	for i, fb := range fields {
 		fa := &a.Fields[i]
-		fb := inB[fa.Name]
 		if fb == nil {
 			c.text(Layout, where, at(fa.Name), "field of type "+fa.Type, "")
 			continue
@@ -246,44 +245,21 @@ func (c *comparison) structure(where, path string, a, b vmstate.Struct) {
 		}
 		c.value(where, at(fa.Name), fa.Value, fb.Value)
 	}
-	for i := range b.Fields {
-		if fb := &b.Fields[i]; inA[fb.Name] == nil {
-			c.text(Layout, where, at(fb.Name), "", "field of type "+fb.Type)
-		}
+	for _, fb := range more {
+		c.text(Layout, where, at(fb.Name), "", "field of type "+fb.Type)
 	}
-	for i := range a.Subsections {
+	subsections, others := partners(a.Subsections, b.Subsections, sectionName)
+	for i, sb := range subsections {
 		sa := &a.Subsections[i]
-		if sb := subsection(b, sa.VMSD); sb != nil {
+		if sb != nil {
 			c.structure(where, at(sa.VMSD), *sa, *sb)
 		} else {
 			c.text(SubsectionIn, where, at(sa.VMSD), "present", "")
 		}
 	}
-	for i := range b.Subsections {
-		if sb := &b.Subsections[i]; subsection(a, sb.VMSD) == nil {
-			c.text(SubsectionIn, where, at(sb.VMSD), "", "present")
-		}
+	for _, sb := range others {
+		c.text(SubsectionIn, where, at(sb.VMSD), "", "present")
 	}
-}
-
-// byName returns the fields by name; of several with one name, the first.
-func byName(s vmstate.Struct) map[string]*vmstate.Field {
-	m := make(map[string]*vmstate.Field, len(s.Fields))
-	for i := range s.Fields {
-		if f := &s.Fields[i]; m[f.Name] == nil {
-			m[f.Name] = f
-		}
-	}
-	return m
-}
-
-func subsection(s vmstate.Struct, name string) *vmstate.Struct {
-	for i := range s.Subsections {
-		if s.Subsections[i].VMSD == name {
-			return &s.Subsections[i]
-		}
-	}
-	return nil
 }
 
 func (c *comparison) value(where, path string, a, b any) {

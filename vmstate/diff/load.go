@@ -379,17 +379,17 @@ func (w *walk) subsections(path string, a, b *vmstate.StructDesc) {
 
 // values looks for fields whose values B requires to be equal to its own.
 func (w *walk) values(path string, a, b vmstate.Struct) {
-	inB := byName(b)
-	for i := range a.Fields {
+	fields, _ := partners(a.Fields, b.Fields, fieldName)
+	for i, fb := range fields {
 		fa := &a.Fields[i]
-		fb := inB[fa.Name]
 		if fb == nil || fa.Type != fb.Type {
 			continue
 		}
 		w.value(join(path, fa.Name), fa.Type, fa.Value, fb.Value)
 	}
-	for i := range a.Subsections {
-		if sb := subsection(b, a.Subsections[i].VMSD); sb != nil {
+	subsections, _ := partners(a.Subsections, b.Subsections, sectionName)
+	for i, sb := range subsections {
+		if sb != nil {
 			w.values(join(path, sb.VMSD), a.Subsections[i], *sb)
 		}
 	}
