@@ -482,7 +482,7 @@ func (g *groupLife) failOver() {
 // always at one checkpoint, of which it says the truth, and what a host that comes back is sent makes it equal.
 func TestDisksOfTwoHostsThatLoseTheirPower(t *testing.T) {
 	counts := map[string]int{}
-	seeds := require.Many[uint64](30, 120, 3000)
+	seeds := require.Many[uint64](20, 120, 3000)
 	if raceEnabled {
 		seeds /= 6
 	}

@@ -17,6 +17,9 @@ import (
 // Whoever begins a migration, and then sends a page that is zeros now and then, would otherwise be the one primary
 // of a standby for ever, and the guest that it is there for would never be protected.
 func TestAMigrationThatGetsNowhereMakesRoomForTheNext(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	t.Parallel()
 	sock := filepath.Join(qemutest.Dir(t), "s")
 	s := start(t, "standby", "-json", "-listen", "unix:"+sock, "-state", qemutest.Dir(t), "-peer-timeout", "1s")
