@@ -180,14 +180,23 @@ func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
 	return err
 }
 
-// withStuck returns the cause of a session's end with the error of the pause after it, if there is one that is
-// not the cause: a guest that could not be paused for a checkpoint usually cannot be paused at the end either.
+// withStuck returns the cause of a session's end with the error of the pause after it, if there is one: a guest
+// that could not be paused for a checkpoint usually cannot be paused at the end either, and that is told once.
 func withStuck(cause, stuck error) error {
-	if stuck == nil || cause != nil && strings.Contains(cause.Error(), stuck.Error()) {
+	if stuck == nil {
 		return cause
+	}
+	if cause != nil && strings.Contains(cause.Error(), stuck.Error()) {
+		return &twiceError{cause, stuck}
 	}
 	return errors.Join(cause, stuck)
 }
+
+// A twiceError is an error and one after it that reads alike. It reads as the first, and is both.
+type twiceError struct{ first, again error }
+
+func (e *twiceError) Error() string   { return e.first.Error() }
+func (e *twiceError) Unwrap() []error { return []error{e.first, e.again} }
 
 // sayExit publishes COLO_EXIT.
 func (s *session) sayExit(cause error) {

@@ -247,7 +247,7 @@ func (t *timedConn) lives() bool {
 	if t.strict.Load() {
 		return false
 	}
-	if n := t.beside.bytes(); t.crossed.Swap(n) != n && !t.pace.spent() {
+	if n := t.beside.bytes(); t.crossed.Swap(n) != n && t.pace.slow() == nil {
 		return true
 	}
 	if t.alive == nil || !t.alive() {
@@ -281,8 +281,8 @@ func (t *timedConn) late(d time.Duration, err error) error {
 	if !t.until.IsZero() && !time.Now().Before(t.until) {
 		return fmt.Errorf("%w: %w", ErrStalled, err)
 	}
-	if t.pace.spent() {
-		return fmt.Errorf("%w: the peer sends less than %d bytes a second: %w", ErrTimeout, t.pace.rate, err)
+	if slow := t.pace.slow(); slow != nil {
+		return fmt.Errorf("%w: %w: %w", ErrTimeout, slow, err)
 	}
 	return fmt.Errorf("%w: peer silent for %v: %w", ErrTimeout, d, err)
 }

@@ -1,6 +1,7 @@
 package colo
 
 import (
+	"fmt"
 	"sync"
 	"time"
 )
@@ -59,15 +60,17 @@ func (p *pace) came(n int) {
 	p.since = time.Time{}
 }
 
-// spent reports whether nothing is left of the time.
-func (p *pace) spent() bool {
+// slow returns an error that says of the peer that it is too slow, if nothing is left of the time.
+func (p *pace) slow() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.rate == 0 {
-		return false
+		return nil
 	}
-	p.settle(0)
-	return p.left <= 0
+	if p.settle(0); p.left > 0 {
+		return nil
+	}
+	return fmt.Errorf("the peer sends less than %d bytes a second", p.rate)
 }
 
 // excuse gives a peer that is known to live all of the time anew.
@@ -86,9 +89,6 @@ func (p *pace) settle(n uint64) {
 	all := p.beside.bytes()
 	n += all - p.crossed
 	p.crossed = all
-	if n >= p.rate*uint64(p.most/time.Second+1) { // more than it can pay for; and the product below is small
-		p.left = p.most
-		return
-	}
-	p.left = min(p.most, p.left+time.Duration(n)*time.Second/time.Duration(p.rate))
+	paid := float64(n) / float64(p.rate) * float64(time.Second) // which may be more than a Duration has
+	p.left += time.Duration(min(paid, float64(p.most-p.left)))
 }

@@ -23,7 +23,7 @@ func TestAPauseThatFailsTwiceIsToldOnce(t *testing.T) {
 		{nil, second, "pause: boom"},
 	} {
 		err := withStuck(c.cause, c.stuck)
-		if err.Error() != c.want || c.cause != nil && !errors.Is(err, c.cause) {
+		if err.Error() != c.want || c.cause != nil && !errors.Is(err, c.cause) || c.stuck != nil && !errors.Is(err, c.stuck) {
 			t.Errorf("%v, then %v: %q, want %q", c.cause, c.stuck, err, c.want)
 		}
 	}

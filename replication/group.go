@@ -132,12 +132,15 @@ func (g Group) Stop(ctx context.Context, failover bool) error {
 
 // tellOutrun tells each member that is a completer at which checkpoints the others are.
 func (g Group) tellOutrun() {
+	var all []completer
 	for _, r := range g {
-		for _, o := range g {
-			behind, ok := r.(completer)
-			if other, both := o.(completer); ok && both {
-				behind.outrunBy(other.Epoch())
-			}
+		if c, ok := r.(completer); ok {
+			all = append(all, c)
+		}
+	}
+	for _, c := range all {
+		for _, other := range all {
+			c.outrunBy(other.Epoch())
 		}
 	}
 }

@@ -448,9 +448,17 @@ func (s *Secondary) checkpoint(epoch uint64) error {
 	if err := s.runFailed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
+	if err := s.reach(epoch); err != nil {
+		return s.latch("checkpoint", 0, 0, err)
+	}
+	return nil
+}
+
+// reach makes what is on the disk, and stable, the checkpoint of epoch. The whole disk is locked.
+func (s *Secondary) reach(epoch uint64) error {
 	id := s.identityAt(epoch)
 	if err := s.stable.setRunning(epoch, id); err != nil {
-		return s.latch("checkpoint", 0, 0, err)
+		return err
 	}
 	s.empty()
 	s.life.committed(epoch)

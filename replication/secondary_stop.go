@@ -78,14 +78,7 @@ func (s *Secondary) complete() error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	id := s.identityAt(epoch)
-	if err := s.stable.setRunning(epoch, id); err != nil {
-		return err
-	}
-	s.empty()
-	s.life.committed(epoch)
-	s.life.stand(&id)
-	return nil
+	return s.reach(epoch)
 }
 
 // devices returns what a watchdog watches.

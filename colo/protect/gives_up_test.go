@@ -24,18 +24,25 @@ func (c unheardBeats) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
+// beating returns a pair that is in step, in which no heartbeat of a leaves while off says so.
+func (w *world) beating(off *atomic.Bool) (a, b *host) {
+	w.t.Helper()
+	b = w.boot("b", false, nil)
+	a = w.boot("a", true, func(c *Config) {
+		dialBy(c, func(conn net.Conn) net.Conn { return unheardBeats{conn, off} })
+	})
+	a.is(Protected)
+	b.is(Following)
+	return a, b
+}
+
 // A host that gives up the other one, which lives, tells it why, and that one tells its operator so, and
 // not that the other has died.
 func TestAHostThatGivesUpAnotherThatLivesTellsItWhy(t *testing.T) {
 	bubble(t, "the beats of the primary are not heard", func(t *testing.T, w *world) {
 		w.guest.Interval = 20 * time.Millisecond
 		var off atomic.Bool
-		b := w.boot("b", false, nil)
-		a := w.boot("a", true, func(c *Config) {
-			dialBy(c, func(conn net.Conn) net.Conn { return unheardBeats{conn, &off} })
-		})
-		a.is(Protected)
-		b.is(Following)
+		a, b := w.beating(&off)
 		alone := a.passes(Alone)
 		a.slow.Store(int64(10 * time.Millisecond)) // what b says is heard before the arbiter's answer
 		off.Store(true)

@@ -217,6 +217,33 @@ func TestDevicesThatCannotBeLoadedAreSaidByName(t *testing.T) {
 	}
 }
 
+// What a NIC and a Proxy register is told to be theirs, where the other host has none of it.
+func TestADeviceOfANetworkIsSaidToBeOne(t *testing.T) {
+	up := uplink{}
+	nic, err := NewNIC(NICConfig{Uplink: up})
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := NewProxy(ProxyConfig{Uplink: up, Deliver: func([]byte) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []Network{nic, proxy} {
+		var reg vmstate.Registry
+		if err := n.Register(&reg); err != nil {
+			t.Fatal(err)
+		}
+		if len(reg.Entries()) == 0 {
+			t.Errorf("%T registers nothing", n)
+		}
+		for _, e := range reg.Entries() {
+			if ofNetwork(e.Name) == "" {
+				t.Errorf("%T registers %q, of which nobody says whose it is", n, e.Name)
+			}
+		}
+	}
+}
+
 // A newer is a guest one of whose devices is of another version.
 type newer struct {
 	Guest

@@ -3,7 +3,6 @@ package protect
 import (
 	"context"
 	"errors"
-	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,12 +17,7 @@ func TestAHostThatIsRefusedTheGuestSaysInWordsHowItLostTheOther(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.guest.Interval = 20 * time.Millisecond
 		var off atomic.Bool
-		b := w.boot("b", false, nil)
-		a := w.boot("a", true, func(c *Config) {
-			dialBy(c, func(conn net.Conn) net.Conn { return unheardBeats{conn, &off} })
-		})
-		a.is(Protected)
-		b.is(Following)
+		a, b := w.beating(&off)
 		waits := b.passes(Waiting)
 		off.Store(true)
 		<-waits

@@ -5,7 +5,7 @@
 // To read it: standby.go takes a guest in, standby_files.go writes it to files,
 // standby_status.go says how it stands, disk.go keeps its disks, bringback.go starts it again,
 // bringing.go attends to that, rehearse.go tries it; arbitrate.go decides whether it may, with what heard.go knows of the
-// primary, and promoted.go takes an operator's order. reception.go takes connections in, certificates.go says whose, operator.go orders.
+// primary. reception.go takes connections in, certificates.go says whose, operator.go orders.
 // relay.go passes it on to further secondaries: follower.go is one of them, relay_barrier.go waits
 // for them, relay_status.go says how they are, promote.go lets one go on. check.go (commandline.go
 // and domain.go say what a QEMU for the guest is started with) and protect.go (mirror.go for disks)

@@ -1,4 +1,4 @@
-package internal_test
+package socket
 
 import (
 	"net"
@@ -6,14 +6,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // The place of a socket that nobody listens at any more is taken, and no other: an address
 // that names an image by mistake costs nobody the image.
 func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
-	dir := socket.Dir(t)
+	dir := Dir(t)
 	dead := filepath.Join(dir, "dead")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
 	if err != nil {
@@ -21,7 +19,7 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	if again, err := socket.Listen("unix", dead); err != nil {
+	if again, err := Listen("unix", dead); err != nil {
 		t.Error(err)
 	} else {
 		again.Close()
@@ -29,7 +27,7 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 	if again, err := net.Listen("unix", dead); err != nil {
 		t.Error(err)
 	} else {
-		if second, err := socket.Listen("unix", dead); err == nil {
+		if second, err := Listen("unix", dead); err == nil {
 			second.Close()
 			t.Error("the place of somebody who listens was taken")
 		}
@@ -43,7 +41,7 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{image, empty} {
-		if l, err := socket.Listen("unix", path); err == nil {
+		if l, err := Listen("unix", path); err == nil {
 			l.Close()
 			t.Errorf("%s was replaced", path)
 		}
@@ -55,7 +53,7 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 
 // A kernel that is given no name chooses one itself, and somebody waits where nobody comes.
 func TestASocketWithoutANameIsRefused(t *testing.T) {
-	if l, err := socket.Listen("unix", ""); err == nil {
+	if l, err := Listen("unix", ""); err == nil {
 		l.Close()
 		t.Errorf("it listens at %v", l.Addr())
 	} else if !strings.Contains(err.Error(), "the path of the socket is missing") {
@@ -74,7 +72,7 @@ func TestADirectoryForSocketsIsShortWhateverTheNameOfTheTestIsAndGoesWithIt(t *t
 	var dir string
 	t.Run("here", func(t *testing.T) {
 		t.Setenv("TMPDIR", above)
-		dir = socket.Dir(t)
+		dir = Dir(t)
 		l, err := net.Listen("unix", filepath.Join(dir, "with a name"))
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package internal_test
+package wait_test
 
 import (
 	"context"

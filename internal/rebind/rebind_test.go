@@ -1,12 +1,10 @@
-package watch_test
+package rebind
 
 import (
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/rebind"
 )
 
 func TestOnlyNamesThatNoOtherSiteCanArrangeAreKnown(t *testing.T) {
@@ -16,19 +14,19 @@ func TestOnlyNamesThatNoOtherSiteCanArrangeAreKnown(t *testing.T) {
 		"": false, "evil.example": false, "evil.example:80": false, "127.0.0.1.evil.example": false,
 		"localhost.evil.example": false, "a.lan.evil.example": false, ":80": false,
 	} {
-		if got := rebind.Known(host, []string{"a.lan"}); got != known {
+		if got := Known(host, []string{"a.lan"}); got != known {
 			t.Errorf("%q: %v", host, got)
 		}
 	}
 }
 
 func TestARequestByAStrangersNameIsRefused(t *testing.T) {
-	h := rebind.Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "secret") }), "a.lan")
+	h := Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "secret") }), "a.lan")
 	for host, status := range map[string]int{"a.lan": http.StatusOK, "evil.example": http.StatusMisdirectedRequest} {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.Host = host
 		w := httptest.NewRecorder()
-		if h.ServeHTTP(w, r); w.Code != status || (status != http.StatusOK && w.Body.String() != rebind.Refused+"\n") {
+		if h.ServeHTTP(w, r); w.Code != status || (status != http.StatusOK && w.Body.String() != Refused+"\n") {
 			t.Errorf("%s: %d %q", host, w.Code, w.Body)
 		}
 	}

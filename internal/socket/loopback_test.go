@@ -1,16 +1,14 @@
-package internal_test
+package socket
 
 import (
 	"net"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/socket"
 )
 
 func TestNoAddressIsGivenTwice(t *testing.T) {
 	seen := map[string]bool{}
 	for range 10 {
-		for _, address := range socket.FreeTCP(t, 10) {
+		for _, address := range FreeTCP(t, 10) {
 			if seen[address] {
 				t.Errorf("%s is given again", address)
 			}

@@ -1,10 +1,6 @@
-package internal_test
+package plain
 
-import (
-	"testing"
-
-	"github.com/gocolo/lockstep/internal/plain"
-)
+import "testing"
 
 func TestALineIsOneAndShowsWhatItIs(t *testing.T) {
 	for text, want := range map[string]string{
@@ -18,10 +14,10 @@ func TestALineIsOneAndShowsWhatItIs(t *testing.T) {
 		"\"a\"\\ \x9b \xff \u202e \u2028": `"a"\ \x9b \xff \u202e \u2028`,
 		"�":                               "�",
 	} {
-		if got := plain.Line(text); got != want {
+		if got := Line(text); got != want {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
-		if got := plain.Line(plain.Line(text)); got != want {
+		if got := Line(Line(text)); got != want {
 			t.Errorf("%q is another line the second time: %q", text, got)
 		}
 	}

@@ -1,16 +1,14 @@
-package internal_test
+package damage
 
 import (
 	"bytes"
 	"maps"
 	"slices"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/damage"
 )
 
-func numbered(n int, cuts ...int) damage.Input {
-	in := damage.Input{Bytes: make([]byte, n), Cuts: cuts}
+func numbered(n int, cuts ...int) Input {
+	in := Input{Bytes: make([]byte, n), Cuts: cuts}
 	for i := range in.Bytes {
 		in.Bytes[i] = byte(i)
 	}
@@ -19,8 +17,8 @@ func numbered(n int, cuts ...int) damage.Input {
 
 func TestASeedGivesTheSameCopies(t *testing.T) {
 	in, other := numbered(300, 0, 7, 100, 200, 250), numbered(50)
-	first := maps.Collect(damage.Copies(1, 500, in, other))
-	again := maps.Collect(damage.Copies(1, 500, in, other))
+	first := maps.Collect(Copies(1, 500, in, other))
+	again := maps.Collect(Copies(1, 500, in, other))
 	if len(first) != 500 || !maps.EqualFunc(first, again, bytes.Equal) {
 		t.Errorf("%d copies, and then %d", len(first), len(again))
 	}
@@ -30,7 +28,7 @@ func TestASeedGivesTheSameCopies(t *testing.T) {
 }
 
 func TestDamageIsOfEachKind(t *testing.T) {
-	in, other := numbered(200, 0, 50, 100, 150), damage.Input{Bytes: bytes.Repeat([]byte{250}, 60)}
+	in, other := numbered(200, 0, 50, 100, 150), Input{Bytes: bytes.Repeat([]byte{250}, 60)}
 	part := func(i int) []byte { return in.Bytes[50*i : 50*i+50] }
 	want := map[string][]byte{
 		"a record is missing":     slices.Concat(part(0), part(2), part(3)),
@@ -40,7 +38,7 @@ func TestDamageIsOfEachKind(t *testing.T) {
 		"it goes on as the other": slices.Concat(part(0), other.Bytes),
 	}
 	flipped, longest := 0, 0
-	for _, p := range damage.Copies(3, 20000, in, other) {
+	for _, p := range Copies(3, 20000, in, other) {
 		for what, w := range want {
 			if bytes.Equal(p, w) {
 				delete(want, what)
@@ -57,8 +55,8 @@ func TestDamageIsOfEachKind(t *testing.T) {
 }
 
 func TestWhatHasNoBytesIsDamagedToo(t *testing.T) {
-	for _, in := range []damage.Input{{}, numbered(1), numbered(3, 0), numbered(3, 0, 3)} {
-		for range damage.Copies(1, 2000, in, damage.Input{}) {
+	for _, in := range []Input{{}, numbered(1), numbered(3, 0), numbered(3, 0, 3)} {
+		for range Copies(1, 2000, in, Input{}) {
 		}
 	}
 }

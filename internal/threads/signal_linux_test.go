@@ -1,4 +1,4 @@
-package internal_test
+package threads_test
 
 import (
 	"sync"

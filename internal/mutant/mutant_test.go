@@ -1,4 +1,4 @@
-package internal_test
+package mutant
 
 import (
 	"errors"
@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/mutant"
 )
 
 func TestAMutantIsStaleUnlessItsTextIsThereOnce(t *testing.T) {
@@ -17,19 +15,19 @@ func TestAMutantIsStaleUnlessItsTextIsThereOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		m     mutant.Mutant
+		m     Mutant
 		stale bool
 	}{
-		{mutant.Mutant{File: "a.go", Old: "one", New: "none"}, false},
-		{mutant.Mutant{File: "a.go", Old: "one", New: "one"}, true},
-		{mutant.Mutant{File: "a.go", Old: "two", New: "three"}, true},
-		{mutant.Mutant{File: "a.go", Old: "four", New: "five"}, true},
+		{Mutant{File: "a.go", Old: "one", New: "none"}, false},
+		{Mutant{File: "a.go", Old: "one", New: "one"}, true},
+		{Mutant{File: "a.go", Old: "two", New: "three"}, true},
+		{Mutant{File: "a.go", Old: "four", New: "five"}, true},
 	} {
-		if err := c.m.Check(dir); errors.Is(err, mutant.ErrStale) != c.stale || !c.stale && err != nil {
+		if err := c.m.Check(dir); errors.Is(err, ErrStale) != c.stale || !c.stale && err != nil {
 			t.Errorf("%q: %v", c.m.Old, err)
 		}
 	}
-	if err := (mutant.Mutant{File: "b.go", Old: "one"}).Check(dir); !errors.Is(err, os.ErrNotExist) {
+	if err := (Mutant{File: "b.go", Old: "one"}).Check(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
 	}
 }
@@ -50,13 +48,13 @@ func TestAMutantIsPlantedInTheBuildAndNotInTheSource(t *testing.T) {
 		}
 	}
 	t.Chdir(dir)
-	if out, err := (mutant.Mutant{File: "a.go", Old: "42", New: "21 + 21"}).Test("."); err != nil {
+	if out, err := (Mutant{File: "a.go", Old: "42", New: "21 + 21"}).Test("."); err != nil {
 		t.Errorf("a mutant that is no fault: %v\n%s", err, out)
 	}
-	if out, err := (mutant.Mutant{File: "a.go", Old: "42", New: "43", Tests: []string{"-run=None"}}).Test("."); err != nil {
+	if out, err := (Mutant{File: "a.go", Old: "42", New: "43", Tests: []string{"-run=None"}}).Test("."); err != nil {
 		t.Errorf("its own arguments are not used: %v\n%s", err, out)
 	}
-	if out, err := (mutant.Mutant{File: "a.go", Old: "42", New: "43"}).Test(".", "-run=Answer"); err == nil {
+	if out, err := (Mutant{File: "a.go", Old: "42", New: "43"}).Test(".", "-run=Answer"); err == nil {
 		t.Errorf("a fault is not found:\n%s", out)
 	}
 	other := filepath.Join(t.TempDir(), "other.go")
@@ -65,7 +63,7 @@ func TestAMutantIsPlantedInTheBuildAndNotInTheSource(t *testing.T) {
 	if err := errors.Join(os.WriteFile(other, []byte("package a\n\nfunc init() { panic(\"replaced as well\") }\n"), 0o600), os.WriteFile(overlay, []byte(table), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := (mutant.Mutant{File: "a.go", Old: "42", New: "21 + 21", Overlay: overlay}).Test("."); err == nil || !strings.Contains(string(out), "replaced as well") {
+	if out, err := (Mutant{File: "a.go", Old: "42", New: "21 + 21", Overlay: overlay}).Test("."); err == nil || !strings.Contains(string(out), "replaced as well") {
 		t.Errorf("what another overlay has is not replaced: %v\n%s", err, out)
 	}
 	if b, err := os.ReadFile("a.go"); err != nil || string(b) != source {

@@ -93,6 +93,14 @@ func renewed(r failover.Record, note string) failover.Record {
 	return r
 }
 
+// after returns the i-th record of a row: two grants, and a renewal between them.
+func after(old failover.Record, i int) failover.Record {
+	if i%3 == 1 {
+		return renewed(old, "renewed")
+	}
+	return grant(old)
+}
+
 func (s *stores) zero() {
 	s.load(s.A, failover.Record{}, "before the first swap")
 	s.load(s.B, failover.Record{}, "before the first swap")
@@ -107,10 +115,7 @@ func (s *stores) loads() {
 	old := failover.Record{}
 	for i := range 10 {
 		on, other := s.side(i)
-		next := grant(old)
-		if i%3 == 1 {
-			next = renewed(old, "renewed")
-		}
+		next := after(old, i)
 		s.swap(on, old, next)
 		s.load(other, next, "right after the other host's swap")
 		s.load(on, next, "right after a swap")
@@ -203,10 +208,7 @@ func (s *stores) changes() {
 	old := failover.Record{}
 	for i := range 10 {
 		on, other := s.side(i)
-		next := grant(old)
-		if i%3 == 1 {
-			next = renewed(old, "renewed")
-		}
+		next := after(old, i)
 		type answer struct {
 			r   failover.Record
 			err error

@@ -1,10 +1,8 @@
-package internal_test
+package require
 
 import (
 	"flag"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/require"
 )
 
 // A case that a sample leaves out is run where all are asked for, and not with -short.
@@ -20,13 +18,13 @@ func TestOfManyCasesASampleIsRunUnlessAllAreWanted(t *testing.T) {
 	} {
 		t.Setenv("LOCKSTEP_REQUIRE", c.require)
 		short.Set(c.short)
-		if got, want := require.Many(1, 2, 3), map[[2]bool]int{{true, true}: 1, {false, true}: 2, {false, false}: 3}[[2]bool{c.short == "true", c.sampled}]; got != want {
+		if got, want := Many(1, 2, 3), map[[2]bool]int{{true, true}: 1, {false, true}: 2, {false, false}: 3}[[2]bool{c.short == "true", c.sampled}]; got != want {
 			t.Errorf("-short=%s, LOCKSTEP_REQUIRE=%s: %d, want %d", c.short, c.require, got, want)
 		}
 		run := map[int]bool{}
 		for i := range 5 {
 			t.Run("", func(t *testing.T) {
-				require.Sample(t, i, 4)
+				Sample(t, i, 4)
 				run[i] = true
 			})
 		}

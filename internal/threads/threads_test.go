@@ -1,11 +1,9 @@
-package internal_test
+package threads
 
 import (
 	"runtime"
 	"sync"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/threads"
 )
 
 func TestGuestsThatBeginAndEndAtOnceLoseNoPlace(t *testing.T) {
@@ -15,7 +13,7 @@ func TestGuestsThatBeginAndEndAtOnceLoseNoPlace(t *testing.T) {
 	for range 20 {
 		begun.Add(1)
 		ended.Go(func() {
-			undo := threads.More(2)
+			undo := More(2)
 			begun.Done()
 			<-end
 			undo()
