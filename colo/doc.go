@@ -89,6 +89,8 @@
 //
 //   - Lost: the heartbeat has ended. The other side may be alive and may think
 //     the same of this one, so the arbiter is asked.
+//   - Handed (a Secondary): the primary's guest stands still and was released for this
+//     side. The arbiter is asked before the connection is closed.
 //   - Failover: an operator wants this side to go on. With an [Arbiter] that is
 //     a claim like any other (Claim.Ordered), made before the other side hears
 //     of it; if it is refused, nothing has happened but the end of the session.
@@ -172,6 +174,6 @@
 // A session runs on the goroutine that called Run. It has two of its own: that of a primary
 // reads the link, and while an Arbiter is asked one watches for orders; and one for each of its
 // Channels. All have ended when Run returns, for which a connection's Close must end a Read and
-// a Write. Failover, Fenced, End, Lost, Expect, Yield, RequestCheckpoint, Info and Status may
+// a Write. Failover, Fenced, End, Lost, Expect, Handed, Yield, RequestCheckpoint, Info and Status may
 // be called from any goroutine and do not wait for I/O.
 package colo

@@ -93,7 +93,8 @@ type parting struct {
 // end is the only exit of Run once both sides have a guest: it pauses the guest, says
 // why the session ends, settles who goes on, releases everything, and lets the guest go
 // on or not. If the link broke, it tells the peer before it asks the arbiter; if this
-// side has decided to leave a peer that may be well, it asks the arbiter first.
+// side has decided to leave a peer that may be well, it asks the arbiter first. A peer that has handed its
+// guest over, which stands still until this side runs it, is told after that, or soon.
 func (s *session) end(ctx context.Context, p parting) error {
 	hold := context.WithoutCancel(ctx)
 	s.due, s.patient, s.hosts = time.Time{}, s.patience(), 0
@@ -101,7 +102,10 @@ func (s *session) end(ctx context.Context, p parting) error {
 	s.heed()
 	s.disks.Cut()
 	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, errEnd) || errors.Is(p.cause, ErrStalled))
-	if !first {
+	switch {
+	case s.wasHanded():
+		defer s.closeSoon()()
+	case !first:
 		s.link.Close()
 	}
 	cause := p.cause
@@ -129,11 +133,18 @@ func (s *session) end(ctx context.Context, p parting) error {
 	default:
 		err = s.settle(ctx, cause)
 	}
-	s.link.Close()
+	if !s.wasHanded() {
+		s.link.Close()
+	}
 	if err != nil {
 		return s.stay(hold, err)
 	}
-	return s.goOn(hold, stuck)
+	err = s.goOn(hold, stuck)
+	if s.wasHanded() { // the peer hears first that the guest runs here, and ends the session
+		s.link.allow()
+		s.link.linger(HandedTime)
+	}
+	return err
 }
 
 // A guest counts as waiting (see Waiter) if Waits says so twice, this long apart, while

@@ -3,6 +3,7 @@ package colo
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/gocolo/lockstep/failover"
 )
@@ -162,7 +163,13 @@ func (s *session) End() error {
 // the host itself has not ended it. Who goes on is then settled as for a broken
 // connection. It may be called from any goroutine at any time.
 func (s *session) Lost(cause error) {
-	first := false
+	if s.endFor(cause) { // nobody else who says so waits for the connections to close
+		s.cut()
+	}
+}
+
+// endFor records why the session is to end, if nobody has said so before, and reports whether nobody had.
+func (s *session) endFor(cause error) (first bool) {
 	s.once.Do(func() {
 		if cause == nil {
 			cause = ErrLost
@@ -171,9 +178,48 @@ func (s *session) Lost(cause error) {
 		close(s.lost)
 		first = true
 	})
-	if first { // nobody else who says so waits for the connections to close
-		s.cut()
+	return first
+}
+
+// Handed tells the session that the primary, whose guest stands still in the last checkpoint, has
+// released it for this side, with the reason of that. It is Expect and Lost in one, of a peer that is
+// there: the session ends and who goes on is settled as after those, but the connection is closed when the
+// guest is known not to run here, or runs here and the peer has closed its end. Where that takes longer
+// than HandedTime it is closed by then: its end tells the primary that this side has heard of it. It may be called from any goroutine at any time, and
+// does nothing to a session that is ending already but what Expect does.
+func (s *Secondary) Handed(cause error) {
+	s.mu.Lock()
+	s.expects, s.handed = cause, true
+	s.mu.Unlock()
+	if s.endFor(cause) {
+		s.link.interrupt()
 	}
+}
+
+// HandedTime is how long the connection of a session stays open after Handed.
+const HandedTime = 10 * time.Millisecond
+
+// closeSoon closes the link after HandedTime, or when the function that it returns is called, which is
+// called in any case.
+func (s *session) closeSoon() (now func()) {
+	closed := make(chan struct{})
+	soon := time.AfterFunc(HandedTime, func() { // joined below
+		defer close(closed)
+		s.link.Close()
+	})
+	return func() {
+		s.link.Close()
+		if !soon.Stop() {
+			<-closed
+		}
+	}
+}
+
+// wasHanded reports whether Handed was called.
+func (s *session) wasHanded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.handed
 }
 
 // Expect tells the session that its end, however it shows itself, is one that was

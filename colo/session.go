@@ -73,6 +73,7 @@ type session struct {
 	heeded  bool        // the end that was wished for has begun
 	giveUp  *time.Timer // ends the wait for a goodbye
 	asking  question    // what the arbiter is being asked
+	handed  bool        // the peer has released its guest for this side, and stands still (Handed)
 }
 
 func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Duration) {

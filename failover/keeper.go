@@ -233,7 +233,8 @@ func (k *Keeper) ReleaseGeneration(ctx context.Context, generation uint64, note 
 	if held != generation || g.Generation != generation {
 		return fmt.Errorf("%w: to release generation %d, where %d is held", ErrRefused, generation, held)
 	}
-	k.over(generation)
+	k.shut(generation)
+	defer k.wake() // which the guest, which may stand still for this, need not wait for
 	return k.cfg.Arbiter.Release(ctx, g, note)
 }
 
@@ -261,14 +262,13 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if left := time.Until(at); left > 0 {
 			timer := time.NewTimer(left)
 			select {
-			case <-timer.C:
+			case <-timer.C: // what is held may be over by now
 			case <-k.kick:
 				timer.Stop()
-				continue
 			case <-ctx.Done():
 				timer.Stop()
-				return context.Cause(ctx)
 			}
+			continue
 		}
 		patience := g.Term / 2
 		if slow {
@@ -383,12 +383,17 @@ func (k *Keeper) granted(g Grant) {
 
 // over ends a generation, and reports whether this Keeper held it.
 func (k *Keeper) over(generation uint64) bool {
+	defer k.wake()
+	return k.shut(generation)
+}
+
+// shut does what over does, and lets Run find out when it looks the next time.
+func (k *Keeper) shut(generation uint64) (held bool) {
 	k.mu.Lock()
-	held := generation != 0 && k.holder.Generation() == generation
+	defer k.mu.Unlock()
+	held = generation != 0 && k.holder.Generation() == generation
 	k.holder.Over(generation)
 	k.gate.Until(k.holder.Until())
-	k.mu.Unlock()
-	k.wake()
 	return held
 }
 

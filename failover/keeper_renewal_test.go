@@ -142,3 +142,55 @@ func TestAnArbiterThatTakesMoreThanHalfATermIsWaitedFor(t *testing.T) {
 		}
 	})
 }
+
+// slowRelease is an arbiter that takes its time to take a guest back, and counts what is asked of it meanwhile.
+type slowRelease struct {
+	failover.Arbiter
+	takes    time.Duration
+	released atomic.Bool
+	renewals atomic.Int64 // after the release began
+}
+
+func (a *slowRelease) Release(ctx context.Context, g failover.Grant, note string) error {
+	a.released.Store(true)
+	time.Sleep(a.takes)
+	return a.Arbiter.Release(ctx, g, note)
+}
+
+func (a *slowRelease) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	if a.released.Load() {
+		a.renewals.Add(1)
+	}
+	return a.Arbiter.Renew(ctx, g, note)
+}
+
+// A guest that is being given back is not asked for again, however long that takes.
+func TestNothingIsRenewedThatIsBeingReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const term = time.Second
+		a := &slowRelease{Arbiter: failover.NewStoreArbiter(new(failovertest.Store)), takes: 3 * term}
+		k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: a, Holder: "a", Term: term})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer run(t, k)()
+		g, err := k.Acquire(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(term / 10)
+		if err := k.ReleaseGeneration(t.Context(), g, "over"); err != nil {
+			t.Fatal(err)
+		}
+		if n := a.renewals.Load(); n > 0 {
+			t.Errorf("it was renewed %d times", n)
+		}
+		if g, err = k.Acquire(t.Context(), g); err != nil { // and the next grant is renewed as ever
+			t.Fatal(err)
+		}
+		time.Sleep(2 * term)
+		if !k.Gate().Open() {
+			t.Errorf("the gate of generation %d is shut", g)
+		}
+	})
+}

@@ -142,6 +142,5 @@ func (j *Job) takeHand(s *session, n note) {
 	s.migrates = n.Migrate
 	s.mu.Unlock()
 	s.setPurpose(toTakeHand)
-	s.colo.Expect(errSwitchover)
-	s.colo.Lost(errSwitchover)
+	s.secondary.Handed(errSwitchover)
 }

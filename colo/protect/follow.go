@@ -371,6 +371,6 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 	if err != nil {
 		return nil, err
 	}
-	s.colo, s.cache = secondary, cache
+	s.secondary, s.colo, s.cache = secondary, secondary, cache
 	return s, nil
 }

@@ -411,8 +411,8 @@ var mutants = []mutant.Mutant{
 	{
 		What:  "a host gives the guest back before its gate is shut",
 		File:  "failover/keeper.go",
-		Old:   "\tk.over(generation)\n\treturn k.cfg.Arbiter.Release(ctx, g, note)\n",
-		New:   "\tdefer k.over(generation)\n\treturn k.cfg.Arbiter.Release(ctx, g, note)\n",
+		Old:   "\tk.shut(generation)\n\tdefer k.wake()",
+		New:   "\tdefer k.shut(generation)\n\tdefer k.wake()",
 		Tests: []string{"-run=^TestTheGateIsShutBeforeTheGuestIsGivenBack$", "../../failover"},
 	},
 	{

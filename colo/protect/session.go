@@ -19,11 +19,12 @@ import (
 // A session is one session of package colo with what belongs to it. One follows
 // the other for as long as the job runs.
 type session struct {
-	peer    *peer
-	colo    coloSession
-	primary *colo.Primary // nil: this host is the secondary
-	cache   *ram.Cache    // on a secondary; for the goroutine in colo's Run alone
-	base    *base         // on a primary; for the goroutine in colo's Run alone
+	peer      *peer
+	colo      coloSession
+	primary   *colo.Primary   // nil: this host is the secondary
+	secondary *colo.Secondary // nil: it is the primary
+	cache     *ram.Cache      // on a secondary; for the goroutine in colo's Run alone
+	base      *base           // on a primary; for the goroutine in colo's Run alone
 
 	unharmed bool // on a primary: its synchronisation failed while the guest ran; for the goroutine of the job's Run alone
 
@@ -44,6 +45,7 @@ type session struct {
 	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
 	refusal  error     // the answer by which this host does not go on; nil: there was none
+	saidRuns bool      // on a secondary: it has told the primary that the guest, which that has handed over, runs here
 	trusted  bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	loss     error     // the same in words, where that was by no order of this host, and it was settled who goes on
@@ -143,8 +145,25 @@ func (j *Job) observe(s *session, e event.Event) {
 		}
 	}
 	j.cfg.publish(e)
-	if _, ok := e.(event.CheckpointCommit); ok {
+	switch e.(type) {
+	case event.CheckpointCommit:
 		j.wake()
+	case event.FailoverDone:
+		if s.wasHanded() {
+			s.sayRuns()
+		}
+	}
+}
+
+// sayRuns tells the primary that has handed the guest over that it runs here: as soon as it does, since that
+// host waits for it, and once.
+func (s *session) sayRuns() {
+	s.mu.Lock()
+	said := s.saidRuns
+	s.saidRuns = true
+	s.mu.Unlock()
+	if !said {
+		s.peer.say(note{Say: sayRuns})
 	}
 }
 
@@ -269,7 +288,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		j.keeper.Drop() // what was granted and cannot be used: as soon as the other side hears that, it goes on, and asks nobody
 	}
 	if tookOverHere(err) && s.wasHanded() {
-		s.peer.say(note{Say: sayRuns})
+		s.sayRuns()
 	} else if s.wasHanded() {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprint(err), Seq: s.unused(err)})
 	} else if s.primary == nil && ctx.Err() != nil {
