@@ -5,8 +5,8 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"strings"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
