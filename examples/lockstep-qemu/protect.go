@@ -116,7 +116,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.StringVar(&o.tlsCreds, "tls-creds", "", "encrypt the migration and the disks with the QEMU's tls-creds-x509 object `ID`, which has endpoint=client")
 	f.StringVar(&o.tlsHost, "tls-hostname", "", "expect `NAME` in the secondary's certificate, where it is not that of -to")
 	f.StringVar(&o.nbd, "nbd", "", "write the copies of the disks to the standby's -nbd at `ADDR`")
-	f.Func("disk", "copy a disk to the standby, too, so that it is as old as the guest; may be given more than once: `DEVICE=NAME`", func(s string) error {
+	f.Func("disk", "copy a disk, which `DEVICE=NAME` names, to the standby, too, so that it is as old as the guest; may be given more than once", func(s string) error {
 		d, err := parseMirrored(s)
 		o.disks = append(o.disks, d)
 		return err
