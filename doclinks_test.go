@@ -14,10 +14,25 @@ import (
 // nowhere as they are.
 var bracketed = regexp.MustCompile(`\[\*?(?:[A-Za-z]\w*\.)*[A-Z]\w*\]`)
 
+// commented returns what go doc shows of a package, with its comments. Nobody changes it: it is read once
+// for all tests.
+func commented(t *testing.T, dir string) *doc.Package {
+	t.Helper()
+	p := shown[dir]
+	if p == nil {
+		_, p = documented(t, dir, parser.ParseComments)
+		shown[dir] = p
+	}
+	return p
+}
+
+// shown has what commented has read, by directory.
+var shown = map[string]*doc.Package{}
+
 func TestLinksOfTheCommentsLeadToWhatIsExported(t *testing.T) {
 	packages := map[string]*doc.Package{} // by import path
 	for _, dir := range append(publicPackages(t), append(publicModules(t), ".")...) {
-		_, p := documented(t, dir, parser.ParseComments)
+		p := commented(t, dir)
 		packages[p.ImportPath] = p
 	}
 	links := 0
@@ -107,7 +122,7 @@ func spans(blocks []comment.Block) (all []comment.Text) {
 
 func TestWhatIsExportedHasAComment(t *testing.T) {
 	for _, dir := range append(publicPackages(t), publicModules(t)...) {
-		_, p := documented(t, dir, parser.ParseComments)
+		p := commented(t, dir)
 		for symbol, text := range comments(p) {
 			if text == "" && !strings.HasSuffix(symbol, ".Error") { // of which there is nothing to say
 				t.Errorf("%s %s has no comment", dir, symbol)

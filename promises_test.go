@@ -308,6 +308,11 @@ var promises = []promise{
 		"examples/lockstep-qemu.TestTLSWithAQEMUPrimary", "examples/lockstep-qemu.TestTLSWithAQEMUSecondary", "examples/lockstep-qemu.TestADiskOverTLS",
 		"examples/lockstep-qemu.TestTheControlChannelTakesOurCertificatesOnly"}},
 	{"docs/security.md", "the socket's file permissions; over TCP nothing, except that the connection of a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
+	{"docs/security.md", "A site that a browser shows can neither read it nor give it orders, and without `Config.Control` there are no orders", []string{
+		"colo/protect/watch.TestOnlyThePageGivesOrders", "colo/protect/watch.TestWithoutControlThereIsNothingToSteerWith"}},
+	{"docs/security.md", "takes one of the loopback interface where it is told none", []string{"colo/protect/watch.TestAPortAloneIsOnLoopback"}},
+	{"docs/security.md", "A plain one has to be asked for by `-insecure`", []string{"examples/lockstep-qemu.TestWrongArgumentsAreSaid"}},
+	{"docs/security.md", "it is for the user of the process alone", []string{"examples/lockstep-qemu.TestTheOperatorsSocketIsForItsOwnerAlone"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},
 	{"docs/security.md", "a flood of SYNs takes no place of an established connection in the rewriter", []string{"colo/filter.TestAFloodOfSYNsTakesNoPlaceOfAConnection"}},
 	{"docs/security.md", "make this host write to a disk, or run a guest, after the arbiter has given the guest to this host", []string{"replication.TestOnceStoppedThePrimaryIsRefused", "colo/protect.TestOldGenerationGetsNowhere"}},

@@ -9,7 +9,8 @@ import (
 
 // keeper checks a log that can leave pages writable: pages that are named are reported
 // each time that they have been written since they were named, whatever was read between;
-// the others are logged as always; and when none is named any more, nor is any owed.
+// the others are logged as always; and once none is named, the next ReadDirty reports those
+// that were, and a later one does not.
 func (s *subject) keeper() error {
 	k, ok := s.Log.(ram.DirtyKeeper)
 	if !ok {
@@ -61,7 +62,7 @@ func (s *subject) keeper() error {
 	return s.keepsNoMore(k, kept)
 }
 
-// keepsNoMore checks that pages that are not named any more are reported once.
+// keepsNoMore has KeepDirty name no pages, and checks that those of kept are reported once.
 func (s *subject) keepsNoMore(k ram.DirtyKeeper, kept [][]uint64) error {
 	for _, b := range s.Blocks {
 		k.KeepDirty(b.Name, nil)
@@ -79,7 +80,7 @@ func (s *subject) keepsNoMore(k ram.DirtyKeeper, kept [][]uint64) error {
 	for i := range kept {
 		for p := range ram.Bitmap(kept[i]).All() {
 			if !ram.Bitmap(maps[i]).Has(p) {
-				return fmt.Errorf("page %d of block %q was left writable, and the ReadDirty after KeepDirty does not name it any more does not report it", p, s.Blocks[i].Name)
+				return fmt.Errorf("page %d of block %q was left writable, and the first ReadDirty after KeepDirty has ended that does not report it", p, s.Blocks[i].Name)
 			}
 		}
 	}

@@ -28,12 +28,12 @@ type VMConfig struct {
 	Pages       int    // working set of each vCPU, in pages of 4 KiB; 0: 256
 	Touch       int    // pages of it that a round writes; at most Pages
 	TSCPerMille int    // share of the rounds that take in TSC, 0 to 1000: in these two guests differ
-	Seed        uint64 // what the guest starts from; both sides' must agree
+	Seed        uint64 // what the guest starts from; the same on both sides
 	Memory      uint64 // size of memory in bytes, a multiple of 4 KiB; 0: the least, [VMConfig.MinMemory]
 
 	// Ring is how many rounds of each vCPU memory remembers, for [Ledger.Verify] and
 	// [VM.History]: a power of two, 256 to 65536, at 16 bytes a round. 0: 65536,
-	// which with the rest takes 2 MiB at least. Both sides' must agree.
+	// which with the rest takes 2 MiB at least. It is the same on both sides.
 	Ring int
 
 	// Interval is the time from one round of a vCPU to its next, on average:
@@ -54,8 +54,8 @@ type VMConfig struct {
 	DiskEvery int
 	// Write is given each block before the frame of its round, on the vCPU's
 	// goroutine; p is valid until it returns. With flush, it and all before
-	// it must be stable then. An error ends Run, so one of a protect.Disk that no
-	// guest is told of is not returned. A Pause waits for it. Nil: blocks vanish.
+	// it must be stable then. An error ends Run: do not return one of a protect.Disk that
+	// a guest is not told of. A Pause waits for it. Nil: blocks vanish.
 	Write func(p []byte, off int64, flush bool) error
 
 	// Tracked makes the kernel keep the dirty log (a [ram.Tracker]), in place of marks that

@@ -3,7 +3,7 @@ package compare
 import "time"
 
 // A caller that puts a packet together, as a Comparer does, need not have it copied: it gets
-// memory of the engine's, a draft, and fills it. A plain segment then waits in the draft, and
+// memory that the engine keeps, a draft, and fills it. A plain segment then waits in the draft, and
 // a packet that has waited leaves in the memory in which it waited.
 
 // draft returns memory for a packet of n bytes, for compose or giveBack.

@@ -24,7 +24,7 @@ func (c *Comparer) Kept() int {
 	return c.eng.pool.kept
 }
 
-// A Draft is memory of an engine's for one packet.
+// A Draft is memory for one packet, which its engine keeps.
 type Draft struct{ p *pkt }
 
 // Draft returns memory for a packet of n bytes.
@@ -49,11 +49,12 @@ func (e *Engine) GiveBack(d Draft) { e.giveBack(d.p) }
 // of all.
 func MaxSent() (one, all int) { return maxSent, maxAllSent }
 
-// Sents returns how many are kept, and SetSents takes it for another number until a mark.
+// Sents returns how many stretches the engine counts as kept, of all connections. SetSents
+// sets that number; the next mark counts anew.
 func (e *Engine) Sents() int     { return e.sents }
 func (e *Engine) SetSents(n int) { e.sents = n }
 
-// SentsMemory returns for how many there is memory.
+// SentsMemory returns for how many stretches the connections have memory.
 func (e *Engine) SentsMemory() (n int) {
 	for c := e.newest; c != nil; c = c.older {
 		if w := c.tcp.flight; w != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// A kept image keeps its metadata.
+// kept is a disk whose metadata is kept beside it, as replication.MetadataKeeper has it.
 type kept struct {
 	replication.Disk
 	m *replication.Metadata
@@ -39,7 +39,7 @@ func replicated(at *memory, guest bool) (*replication.Metadata, error) {
 
 // A guest that was saved goes on over its disks of that moment, and no others: neither
 // older ones, of before or of a host that followed, nor what another life has made of
-// them. Disks that know nothing of themselves are whoever's word they are.
+// them. Of disks without metadata whoever restores the guest is believed.
 func TestASavedGuestGoesOnOverTheDisksOfThatMomentOnly(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -93,8 +93,8 @@
 // open like a grant, since only a copy of the present generation could be granted
 // the guest, and that of the secondary is the only one. A host whose process begins
 // anew does not know what it has promised, so it claims nothing for a term (Start
-// with Held). No promise is awaited to a host that has given the guest back, as one does
-// that leaves: the arbiter's record says so.
+// with Held). A promise to a host that has given the guest
+// back, as a host does when it leaves, binds nobody: the arbiter's record says that it has.
 //
 // A guest that was saved goes on once: [Job.Save] and [Restore] by way of a stream, or
 // [Job.SaveMapped] and [OpenSaved] by way of a file, from which it runs before its memory

@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/colo/colotest"
 )
 
-// A lateWord is a connection of a pair: its control connection keeps the word that the session ends
-// back for a while, and its session breaks where something is said after that word.
+// A lateWord is a connection of a pair: its control connection holds back for a while the word that the session
+// ends, and its session breaks where something is said after that word.
 type lateWord struct {
 	*colotest.Conn
 	of    *lateWords

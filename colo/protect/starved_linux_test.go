@@ -6,13 +6,13 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/protect"
-	"github.com/gocolo/lockstep/colo/protect/watch"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 	"github.com/gocolo/lockstep/internal/leaks"
 	"github.com/gocolo/lockstep/replication"
 )
 
-// What a host opens before its job begins: its port, its page, the record of who goes on, and a disk with a journal.
+// What a host opens before its job begins: its port, the record of who goes on, and a disk with a journal. (A page
+// is tried in package watch.)
 func TestAHostThatLacksADescriptorLeavesNothingOpen(t *testing.T) {
 	dir := t.TempDir()
 	for name, call := range map[string]func() error{
@@ -22,13 +22,6 @@ func TestAHostThatLacksADescriptorLeavesNothingOpen(t *testing.T) {
 				return err
 			}
 			return p.Close()
-		},
-		"a page": func() error {
-			l, err := watch.Listen("127.0.0.1:0")
-			if err != nil {
-				return err
-			}
-			return l.Close()
 		},
 		"an arbiter": func() error {
 			_, err := sharedfile.New(filepath.Join(dir, "arbiter"))

@@ -182,7 +182,7 @@ func TestAFencedHostTellsItsArbiterBeforeItAsksForMore(t *testing.T) {
 	}
 }
 
-// If that says no the word was wrong, and nothing leaves any more.
+// If the arbiter refuses, the operator's word was wrong, and nothing leaves any more.
 func TestAFencedHostThatIsRefusedShutsItsGate(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		var no atomic.Bool
@@ -295,7 +295,7 @@ func TestFencedRecordsAGenerationWhenTheArbiterAgrees(t *testing.T) {
 	})
 }
 
-// One that was wrong gives its guest up, its disks stay what they were, and it
+// A host that was told by mistake that the other is fenced gives its guest up, its disks stay what they were, and it
 // follows the next primary. (The client is not asked: two guests did run.)
 func TestAHostThatWasFencedByMistakeFollows(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {

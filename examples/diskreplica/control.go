@@ -97,6 +97,15 @@ func (c *control) ask(ctx context.Context, line, answer string) (string, error) 
 	return strings.TrimSpace(rest), nil
 }
 
+// parseCheckpoint reads the number of a checkpoint that the other side names.
+func parseCheckpoint(text string) (uint64, error) {
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("the other side names %q as a checkpoint, want a number", text)
+	}
+	return n, nil
+}
+
 // serveVisits serves each connection to ln by serve, on a goroutine of its own and no more
 // than maxVisits at a time. It returns when ln is closed, or ctx ends, and all of them have
 // ended. A lack of descriptors, which passes, does not end it.

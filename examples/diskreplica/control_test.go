@@ -216,3 +216,10 @@ func TestControlConnectionsAreServedAgainWhenThereAreDescriptorsAgain(t *testing
 		<-ended
 	})
 }
+
+func TestACheckpointThatIsNoNumberIsRefusedInWords(t *testing.T) {
+	_, err := new(secondary).answer(t.Context(), nil, []string{"checkpoint", "two"})
+	if err == nil || err.Error() != `the other side names "two" as a checkpoint, want a number` {
+		t.Errorf("%v", err)
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
@@ -112,7 +111,7 @@ func (p *primary) join(ctx context.Context, to *reached) error {
 	if err != nil {
 		return err
 	}
-	if p.epoch, err = strconv.ParseUint(epoch, 10, 64); err != nil {
+	if p.epoch, err = parseCheckpoint(epoch); err != nil {
 		return err
 	}
 	if err := errors.Join(p.disk.Loaded(ctx, 0), p.disk.Start(ctx)); err != nil {

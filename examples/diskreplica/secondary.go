@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"strconv"
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
@@ -138,7 +137,7 @@ func (s *secondary) answer(ctx context.Context, v *visit, words []string) (strin
 	var epoch uint64
 	if len(words) == 2 {
 		var err error
-		if epoch, err = strconv.ParseUint(words[1], 10, 64); err != nil {
+		if epoch, err = parseCheckpoint(words[1]); err != nil {
 			return "", err
 		}
 	}

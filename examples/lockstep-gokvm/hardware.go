@@ -170,7 +170,10 @@ func loadLinux(m *gokvmhost.Machine, o options) error {
 		defer f.Close()
 		initrd = f
 	}
-	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
+	if err := gokvmhost.LoadLinux(m, kernel, initrd, o.append); err != nil {
+		return fmt.Errorf("-kernel %s: %w", o.kernel, err)
+	}
+	return nil
 }
 
 // MatchCPU calls MatchCPU of the machine's kvm.VM.

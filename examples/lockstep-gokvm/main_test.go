@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -104,19 +105,26 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 	}
 }
 
-func TestAFileThatIsNotThereIsOneLineAndStatus1(t *testing.T) {
+func TestWhatCannotBeUsedIsNamedByItsFlagInOneLine(t *testing.T) {
 	require.Usable(t, require.KVM, thisHost.probe) // which is looked at first
 	is, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for flag, args := range map[string][]string{
-		"-kernel": {"-kernel", "/does/not/exist"},
-		"-initrd": {"-kernel", is, "-initrd", "/does/not/exist"},
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for by, args := range map[string][]string{
+		"-kernel":       {"boot", "-kernel", "/does/not/exist"},
+		"-initrd":       {"boot", "-kernel", is, "-initrd", "/does/not/exist"},
+		"-kernel " + is: {"boot", "-kernel", is}, // which is no kernel
+		"-listen":       {"secondary", "-insecure", "-peer", "127.0.0.1:1", "-listen", taken.Addr().String()},
 	} {
-		status, _, err := gokvmSays(append([]string{"boot"}, args...)...)
-		if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "lockstep-gokvm: "+flag+": ") {
-			t.Errorf("status %d, %q, want %s", status, err, flag)
+		status, _, err := gokvmSays(args...)
+		if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "lockstep-gokvm: "+by+": ") {
+			t.Errorf("status %d, %q, want %s", status, err, by)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net"
+	"strings"
 	"testing"
 	"time"
 )
@@ -46,5 +47,18 @@ func TestVisitorsThatSayNothingKeepNoGuestOut(t *testing.T) {
 	}
 	if err != nil || answer.State != moveUnknown {
 		t.Errorf("%+v, %v", answer, err)
+	}
+}
+
+func TestAHostThatAnswersNothingIsNamed(t *testing.T) {
+	here, there := net.Pipe()
+	go func() {
+		there.Read(make([]byte, 4)) // it takes a little, and goes
+		there.Close()
+	}()
+	o := options{peer: "other:1"}
+	o.hw.dial = func(context.Context, string) (net.Conn, error) { return here, nil }
+	if _, _, err := callPeer(t.Context(), o, nil, moveHello{}); err == nil || !strings.Contains(err.Error(), "no answer from the other host at other:1") {
+		t.Errorf("%v", err)
 	}
 }

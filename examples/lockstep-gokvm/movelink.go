@@ -172,11 +172,15 @@ func callPeer(ctx context.Context, o options, secure *tls.Config, hello moveHell
 		conn = tls.Client(raw, secure)
 	}
 	l, err := greet(ctx, raw, conn, func(l *link) error {
-		if err := writeMessage(l.Conn, hello); err != nil {
-			return err
+		err := writeMessage(l.Conn, hello)
+		if err == nil {
+			l.raw.SetReadDeadline(time.Now().Add(answerTime))
+			err = readMessage(l.Conn, &answer)
 		}
-		l.raw.SetReadDeadline(time.Now().Add(answerTime))
-		return readMessage(l.Conn, &answer)
+		if err != nil {
+			return fmt.Errorf("no answer from the other host at %s: %w", o.peer, err)
+		}
+		return nil
 	})
 	if err == nil && answer.State != moveGoesOn {
 		return nil, answer, l.Close()

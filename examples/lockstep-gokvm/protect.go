@@ -202,7 +202,7 @@ func (h *host) reach() error {
 	if o.on != "" {
 		var err error
 		if l, err = net.Listen("tcp", o.on); err != nil {
-			return err
+			return fmt.Errorf("-listen: %w", err)
 		}
 		h.p.phase("listening", "on %v", l.Addr())
 	}

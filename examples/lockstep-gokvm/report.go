@@ -166,8 +166,8 @@ func (p *printer) event(r event.Record) {
 	}
 }
 
-// arbiter says that the arbiter answers again, and that it does not once more, which reads like the
-// trouble that was told.
+// arbiter prints that the arbiter answers again. It prints also that it does not, where it had answered
+// again: trouble would take that for what was told already.
 func (p *printer) arbiter(e event.Arbitration) {
 	p.mu.Lock()
 	was, told := p.away, p.back

@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -13,6 +16,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/examples/internal/arbiter"
 	"github.com/gocolo/lockstep/failover"
 )
@@ -281,4 +285,17 @@ func (s *standbyRun) runFence(ctx context.Context, c colo.Claim) error {
 		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
+}
+
+// tokenOf returns the token of this host's claims for the guest whose monitor is at addr. A
+// monitor has one client, so only one process uses the token at a time. It stays the same
+// when that process is started again, and changes with a reboot, which ends all guests.
+func tokenOf(addr string) string {
+	network, address := qmp.Split(addr)
+	if abs, err := filepath.Abs(address); network == "unix" && err == nil {
+		address = abs
+	}
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	sum := sha256.Sum256([]byte(strings.Join([]string{hostName(), strings.TrimSpace(string(boot)), network, address}, "\n")))
+	return hex.EncodeToString(sum[:16])
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -62,10 +63,21 @@ func (c *certificates) server() *tls.Config {
 	return t
 }
 
+// keyPair reads the certificate of an endpoint, which is server or client, and its key. What
+// is wrong with the content of a file, crypto/tls says without the file.
+func keyPair(dir, endpoint string) (tls.Certificate, error) {
+	cert, key := filepath.Join(dir, endpoint+"-cert.pem"), filepath.Join(dir, endpoint+"-key.pem")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if named := new(fs.PathError); err != nil && !errors.As(err, &named) {
+		err = fmt.Errorf("%s with %s: %w", cert, key, err)
+	}
+	return pair, err
+}
+
 // serverCreds reads a directory as QEMU's tls-creds-x509 with endpoint=server
 // has it. Peers must show a certificate that ca-cert.pem has signed.
 func serverCreds(dir string) (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
+	cert, err := keyPair(dir, "server")
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +95,7 @@ func serverCreds(dir string) (*tls.Config, error) {
 // it, for a peer of that name.
 func clientCreds(peer string) func(dir string) (*tls.Config, error) {
 	return func(dir string) (*tls.Config, error) {
-		cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem"))
+		cert, err := keyPair(dir, "client")
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -215,5 +216,26 @@ func TestWhatIsToldOnceIsBounded(t *testing.T) {
 	}
 	if o.again(); !o.first("0") {
 		t.Error("nothing is told any more")
+	}
+}
+
+// Which of a dozen files is meant, an operator must not have to find out.
+func TestACertificateThatIsNoneIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		endpoint string
+		load     func(string) (*tls.Config, error)
+	}{{"server", serverCreds}, {"client", clientCreds("localhost")}} {
+		for _, file := range []string{c.endpoint + "-cert.pem", c.endpoint + "-key.pem"} {
+			if _, err := c.load(dir); !errors.Is(err, fs.ErrNotExist) || strings.Count(err.Error(), file) != 1 {
+				t.Errorf("without %s: %v", file, err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, file), []byte("none"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.load(dir); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, c.endpoint+"-cert.pem")) {
+			t.Errorf("%v", err)
+		}
 	}
 }

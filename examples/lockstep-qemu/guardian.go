@@ -102,7 +102,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 		if err := os.MkdirAll(o.state, 0o700); err != nil {
 			return exitFailed, fmt.Errorf("-state: %w", err)
 		}
-		l, _, err := listen(socketIn(o.state, "guardian"))
+		l, err := listenForOrders(o.state, "guardian")
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return exitFailed, inUse(o.state, "guardian")
 		}

@@ -4,18 +4,18 @@
 //
 // To read it: standby.go takes a guest in, standby_files.go writes it to files,
 // standby_status.go says how it stands, disk.go keeps its disks, bringback.go starts it again,
-// bringing.go attends to that, rehearse.go tries it; arbitrate.go decides whether it may, with what heard.go knows of the
-// primary. reception.go takes connections in, certificates.go says whose, operator.go orders.
+// bringback_attend.go watches that QEMU meanwhile, rehearse.go tries it; arbitrate.go decides whether
+// it may, with what standby_heard.go knows of the primary. reception.go takes connections in, certificates.go says whose, operator.go orders.
 // relay.go passes it on to further secondaries: follower.go is one of them, relay_barrier.go waits
 // for them, relay_status.go says how they are, promote.go lets one go on. check.go (commandline.go
 // and domain.go say what a QEMU for the guest is started with) and protect.go (mirror.go for disks)
 // are parts of the primary, and guardian.go stays with it: guardian_watch.go sees what becomes of
 // the guest, guardian_protect.go protects it again, guardian_rescue.go has it run on alone,
 // guardian_still.go keeps it stopped, guardian_generation.go asks whose it is, guardian_control.go
-// talks to the standby, guardian_end.go tells of its end. output.go holds what it sends. page.go
-// tells how it stands, log.go logs, died.go how a QEMU has ended, silent.go
-// that one does not answer. interrupted.go says that a signal
-// has ended it. drill.go shows all of it.
+// talks to the standby, guardian_end.go tells of its end. output_filters.go holds what it sends.
+// page.go tells how it stands, and log.go logs; qemu_end.go says how a QEMU has ended,
+// hanging_qemu.go that one does not answer, and interrupted.go that a signal has ended this
+// program. drill.go shows all of it.
 package main
 
 import (

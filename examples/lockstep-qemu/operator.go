@@ -61,6 +61,10 @@ const maxAsking = 64
 // socketIn returns the socket of the process whose -state is dir.
 func socketIn(dir, role string) string { return "unix:" + filepath.Join(dir, role+".sock") }
 
+// listenForOrders listens at the operator's socket of this process, whose -state is dir. The socket is for
+// the user of this process alone, whatever the umask: whoever connects may have the guest started here.
+func listenForOrders(dir, role string) (net.Listener, error) { return qmp.Listen(socketIn(dir, role)) }
+
 // takeOrders serves the operator's socket until ctx ends. It calls status for an order
 // status, and sends all other orders to orders. A lack of descriptors, which passes, does not end it:
 // an operator would be told that no such process runs.

@@ -84,16 +84,15 @@ type protectOptions struct {
 	http       string
 
 	slow   time.Duration // 0: defaultSlow
-	minded *once         // what was told to mind; nil: everything is told
+	minded *once         // which warnings ("mind") were printed; nil: all are
 	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
 	// it takes the monitor's events.
 	exited func() bool
-	// expectStop, if set, is called before the guest is stopped and run again, and what
-	// it returns afterwards.
+	// expectStop, if set, is called before the guest is stopped for a moment, and the function
+	// that it returns when the guest was told to run again.
 	expectStop func() (over func())
-	// begins, if set, is called before it is asked whether the guest runs, and permit
-	// for each cont that is to follow: it gives it unless somebody else has stopped the
-	// guest since begins.
+	// begins, if set, is called before this process asks whether the guest runs. permit is then
+	// called for each cont: it calls cont unless somebody else has stopped the guest since begins.
 	begins func()
 	permit func(cont func() error) error
 	// current, if set, is the monitor to use; it may be another one when that was lost.
@@ -117,7 +116,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.StringVar(&o.tlsCreds, "tls-creds", "", "encrypt the migration and the disks with the QEMU's tls-creds-x509 object `ID`, which has endpoint=client")
 	f.StringVar(&o.tlsHost, "tls-hostname", "", "expect `NAME` in the secondary's certificate, where it is not that of -to")
 	f.StringVar(&o.nbd, "nbd", "", "write the copies of the disks to the standby's -nbd at `ADDR`")
-	f.Func("disk", "copy a disk to the standby, too, so that it is as old as the guest; may be given more than once: `DEVICE=NAME`", func(s string) error {
+	f.Func("disk", "copy a disk, which `DEVICE=NAME` names, to the standby, too, so that it is as old as the guest; may be given more than once", func(s string) error {
 		d, err := parseMirrored(s)
 		o.disks = append(o.disks, d)
 		return err

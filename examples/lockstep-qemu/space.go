@@ -1,14 +1,6 @@
 package main
 
-import (
-	"crypto/sha256"
-	"encoding/hex"
-	"os"
-	"path/filepath"
-	"strings"
-
-	"github.com/gocolo/lockstep/event/qmp"
-)
+import "path/filepath"
 
 // reserved is the file that keeps space for the guest.
 const reserved = ".reserved"
@@ -42,17 +34,4 @@ func (s *standbyRun) first() {
 	if free < want {
 		s.p.warn("%s has %s free, and the guest may need %s: until there is more it can be brought back, but not saved", s.state, size(free), size(want))
 	}
-}
-
-// tokenOf returns the token of this host's claims for the guest whose monitor is at addr. A
-// monitor has one client, so only one process uses the token at a time. It stays the same
-// when that process is started again, and changes with a reboot, which ends all guests.
-func tokenOf(addr string) string {
-	network, address := qmp.Split(addr)
-	if abs, err := filepath.Abs(address); network == "unix" && err == nil {
-		address = abs
-	}
-	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	sum := sha256.Sum256([]byte(strings.Join([]string{hostName(), strings.TrimSpace(string(boot)), network, address}, "\n")))
-	return hex.EncodeToString(sum[:16])
 }

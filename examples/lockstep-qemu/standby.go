@@ -240,7 +240,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 
 // serve begins to take orders and guardians.
 func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.Config) error {
-	l, _, err := listen(socketIn(s.state, "standby"))
+	l, err := listenForOrders(s.state, "standby")
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE): // it lives: the socket of a dead one is taken over
 		return inUse(s.state, "standby or relay")

@@ -122,7 +122,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.IntVar(&o.keep, "keep", 0, "keep the last `N` checkpoints in DIR, each a whole stream; the next one waits until it is written")
 	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
 	f.StringVar(&o.fence, "fence", "", "run the shell `COMMAND` before going on: it succeeds when the primary surely does not run any more")
-	f.StringVar(&o.takeover, "takeover", "ask", "who decides where the primary is lost and there is no guardian, -arbiter or -fence: `WHO`, ask for you, by \"lockstep-qemu promote\"; always, the primary is dead as soon as its connection is closed")
+	f.StringVar(&o.takeover, "takeover", "ask", "let `WHO` decide where the primary is lost and there is no guardian, -arbiter or -fence: ask, you do, by \"lockstep-qemu promote\"; always, nobody does, and the primary counts as dead as soon as its connection is closed")
 	f.StringVar(&o.arbiter, "arbiter", "", "let `PLACE` decide who goes on: file:DIR, a directory of this guest's that both hosts reach, or store:COMMAND, a program that keeps the record")
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
 	f.BoolVar(&o.insecure, "insecure", false, "take a guardian without TLS: whoever reaches it can have the guest forgotten or started")
@@ -135,7 +135,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.Var(&o.log, "log", "log sessions and the disks' clients to stderr, from `LEVEL` up: debug (each step), info, warn, error; as key=value, or as JSON lines with -json")
 	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "give up a primary that makes no progress in a checkpoint, or whose host does not answer, for so long")
 	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "give up a primary that begins no checkpoint for so long; more than its x-checkpoint-delay")
-	f.Func("disk", "keep a disk of the primary's guest in FILE, to which it is copied over -nbd as the export NAME; may be given more than once: `NAME=FILE`", func(s string) error {
+	f.Func("disk", "for `NAME=FILE`: keep a disk of the primary's guest in FILE, to which it is copied over -nbd as the export NAME; may be given more than once", func(s string) error {
 		d, err := parseDisk(s)
 		o.images = append(o.images, d)
 		return err

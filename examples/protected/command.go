@@ -15,7 +15,7 @@ import (
 	"github.com/gocolo/lockstep/internal/cli"
 )
 
-const about = `usage: protected [-tls] [-mode mode]    both hosts on this machine: kills, stops and switches them
+const about = `usage: protected [-tls] [-mode how]     both hosts on this machine: kills, stops and switches them
        protected -host name ...         one host of the two
 
 Exit status: 0, 1 if something failed or the guest cannot go on here, 2 for a bad command line;
@@ -36,7 +36,7 @@ func ofOneHost(args []string) bool {
 
 // modeFlag adds the flag -mode, which says when lines leave.
 func modeFlag(f *flag.FlagSet) *string {
-	return f.String("mode", "continuous", "how the guest's lines leave: all with checkpoints (continuous), or when both guests have said them (compare)")
+	return f.String("mode", "continuous", "`how` the guest's lines leave: all with checkpoints (continuous), or when both guests have said them (compare)")
 }
 
 // parse reads a command line. Help is printed where it is asked for (flag.ErrHelp); any other

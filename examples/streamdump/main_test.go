@@ -291,9 +291,13 @@ func TestExtractedMemoryIsWhatCameLast(t *testing.T) {
 		"pc.ram":       bytes.Join([][]byte{page(0), second, page(0), page(7)}, nil),
 		fileName(evil): page(9),
 	} {
-		got, err := os.ReadFile(filepath.Join(dir, "new", strings.TrimSuffix(name, ".bin")+".bin"))
+		path := filepath.Join(dir, "new", strings.TrimSuffix(name, ".bin")+".bin")
+		got, err := os.ReadFile(path)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+		if st, err := os.Stat(path); err != nil || runtime.GOOS != "windows" && st.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: others may read it: %v, %v", name, st.Mode(), err)
 		}
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(left) != 1 {

@@ -206,7 +206,8 @@ func (m *memory) create(name string, size uint64) error {
 	f := m.files[name]
 	if f == nil {
 		var err error
-		if f, err = os.Create(filepath.Join(m.dir, fileName(name))); err != nil {
+		// A guest's memory, keys and passwords in it, is for the user alone who has asked for it.
+		if f, err = os.OpenFile(filepath.Join(m.dir, fileName(name)), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
 			return err
 		}
 		m.files[name] = f

@@ -19,7 +19,7 @@ const MaxRequests = 64
 // given up. It fails if r or w does, or if a line is no request. The end of ctx does not end
 // a read of r: whoever calls Serve closes r.
 //
-// Of more requests than MaxRequests at one time those beyond get an error.
+// A request that comes while MaxRequests others wait is answered with an error.
 func Serve(ctx context.Context, r io.Reader, w io.Writer, store failover.Store) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := server{store: store, w: w, waiting: make(map[uint64]context.CancelFunc), fail: cancel}

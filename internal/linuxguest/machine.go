@@ -39,7 +39,7 @@ type MachineConfig struct {
 
 // A Machine is a host: an emulated computer with AMD's virtualization, which
 // runs a kernel of its own. It has one CPU: emulated, two of them now and then spoil what
-// runs on them (see spoilt.go), and the guest's vCPUs take turns on the one.
+// runs on them (see spoilt_machine.go), and the guest's vCPUs take turns on the one.
 type Machine struct {
 	cfg    MachineConfig
 	cmd    *exec.Cmd

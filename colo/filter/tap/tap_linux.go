@@ -1,6 +1,7 @@
 package tap
 
 import (
+	"fmt"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -42,6 +43,7 @@ type Device struct {
 }
 
 const (
+	clone   = "/dev/net/tun" // the device that makes interfaces
 	batch   = 64
 	bufSize = 4 * filter.MaxFrame
 )
@@ -60,21 +62,21 @@ func Open(cfg Config) (_ *Device, err error) {
 	switch d.vnet {
 	case 0, packet.VNetLen, packet.VNetMergeLen, packet.VNetHashLen, packet.VNetTunnelLen:
 	default:
-		return nil, unix.EINVAL
+		return nil, fmt.Errorf("a virtio-net header of %d bytes: %w", d.vnet, unix.EINVAL)
 	}
 	if d.vnet == 0 && cfg.Offload != 0 {
-		return nil, unix.EINVAL
+		return nil, fmt.Errorf("offloads without virtio-net headers: %w", unix.EINVAL)
 	}
 	if d.name == "" {
 		d.name = "tap%d"
 	}
 	req, err := unix.NewIfreq(d.name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("a name of %d bytes: %w", len(d.name), err)
 	}
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(clone, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: clone, Err: err}
 	}
 	defer func() {
 		if err != nil {
@@ -87,18 +89,18 @@ func Open(cfg Config) (_ *Device, err error) {
 	}
 	req.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("TUNSETIFF", err)
 	}
 	d.name = req.Name()
 	if d.vnet > 0 {
 		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, d.vnet); err != nil {
-			return nil, err
+			return nil, os.NewSyscallError("TUNSETVNETHDRSZ", err)
 		}
 	}
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(cfg.Offload)); err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("TUNSETOFFLOAD", err)
 	}
-	d.file = os.NewFile(uintptr(fd), "/dev/net/tun")
+	d.file = os.NewFile(uintptr(fd), clone)
 	if d.raw, err = d.file.SyscallConn(); err != nil {
 		return nil, err
 	}

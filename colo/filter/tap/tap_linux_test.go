@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -164,8 +165,12 @@ func TestCloseEndsReading(t *testing.T) {
 }
 
 func TestOpenRefusesWhatTheKernelWould(t *testing.T) {
-	for _, cfg := range []tap.Config{{VNetHdrLen: 11}, {Name: "a-name-of-an-interface"}} {
-		if d, err := tap.Open(cfg); !errors.Is(err, unix.EINVAL) {
+	for words, cfg := range map[string]tap.Config{
+		"a virtio-net header of 11 bytes":     {VNetHdrLen: 11},
+		"a name of 22 bytes":                  {Name: "a-name-of-an-interface"},
+		"offloads without virtio-net headers": {Offload: tap.OffloadChecksum},
+	} {
+		if d, err := tap.Open(cfg); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), words) {
 			t.Errorf("%+v: %v, %v", cfg, d, err)
 		}
 	}

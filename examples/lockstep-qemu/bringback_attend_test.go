@@ -185,6 +185,9 @@ func TestAQEMUThatWouldLeaveItsStandbyIsRefused(t *testing.T) {
 
 // The relay's guest runs nowhere until one of the secondaries goes on.
 func TestASecondaryThatHangsKeepsNoOtherFromGoingOn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	t.Parallel()
 	var said printed
 	p := &printer{terminal: terminal{out: &said, err: &said}}

@@ -13,7 +13,7 @@ import (
 // instruction behind VMRUN, where the global interrupt flag forbids it and GS base is
 // still the guest's; and the GS base of a machine's kernel was seen in the guest's
 // register. Then the machine's kernel dies, or a vCPU of the guest ends in a triple
-// fault. So a machine has one CPU. It also loses interrupts (see lost.go), which a pulse
+// fault. So a machine has one CPU. It also loses interrupts (see lost_interrupt.go), which a pulse
 // mends.
 
 // directMaps are where a kernel whose addresses are not randomised has all of its

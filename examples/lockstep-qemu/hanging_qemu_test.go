@@ -33,6 +33,9 @@ func (q *fakeQEMU) heard() []string {
 // Whoever watches a guest being protected must see which QEMU hangs, and where; and what does not answer
 // keeps nobody from ending the program.
 func TestAQEMUThatHangsAtAnyStepOfAProtectionIsNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	t.Parallel()
 	whole := newFakeQEMU(t, -1)
 	var out, said printed
@@ -94,6 +97,9 @@ func (q *fakeQEMU) protectHangs(t *testing.T) {
 // A guardian asks its QEMU all the time how the guest is. One that hangs before the guardian knows what
 // it has found ends it, and any later one does not.
 func TestAGuardianWhoseQEMUHangsAtAnyStepNamesItAndEnds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -155,6 +161,9 @@ func (q *fakeQEMU) guardianHangs(t *testing.T, ends bool) {
 }
 
 func TestACheckOfAQEMUThatHangsNamesIt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	t.Parallel()
 	whole := newFakeQEMU(t, -1)
 	<-start(t, "check", "-qmp", whole.addr).done
@@ -198,6 +207,9 @@ func TestWhoEndsAProgramWaitsNoLongerThanTheGrace(t *testing.T) {
 
 // A guardian tries for as long as it takes, and whoever comes back to the terminal looks for what else was said.
 func TestAStandbyThatIsNotThereIsToldOnce(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
 	t.Parallel()
 	q := newFakeQEMU(t, -1)
 	q.alone = true
