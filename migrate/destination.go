@@ -94,8 +94,13 @@ func NewDestination(cfg DestinationConfig) *Destination {
 //
 // When ctx ends, so does the connection. A guest that belongs to this side by then is resumed
 // all the same.
+//
+// A source that is silent is waited for: a host that bounds that does so in the Read of conn. A second call returns
+// [ErrEnded] and closes its connection: the guest may run here, and is not touched.
 func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
-	d.course.at(StatusActive)
+	if !d.course.begin(StatusActive) {
+		return errors.Join(ErrEnded, conn.Close())
+	}
 	defer func() { d.course.end(err) }()
 	x := open(ctx, conn)
 	defer func() { x.close() }()

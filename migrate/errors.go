@@ -17,6 +17,8 @@ var (
 	// there, the error of the Destination says: it is ErrPaused too if so, and another
 	// one if the guest never will.
 	ErrPaused = errors.New("migrate: postcopy is paused")
+	// ErrEnded is returned by Run of a Source or a Destination whose Run was called before.
+	ErrEnded = errors.New("migrate: this migration was run already")
 	// ErrChannelStuck means that one of Channels brought nothing for a minute while the
 	// stream waited for the end of a section there, or did not take a packet for as
 	// long: the other side is not in step ([Channels] says what a QEMU needs), or

@@ -50,13 +50,21 @@ type course struct {
 	gone  uint64 // bytes that were sent over earlier connections
 }
 
+// begin notes that a Run begins, and with what; it returns false, and notes nothing, if one has begun before.
+func (c *course) begin(s Status) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.began.IsZero() {
+		return false
+	}
+	c.began, c.now.Status = time.Now(), s
+	return true
+}
+
 // at notes what the Run is doing.
 func (c *course) at(s Status) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.began.IsZero() {
-		c.began = time.Now()
-	}
 	c.now.Status = s
 }
 

@@ -113,8 +113,12 @@ func NewSource(cfg SourceConfig) *Source {
 // An error before the guest was handed over leaves it running here. Afterwards errors.Is
 // tells: [ErrRefused] (in precopy it runs on here), [ErrUnknown] or [ErrPaused] (it stands
 // still). When ctx ends, so does the connection.
+//
+// A second call returns [ErrEnded] and closes its connection: the guest may run elsewhere, and is not touched.
 func (s *Source) Run(ctx context.Context, conn Conn) (err error) {
-	s.course.at(StatusSetup)
+	if !s.course.begin(StatusSetup) {
+		return errors.Join(ErrEnded, conn.Close())
+	}
 	defer func() {
 		s.course.end(err)
 		s.Stats.Memory = s.cfg.Memory.Stats()

@@ -44,6 +44,7 @@ type Copy struct {
 	next     state // device state being received
 	command  func(vmstate.Command) error
 	recorded bool // by Read
+	used     bool // LoadInitial was called: what a stream that has failed has left is not for another
 	whole    bool // an initial migration was committed
 	loaded   bool // next and the staged pages are a whole checkpoint
 	flushed  bool // Flush was called for it
@@ -98,9 +99,10 @@ func (g *Copy) Resume(context.Context) error { return nil }
 // Memory goes into the image at once, since there is no guest yet. The errors
 // are those of vmstate.Scanner and ram.Walker and those of this package.
 func (g *Copy) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) error) error {
-	if g.whole {
+	if g.used {
 		return errors.New("standby: a Copy serves one session")
 	}
+	g.used = true
 	g.command = onCommand
 	described := false
 	g.scan = vmstate.Scanner{MaxState: g.cfg.MaxState, Live: g.live}

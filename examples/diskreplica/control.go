@@ -54,6 +54,8 @@ const (
 	// helloTimeout is how long a primary that the disk has not adopted may stay. One that was
 	// adopted may be silent for as long as nobody asks it for a checkpoint.
 	helloTimeout = 10 * time.Second
+	// maxControlLine bounds a line and its line break, in bytes. An error that does not fit is cut.
+	maxControlLine = 4 << 10
 	// maxVisits bounds the control connections; who comes later waits until one has ended.
 	maxVisits = 8
 )
@@ -68,10 +70,14 @@ func dialControl(ctx context.Context, addr string) (*control, error) {
 	if err != nil {
 		return nil, fmt.Errorf("no secondary answers at %s (start it first, with -listen; checkpoints go to %s): %w", addr, at, err)
 	}
-	return &control{conn, bufio.NewReaderSize(conn, 256)}, nil
+	return newControl(conn), nil
 }
 
-// ask sends a line and wants the answer to begin with answer; it returns what
+func newControl(conn net.Conn) *control {
+	return &control{conn, bufio.NewReaderSize(conn, maxControlLine)}
+}
+
+// ask sends a line and wants the words of answer to come first in what is answered; it returns what
 // follows. The connection cannot be used any more if ctx ends meanwhile.
 func (c *control) ask(ctx context.Context, line, answer string) (string, error) {
 	c.conn.SetDeadline(time.Now().Add(controlTimeout))
@@ -90,9 +96,10 @@ func (c *control) ask(ctx context.Context, line, answer string) (string, error) 
 	case err != nil:
 		return "", fmt.Errorf("the control connection to the secondary at %v is lost, after %q: %w", c.conn.RemoteAddr(), line, err)
 	}
-	rest, ok := strings.CutPrefix(strings.TrimSpace(string(got)), answer)
+	said := strings.TrimSpace(string(got))
+	rest, ok := strings.CutPrefix(said+" ", answer+" ") // "loaded 12" does not answer "checkpoint 1"
 	if !ok {
-		return "", fmt.Errorf("the secondary says %q", strings.TrimSpace(string(got)))
+		return "", fmt.Errorf("the secondary says %q", said)
 	}
 	return strings.TrimSpace(rest), nil
 }
@@ -137,7 +144,7 @@ func serveControl(ctx context.Context, conn net.Conn, arm func(), answer func(wo
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
-	r := bufio.NewReaderSize(conn, 256)
+	r := bufio.NewReaderSize(conn, maxControlLine)
 	for {
 		arm()
 		line, err := r.ReadSlice('\n')
@@ -147,6 +154,7 @@ func serveControl(ctx context.Context, conn net.Conn, arm func(), answer func(wo
 		reply, err := answer(strings.Fields(string(line)))
 		if err != nil {
 			reply = "error " + strings.ReplaceAll(err.Error(), "\n", "; ")
+			reply = reply[:min(len(reply), maxControlLine-1)]
 		}
 		conn.SetWriteDeadline(time.Now().Add(controlTimeout))
 		if _, err := fmt.Fprintln(conn, reply); err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -33,7 +32,7 @@ func TestASilentControlConnectionEndsUnlessItsPrimaryWasAdopted(t *testing.T) {
 			}()
 			if adopted {
 				time.Sleep(48 * time.Hour)
-				c := &control{a, bufio.NewReader(a)}
+				c := newControl(a)
 				if _, err := c.ask(t.Context(), "checkpoint 1", "fine"); err != nil {
 					t.Error(err)
 				}
@@ -58,7 +57,7 @@ func TestAControlConnectionThatOnlyTalksEndsToo(t *testing.T) {
 			a, b := net.Pipe()
 			s := new(secondary)
 			v := &visit{s: s, conn: b}
-			c := &control{a, bufio.NewReader(a)}
+			c := newControl(a)
 			ended := make(chan time.Time, 1)
 			talk := func() error {
 				time.Sleep(helloTimeout * 3 / 10)
@@ -107,7 +106,7 @@ func TestAskingASecondaryEndsWithItsContextOrInTime(t *testing.T) {
 			a, b := net.Pipe()
 			defer b.Close()
 			go io.Copy(io.Discard, b)
-			c := &control{a, bufio.NewReader(a)}
+			c := newControl(a)
 			defer a.Close()
 			begin := time.Now()
 			_, err := c.ask(ctx, "checkpoint 1", "loaded 1")

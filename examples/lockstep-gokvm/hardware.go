@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter/tap"
@@ -38,6 +39,8 @@ type hardware struct {
 	memory func(*os.File) io.ReaderAt
 	// dial connects to the other host's address. nil: by TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
+	// silence is how long a host may say nothing whose guest is on its way here. 0: silentTime.
+	silence time.Duration
 }
 
 // A machine runs a guest.

@@ -102,7 +102,7 @@ func TestOfConnectionsThatAreMadeAgainTheLastCounts(t *testing.T) {
 		var peers []net.Conn
 		for range 5 {
 			x, y := net.Pipe()
-			links, peers = append(links, &link{x, x}), append(peers, y)
+			links, peers = append(links, &link{Conn: x, raw: x}), append(peers, y)
 		}
 		a := &arrival{r: r, came: make(chan struct{}, 1), link: links[0]}
 		for _, l := range links[1:4] {
@@ -135,7 +135,7 @@ func TestOfConnectionsThatAreMadeAgainTheLastCounts(t *testing.T) {
 			t.Errorf("%+v", m)
 		}
 		x, y := net.Pipe()
-		go a.again(&link{x, x})
+		go a.again(&link{Conn: x, raw: x})
 		go hear(y)
 		if m := <-heard; m.State != movedHere {
 			t.Errorf("%+v", m)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -261,6 +262,12 @@ func (r *roamer) take(a *arrival) (err error) {
 			a.link.Close() // it stays where it is
 		}
 	})
+	a.link.silence = func() time.Duration {
+		if d.Progress().Status != migrate.StatusActive {
+			return 0 // its guest runs here, and waits for its memory
+		}
+		return cmp.Or(r.o.hw.silence, silentTime)
+	}
 	err = d.Run(r.life, a.link)
 	leave()
 	stop()

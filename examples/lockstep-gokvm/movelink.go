@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
@@ -33,6 +34,9 @@ const (
 	answerTime = 2 * time.Minute
 	// writeTime is how long a write may take to which the other host does not listen.
 	writeTime = 30 * time.Second
+	// silentTime is how long the other host may say nothing whose guest is to come, and still runs there. It may
+	// have to make the guest's disk stable meanwhile.
+	silentTime = 2 * time.Minute
 )
 
 // linkAlive finds out that the other host is gone from which nothing is expected.
@@ -78,20 +82,29 @@ func writeMessage(w io.Writer, v any) error {
 	return err
 }
 
+// errLanguage is the error of a message that is none.
+var errLanguage = errors.New("the other host speaks another language")
+
+// readMessage reads one message, and nothing after it. It takes no memory for one that is longer than maxMoveHello.
+// io.EOF: the connection has ended before it.
 func readMessage(r io.Reader, v any) error {
 	var n [4]byte
 	if _, err := io.ReadFull(r, n[:]); err != nil {
 		return err
 	}
-	if binary.BigEndian.Uint32(n[:]) > maxMoveHello {
-		return errors.New("the other host speaks another language")
+	size := binary.BigEndian.Uint32(n[:])
+	if size > maxMoveHello {
+		return fmt.Errorf("%w: a message of %d bytes, of at most %d", errLanguage, size, maxMoveHello)
 	}
-	text := make([]byte, binary.BigEndian.Uint32(n[:]))
-	if _, err := io.ReadFull(r, text); err != nil {
-		return err
+	text := make([]byte, size)
+	if read, err := io.ReadFull(r, text); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("byte %d of a message of %d: %w", read, size, err)
 	}
 	if err := json.Unmarshal(text, v); err != nil {
-		return fmt.Errorf("the other host speaks another language: %w", err)
+		return fmt.Errorf("%w: %w", errLanguage, err)
 	}
 	return nil
 }
@@ -100,6 +113,27 @@ func readMessage(r io.Reader, v any) error {
 type link struct {
 	net.Conn
 	raw net.Conn // below TLS; the same without
+
+	silence func() time.Duration // how long the next read may wait, 0 for ever; nil: never bounded
+}
+
+// Read breaks the link if nothing comes for as long as silence says. What has no such bound is left to linkAlive.
+func (l *link) Read(p []byte) (int, error) {
+	if l.silence == nil {
+		return l.Conn.Read(p)
+	}
+	bound, until := l.silence(), time.Time{}
+	if bound > 0 {
+		until = time.Now().Add(bound)
+	}
+	if err := l.raw.SetReadDeadline(until); err != nil {
+		return 0, err
+	}
+	n, err := l.Conn.Read(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("the other host has sent nothing for %v: %w", bound, err)
+	}
+	return n, err
 }
 
 func (l *link) Write(p []byte) (int, error) {
@@ -131,7 +165,7 @@ func greet(ctx context.Context, raw net.Conn, conn net.Conn, fn func(*link) erro
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
 	raw.SetDeadline(time.Now().Add(greetTime))
-	l := &link{conn, raw}
+	l := &link{Conn: conn, raw: raw}
 	var err error
 	if t, ok := conn.(*tls.Conn); ok {
 		err = t.HandshakeContext(ctx)

@@ -56,6 +56,7 @@ type simWorld struct {
 	dials  int                              // mu
 
 	insecure bool
+	silence  time.Duration // that a host endures whose guest is to come; 0: as outside tests
 
 	mu        sync.Mutex
 	oracle    *colotest.Oracle
@@ -141,7 +142,8 @@ func (w *simWorld) launch(host, mode string, args []string, run func(context.Con
 				p.signals[s] = c
 			}
 		},
-		dial: w.dialled(w.ways[other(host)].dial),
+		dial:    w.dialled(w.ways[other(host)].dial),
+		silence: w.silence,
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.stop = cancel

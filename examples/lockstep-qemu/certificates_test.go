@@ -156,6 +156,50 @@ func TestWhoseCertificateIsNotAcceptedIsSaid(t *testing.T) {
 	}
 }
 
+// GnuTLS 3.7 shows no certificate with an RSA key where it is told over TLS 1.3 which authorities count.
+func TestAServerNamesNoAuthorities(t *testing.T) {
+	ours := newAuthority(t)
+	server, err := serverCreds(ours.issue("server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := clientCreds("localhost")(ours.issue("client"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var asked [][]byte
+	client.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		asked = r.AcceptableCAs
+		return &client.Certificates[0], nil
+	}
+	there, here := meet(t, server, client)
+	if there != nil || here != nil || len(asked) != 0 {
+		t.Errorf("%v, %v; %d authorities are named", there, here, len(asked))
+	}
+	client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return new(tls.Certificate), nil }
+	if there, _ := meet(t, server, client); there == nil {
+		t.Error("a client without a certificate is let in")
+	}
+}
+
+// A certificate of a server does not make a client, whoever has signed it.
+func TestAClientShowsACertificateOfAClient(t *testing.T) {
+	ours := newAuthority(t)
+	server, err := serverCreds(ours.issue("server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := qemutest.Dir(t)
+	ours.issueInto(dir, "client", func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })
+	client, err := clientCreds("localhost")(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if there, _ := meet(t, server, client); there == nil {
+		t.Error("it is let in")
+	}
+}
+
 func check(t *testing.T, who string, err error, want string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), want) {

@@ -167,3 +167,39 @@ func TestAGuestInCOLOIsRunAgainByACheckpoint(t *testing.T) {
 		m.mu.Unlock()
 	}
 }
+
+// A guest that is reset while a checkpoint holds it is in prelaunch until QEMU runs it at the end of that. One that is
+// reset when it was stopped, or has never run, is in prelaunch until somebody runs it.
+func TestAGuestThatIsResetWithinACheckpointIsNoOperatorsDoing(t *testing.T) {
+	t.Parallel()
+	m := newFakeMonitor(t)
+	g := guarding(t, m)
+	g.told, g.over = make(chan news, 1), make(chan struct{})
+	for i, c := range []struct {
+		state string
+		want  standby.GuardInput
+	}{
+		{"prelaunch", standby.OperatorStop},
+		{"running", standby.Runs},
+		{"prelaunch", standby.Stands},
+		{"prelaunch", standby.Stands},
+		{"colo", standby.Stands},
+		{"prelaunch", standby.Stands},
+		{"running", standby.Runs},
+		{"paused", standby.OperatorStop},
+		{"prelaunch", standby.OperatorStop},
+		{"colo", standby.Stands},
+		{"running", standby.Runs},
+		{"prelaunch", standby.Stands},
+	} {
+		m.mu.Lock()
+		m.state = c.state
+		m.mu.Unlock()
+		if !g.look(t.Context(), g.monitor()) {
+			t.Fatalf("look %d: it is not to be asked again", i)
+		}
+		if n := <-g.told; n.in != c.want {
+			t.Errorf("look %d, in %s: %v, want %v", i, c.state, n.in, c.want)
+		}
+	}
+}

@@ -83,6 +83,7 @@ func (g *guardian) stopAgain(ctx context.Context) {
 func (g *guardian) runs(ctx context.Context, at time.Time) {
 	g.mu.Lock()
 	ours, still := g.settling > 0 || at.Before(g.settled), g.still
+	g.ran = true
 	if !ours {
 		g.still = false
 	}

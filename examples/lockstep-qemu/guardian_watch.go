@@ -130,8 +130,15 @@ func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
 	case "paused", "prelaunch":
 		g.mu.Lock()
 		ours := g.settling > 0 || at.Before(g.settled)
+		reset := st.Status == "prelaunch" && g.ran
+		g.ran = reset
 		g.mu.Unlock()
-		if !ours {
+		switch {
+		case reset:
+			// A checkpoint holds it, at the end of which QEMU runs it: nobody has stopped it. In this state
+			// another checkpoint, as holdStill has one made, would be the end of a QEMU 7.2.
+			g.tell(standby.Stands, "it was reset within a checkpoint")
+		case !ours:
 			g.tellSeen(standby.OperatorStop, at)
 		}
 	case "colo", "finish-migrate", "postmigrate":

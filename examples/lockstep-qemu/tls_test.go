@@ -1,9 +1,11 @@
 package main
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -59,7 +61,22 @@ func (a *authority) issue(role string) string {
 
 // issueInto writes another one into a directory, changed.
 func (a *authority) issueInto(dir, role string, change func(*x509.Certificate)) {
-	key := newKey(a.t)
+	a.sign(dir, role, newKey(a.t), change)
+}
+
+// issueRSA writes one whose key is an RSA key into a new directory.
+func (a *authority) issueRSA(role string) string {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	dir := qemutest.Dir(a.t)
+	a.sign(dir, role, key, func(*x509.Certificate) {})
+	return dir
+}
+
+// sign writes the certificate of a key into a directory, changed.
+func (a *authority) sign(dir, role string, key crypto.Signer, change func(*x509.Certificate)) {
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: role},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -97,6 +114,7 @@ func TestTLSWithAQEMUPrimary(t *testing.T) {
 		status int
 	}{
 		{"a certificate of ours", ours.issue("client"), exitOK},
+		{"one of ours with an RSA key", ours.issueRSA("client"), exitOK},
 		{"a stranger's", stranger.issue("client"), exitFailed},
 	} {
 		t.Run(c.name, func(t *testing.T) {

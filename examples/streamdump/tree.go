@@ -5,12 +5,46 @@ import (
 	"fmt"
 	"math/bits"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/gocolo/lockstep/internal/plain"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// tree prints fields for people, one per line.
+// columns is how wide a line of fields is at most, if its indentation leaves so much.
+const columns = 120
+
+// wrapped prints a text behind an indentation, in as many lines as it takes. Each is cut at a space, or behind a comma, where it has
+// one in its second half; those after the first stand further in.
+func (p *printer) wrapped(indent, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	for in := indent; ; in = indent + "    " {
+		room := max(columns-len(in), columns/3)
+		cut, at, n := 0, 0, 0 // where it may be cut, and the end of what there is room for, in bytes
+		for at < len(text) && n < room {
+			r, size := utf8.DecodeRuneInString(text[at:])
+			if r == ' ' && n > room/2 {
+				cut = at
+			}
+			if at, n = at+size, n+1; r == ',' && n > room/2 {
+				cut = at
+			}
+		}
+		if at == len(text) {
+			fmt.Fprintf(p.w, "%s%s\n", in, text)
+			return
+		}
+		if cut > 0 {
+			at = cut
+		}
+		fmt.Fprintf(p.w, "%s%s\n", in, text[:at])
+		if text = strings.TrimPrefix(text[at:], " "); text == "" {
+			return
+		}
+	}
+}
+
+// tree prints fields for people, one after the other.
 func (p *printer) tree(v any, depth int) {
 	indent := strings.Repeat("  ", depth+7)
 	show := func(name, typ string, v any) {
@@ -28,19 +62,19 @@ func (p *printer) tree(v any, depth int) {
 					return
 				}
 			}
-			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, plain.Line(name), v, plain.Line(typ))
+			p.wrapped(indent, "%s = %v  (%s)", plain.Line(name), v, plain.Line(typ))
 		case []byte:
 			if text, ok := vmstate.Text(v); ok {
-				fmt.Fprintf(p.w, "%s%s = %q  (%s, %d bytes)\n", indent, plain.Line(name), text, plain.Line(typ), len(v))
+				p.wrapped(indent, "%s = %q  (%s, %d bytes)", plain.Line(name), text, plain.Line(typ), len(v))
 				return
 			}
 			more := ""
 			if len(v) > 32 {
 				more = fmt.Sprintf("… (%d bytes)", len(v))
 			}
-			fmt.Fprintf(p.w, "%s%s = %x%s  (%s)\n", indent, plain.Line(name), v[:min(len(v), 32)], more, plain.Line(typ))
+			p.wrapped(indent, "%s = %x%s  (%s)", plain.Line(name), v[:min(len(v), 32)], more, plain.Line(typ))
 		default:
-			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, plain.Line(name), v, plain.Line(typ))
+			p.wrapped(indent, "%s = %v  (%s)", plain.Line(name), v, plain.Line(typ))
 		}
 	}
 	if s, ok := v.(vmstate.Struct); ok {
@@ -55,7 +89,7 @@ func (p *printer) tree(v any, depth int) {
 	}
 	text, err := json.Marshal(v)
 	if err == nil {
-		fmt.Fprintf(p.w, "%s%s\n", indent, plain.Line(string(text)))
+		p.wrapped(indent, "%s", plain.Line(string(text)))
 	}
 }
 

@@ -79,7 +79,7 @@ func (d *Decoder) sequences(p []byte) error {
 		}
 		d.out = append(d.out, literals[:length]...)
 		literals = literals[length:]
-		if offset <= 0 || offset > len(d.out) || offset > max(d.window, maxBlock) {
+		if offset <= 0 || offset > len(d.out)-d.start || offset > max(d.window, maxBlock) {
 			return ErrCorrupt
 		}
 		for from := len(d.out) - offset; match > 0; {

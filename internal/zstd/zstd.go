@@ -18,6 +18,7 @@ type Decoder struct {
 	checksum bool
 	window   int
 	out      []byte // what was decompressed, as far back as matches reach
+	start    int    // of the frame, in out: no match reaches beyond it
 	literals []byte
 	tree     *huffman
 	tables   [3]*fseTable // of literal lengths, offsets and match lengths
@@ -68,8 +69,9 @@ func (d *Decoder) Decode(dst, src []byte) error {
 	if n := copy(dst, d.out[from:]); n < len(dst) {
 		return fmt.Errorf("%w: %d bytes of %d", ErrCorrupt, n, len(dst))
 	}
-	if len(d.out) > d.window+4<<20 {
-		d.out = d.out[:copy(d.out, d.out[len(d.out)-d.window:])]
+	if old := len(d.out) - d.window; old > 4<<20 {
+		d.out = d.out[:copy(d.out, d.out[old:])]
+		d.start = max(0, d.start-old)
 	}
 	return nil
 }
@@ -108,7 +110,7 @@ func (d *Decoder) frame(p []byte) (int, error) {
 	if window > maxWindow {
 		return 0, fmt.Errorf("%w: a window of %d bytes, at most %d", ErrCorrupt, window, maxWindow)
 	}
-	*d = Decoder{begun: true, checksum: flags&4 != 0, window: int(window), out: d.out, literals: d.literals}
+	*d = Decoder{begun: true, checksum: flags&4 != 0, window: int(window), out: d.out, start: len(d.out), literals: d.literals}
 	d.repeats = [3]int{1, 4, 8}
 	return n + size, nil
 }

@@ -15,7 +15,9 @@ import (
 // ServerConfig bounds a [Server]. The zero value is ready.
 type ServerConfig struct {
 	// TLS, if not nil, is offered by STARTTLS. A caller that wants TLS from
-	// the first byte hands ServeConn a *tls.Conn instead.
+	// the first byte hands ServeConn a *tls.Conn instead. A QEMU over GnuTLS 3.7 shows no certificate with an
+	// RSA key over TLS 1.3 where ClientCAs are set, as their names are sent: a server that wants one has
+	// tls.RequireAnyClientCert, and verifies it in VerifyConnection.
 	TLS *tls.Config
 	// RequireTLS serves nothing before STARTTLS.
 	RequireTLS bool
