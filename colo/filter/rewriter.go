@@ -40,8 +40,9 @@ import (
 //
 // The number of the primary's SYN, where the guests open a connection, is not known here. What
 // answers that SYN or refuses it is translated by the number that it acknowledges, so that the
-// guest takes such a segment from anybody who knows the addresses and ports. The primary's guest
-// does not, and the next checkpoint puts that right.
+// guest takes such a segment from anybody who knows the addresses and ports. A host that has the
+// primary's output keeps from the secondary what answers another number (Refuses of a
+// compare.Comparer).
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest

@@ -364,12 +364,14 @@ func (p *Primary) input(packet []byte) {
 		return
 	}
 	p.known.ToGuest(packet, p.cfg.VNetHdr)
+	refused := false
 	if p.comparer != nil {
 		packet = p.comparer.Inbound(packet, p.cfg.VNetHdr)
+		refused = p.comparer.Refuses(packet, p.cfg.VNetHdr)
 	}
 	err := p.cfg.Deliver(packet)
 	p.mu.Lock()
-	mirrors := err == nil && p.inStep
+	mirrors := err == nil && p.inStep && !refused
 	switch {
 	case err != nil:
 		p.count.dropped++
