@@ -163,6 +163,7 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 		known: new(Neighbors), edge: new(filter.Edge)}
 	p.hello = newHello(sidePrimary, cfg.Continuous, cfg.VNetHdr, cfg.Limit)
 	p.mirror.Lost = func() { p.ask(event.CauseDivergence) }
+	p.edge.Checkpoint = p.mirror.Lost
 	_ = p.mirror.Failover() // closed until a mark
 	if cfg.Continuous {
 		p.buffer = filter.NewBuffer(filter.BufferConfig{
