@@ -96,10 +96,10 @@ func (e *Edge) VMState(f *vmstate.Fields) {
 	}
 	f.Uint32("count", &m.count)
 	f.Bytes("connections", vmstate.Resize(f, &m.data, uint64(m.count)*edgeRecord, MaxEdge*edgeRecord))
-	if f.Loading() && f.Version() < 2 {
-		m.handshakes = halvesImage{}
-	} else {
+	if f.Version() >= 2 {
 		m.handshakes.vmState(f)
+	} else if f.Loading() {
+		m.handshakes = halvesImage{}
 	}
 	if f.Loading() && f.Err() == nil {
 		if err := m.check(); err != nil {
