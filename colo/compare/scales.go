@@ -125,7 +125,10 @@ func (s *Scales) opening(frame []byte, vnetHdr int) *pkt {
 }
 
 // mayOpen reports whether a frame may have a SYN. It looks at nearly all frames only once.
-func mayOpen(b []byte) bool {
+func mayOpen(b []byte) bool { return mayHave(b, packet.SYN) }
+
+// mayHave reports whether a frame may have a segment with one of these flags.
+func mayHave(b []byte, any uint8) bool {
 	const four, six = packet.EthernetLen + packet.IPv4Len, packet.EthernetLen + packet.IPv6Len
 	const flags = 13 // where they are in the header
 	if len(b) < four+packet.TCPLen {
@@ -134,11 +137,11 @@ func mayOpen(b []byte) bool {
 	switch binary.BigEndian.Uint16(b[12:]) {
 	case packet.TypeIPv4:
 		if b[14] == 0x45 {
-			return b[23] == packet.ProtoTCP && b[four+flags]&packet.SYN != 0
+			return b[23] == packet.ProtoTCP && b[four+flags]&any != 0
 		}
 	case packet.TypeIPv6:
 		if b[20] == packet.ProtoTCP && len(b) > six+flags {
-			return b[six+flags]&packet.SYN != 0
+			return b[six+flags]&any != 0
 		}
 	}
 	return true

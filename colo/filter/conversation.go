@@ -37,6 +37,10 @@ type conversation struct {
 	// got when it sent its own (RFC 9293 section 3.5).
 	crossed bool
 
+	// carried says that a checkpoint has brought it, so that it may have gone on since. It is set when
+	// the conversation begins.
+	carried bool
+
 	// first is the number that the guest's SYN|ACK acknowledges. It is set when the
 	// conversation begins, or when it is crossed.
 	first uint32
@@ -251,6 +255,14 @@ func (c *conversation) has(seq uint32) bool {
 		all = maxWindow
 	}
 	return c.sent-seq <= all
+}
+
+// flight returns how far behind a SYN|ACK a segment may be that follows it, in bytes.
+func (c *conversation) flight() uint32 {
+	if c.carried {
+		return maxWindow
+	}
+	return maxFlight
 }
 
 // answers reports whether h, a segment of the client, acknowledges what this guest itself has sent. Then

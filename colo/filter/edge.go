@@ -23,19 +23,28 @@ import (
 // between two checkpoints.
 //
 // A connection whose handshake is not complete when the Edge begins with it is translated
-// from the client's answer on. Only the checkpoint after that carries it, and a failover
-// before that checkpoint breaks it: what the client acknowledges tells the number of the
-// earlier guest, but the next host is given the client's segments as they are translated
-// already, and the client does not send that answer again.
+// from the client's answer on. Each checkpoint carries it as far as it is known. What the
+// answer acknowledges tells the number of the earlier guest, but a secondary is given the
+// client's segments as they are translated already, and the client does not send its answer
+// again. So on a host that is protected, where Mark is called, the answer is not delivered
+// before a checkpoint has what it tells: the client sends it again.
 //
 // The zero value translates nothing yet. Its methods may be called from any
 // goroutine; those of the device belong to the session.
 type Edge struct {
+	// Checkpoint, if it is not nil, is called when a handshake waits for a checkpoint. It
+	// must not block, nor call the Edge. It is set before the Edge is used.
+	Checkpoint func()
+
 	mu     sync.Mutex
 	conns  map[packet.Key]*settled // by the guest's direction
 	halves *halves                 // nil: there are none
 	pkt    packet.Packet
 	count  uint64
+
+	guarded bool   // from Mark(0) to Failover: a checkpoint is to have what is learnt
+	next    uint64 // the epoch that the next mark ends
+	asks    bool   // Checkpoint is to be called
 
 	saved, staged edgeImage // what PreSave gathered, and what was loaded and not yet committed
 }
@@ -102,12 +111,11 @@ func (e *Edge) Adopt(r *Rewriter) (left int) {
 		delete(e.conns, k)
 		e.halves.remove(k)
 		switch {
-		case c.signed, c.closed && !c.known():
+		case c.signed, c.closed && !c.known(), c.known() && c.translation() == translation{}:
+		case len(e.conns)+e.halves.len() >= MaxEdge:
+			left++
 		case !c.known():
 			e.begin(k, c)
-		case c.translation() == translation{}:
-		case len(e.conns) >= MaxEdge:
-			left++
 		default:
 			e.conns[k] = settle(c)
 		}
@@ -135,19 +143,31 @@ func (e *Edge) Rewritten() uint64 {
 // false the packet must not be delivered: it cannot be translated yet, and the client
 // sends it again.
 func (e *Edge) Inbound(frame []byte, vnetHdr int) (deliver bool) {
-	return e.pass(frame, vnetHdr, true)
+	deliver, asks := e.pass(frame, vnetHdr, true)
+	if asks && e.Checkpoint != nil {
+		e.Checkpoint()
+	}
+	return deliver
 }
 
 // Outbound translates a packet in place as the last thing before it leaves.
 func (e *Edge) Outbound(frame []byte, vnetHdr int) { e.pass(frame, vnetHdr, false) }
 
-// pass translates a packet in place, and reports whether it may be delivered.
-func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
+// pass translates a packet in place, and reports whether it may be delivered, and whether a
+// checkpoint is wanted.
+func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) (deliver, asks bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.conns) == 0 && e.halves == nil {
-		return true
+		return true, false
 	}
+	deliver = e.translate(frame, vnetHdr, inward)
+	asks, e.asks = e.asks, false
+	return deliver, asks
+}
+
+// translate does the work of pass where there is a connection.
+func (e *Edge) translate(frame []byte, vnetHdr int, inward bool) (deliver bool) {
 	p := &e.pkt
 	p.ParseVNet(frame, vnetHdr)
 	if !p.IsTCP() {
@@ -158,8 +178,8 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 				e.count++
 			}
 		} else if p.Quoted(&q) {
-			if s := e.conns[ofGuest(q.Key, inward)]; s != nil {
-				s.quoted(p, &q, inward)
+			if t, ok := e.translationOf(ofGuest(q.Key, inward)); ok {
+				t.quoted(p, &q, inward)
 				e.count++
 			}
 		}
@@ -222,6 +242,9 @@ func (e *Edge) opens(k packet.Key, h packet.TCP) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s := e.conns[k]; s != nil && s.repeats(h) {
+		return false
+	}
+	if e.halves.repeats(k, h) {
 		return false
 	}
 	delete(e.conns, k)

@@ -28,10 +28,12 @@ var ErrEdge = errors.New("malformed table of connections")
 // followed by twelve zero bytes. Numbers and timestamps are how far the guest is
 // ahead of what the other end knows. Scale is the shift of the guest's window. If answered is
 // 1 the guest has sent a SYN|ACK with the number own, which acknowledges first; else it and
-// these are zero.
+// these are zero. Handshakes that are not complete follow.
 type edgeImage struct {
 	count uint32
 	data  []byte
+
+	handshakes halvesImage
 }
 
 const (
@@ -42,9 +44,10 @@ const (
 )
 
 // Entry returns the entry under which the Edge is registered in a vmstate.Registry.
-// instance is the number of the NIC within the guest.
+// instance is the number of the NIC within the guest. A section of version 1 has no
+// handshakes, and loads too.
 func (e *Edge) Entry(instance uint32) vmstate.Entry {
-	return vmstate.Entry{Name: "lockstep-net-edge", Instance: instance, Version: 1, MinVersion: 1}
+	return vmstate.Entry{Name: "lockstep-net-edge", Instance: instance, Version: 2, MinVersion: 1}
 }
 
 // PreSave gathers the connections that are translated, and forgets those that were over
@@ -57,8 +60,22 @@ func (e *Edge) PreSave() error {
 	for k, s := range e.conns {
 		records = append(records, recordOf(k, s))
 	}
+	m := edgeImage{data: e.saved.data[:0], handshakes: halvesImage{data: e.saved.handshakes.data[:0]}}
+	if e.halves != nil {
+		halves := make([][halfRecord]byte, 0, e.halves.len())
+		for k, c := range e.halves.r.conns {
+			switch {
+			case c.closed || e.conns[k] != nil:
+			case !c.known():
+				halves = append(halves, halfOf(k, c))
+			case c.translation() != translation{} && len(records) < MaxEdge:
+				records = append(records, recordOf(k, settle(c)))
+			}
+		}
+		m.handshakes.set(halves)
+	}
 	slices.SortFunc(records, func(a, b [edgeRecord]byte) int { return bytes.Compare(a[:], b[:]) })
-	m := edgeImage{count: uint32(len(records)), data: e.saved.data[:0]}
+	m.count = uint32(len(records))
 	for i := range records {
 		m.data = append(m.data, records[i][:]...)
 	}
@@ -79,6 +96,11 @@ func (e *Edge) VMState(f *vmstate.Fields) {
 	}
 	f.Uint32("count", &m.count)
 	f.Bytes("connections", vmstate.Resize(f, &m.data, uint64(m.count)*edgeRecord, MaxEdge*edgeRecord))
+	if f.Version() >= 2 {
+		m.handshakes.vmState(f)
+	} else if f.Loading() {
+		m.handshakes = halvesImage{}
+	}
 	if f.Loading() && f.Err() == nil {
 		if err := m.check(); err != nil {
 			f.Fail(&Error{Op: "load", Offset: -1, Err: err})
@@ -94,24 +116,16 @@ func (e *Edge) PostLoad(uint32) error {
 		k, s := connectionOf(b)
 		conns[k] = s
 	}
+	half := e.staged.handshakes.halves(conns)
 	e.staged = edgeImage{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.conns, e.halves = conns, nil
+	e.conns, e.halves = conns, half
 	return nil
 }
 
 func recordOf(k packet.Key, s *settled) (r [edgeRecord]byte) {
-	r[0] = 4
-	if k.Kind == packet.IP6 {
-		r[0] = 6
-	}
-	r[1] = k.Layers
-	binary.BigEndian.PutUint16(r[2:], k.VLAN)
-	binary.BigEndian.PutUint32(r[4:], k.Outer)
-	binary.BigEndian.PutUint32(r[8:], k.Ports)
-	copy(r[12:], k.Src[:])
-	copy(r[28:], k.Dst[:])
+	putKey(r[:], k)
 	binary.BigEndian.PutUint32(r[edgeKey:], s.seq)
 	binary.BigEndian.PutUint32(r[edgeKey+4:], s.time)
 	r[edgeScale] = s.scale
@@ -123,7 +137,22 @@ func recordOf(k packet.Key, s *settled) (r [edgeRecord]byte) {
 	return r
 }
 
-func connectionOf(r []byte) (k packet.Key, s *settled) {
+// putKey writes k into the first edgeKey bytes of a record.
+func putKey(r []byte, k packet.Key) {
+	r[0] = 4
+	if k.Kind == packet.IP6 {
+		r[0] = 6
+	}
+	r[1] = k.Layers
+	binary.BigEndian.PutUint16(r[2:], k.VLAN)
+	binary.BigEndian.PutUint32(r[4:], k.Outer)
+	binary.BigEndian.PutUint32(r[8:], k.Ports)
+	copy(r[12:], k.Src[:])
+	copy(r[28:], k.Dst[:])
+}
+
+// keyOf returns the key that putKey has written.
+func keyOf(r []byte) (k packet.Key) {
 	k = packet.Key{
 		Src: [16]byte(r[12:]), Dst: [16]byte(r[28:]),
 		Ports: binary.BigEndian.Uint32(r[8:]), Proto: packet.ProtoTCP, Kind: packet.IP4,
@@ -132,7 +161,17 @@ func connectionOf(r []byte) (k packet.Key, s *settled) {
 	if r[0] == 6 {
 		k.Kind = packet.IP6
 	}
-	return k, &settled{
+	return k
+}
+
+// isKey reports whether the first edgeKey bytes of r are as putKey writes them.
+func isKey(r []byte) bool {
+	var zero [12]byte
+	return r[0] == 6 || r[0] == 4 && bytes.Equal(r[16:28], zero[:]) && bytes.Equal(r[32:44], zero[:])
+}
+
+func connectionOf(r []byte) (k packet.Key, s *settled) {
+	return keyOf(r), &settled{
 		translation: translation{seq: binary.BigEndian.Uint32(r[edgeKey:]), time: binary.BigEndian.Uint32(r[edgeKey+4:])},
 		life:        life{scale: r[edgeScale]},
 		answer: answer{r[edgeAnswer] != 0,
@@ -146,11 +185,9 @@ func (m *edgeImage) check() error {
 	var last []byte
 	for n, b := 0, m.data; len(b) >= edgeRecord; n, b = n+1, b[edgeRecord:] {
 		r := b[:edgeRecord]
-		k, s := connectionOf(r)
-		var zero [12]byte
+		_, s := connectionOf(r)
 		switch {
-		case r[0] != 4 && r[0] != 6,
-			r[0] == 4 && (!bytes.Equal(k.Src[4:], zero[:]) || !bytes.Equal(k.Dst[4:], zero[:])),
+		case !isKey(r),
 			s.translation == translation{}, s.scale > maxScale,
 			r[edgeAnswer] > 1, r[edgeAnswer] == 0 && s.answer != answer{},
 			last != nil && bytes.Compare(last[:edgeKey], r[:edgeKey]) >= 0:
@@ -158,5 +195,5 @@ func (m *edgeImage) check() error {
 		}
 		last = r
 	}
-	return nil
+	return m.handshakes.check(m.data)
 }

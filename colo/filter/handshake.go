@@ -145,7 +145,7 @@ func (c *conversation) answered(h packet.TCP) {
 		c.peer, c.peerKnown, c.next = c.own, true, h.Ack()
 		return
 	}
-	best, at := uint32(maxFlight), -1
+	best, at := c.flight(), -1
 	for i, o := range c.offers {
 		if d := h.Ack() - (o.seq + 1); d < best {
 			best, at = d, i

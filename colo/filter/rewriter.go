@@ -40,8 +40,9 @@ import (
 //
 // The number of the primary's SYN, where the guests open a connection, is not known here. What
 // answers that SYN or refuses it is translated by the number that it acknowledges, so that the
-// guest takes such a segment from anybody who knows the addresses and ports. The primary's guest
-// does not, and the next checkpoint puts that right.
+// guest takes such a segment from anybody who knows the addresses and ports. A host that has the
+// primary's output keeps from the secondary what answers another number (Refuses of a
+// compare.Comparer).
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest
@@ -189,7 +190,7 @@ func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 			c.offered(o)
 		}
 		return c.own.ahead(o.peer), true, false
-	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq <= maxFlight:
+	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq <= c.flight():
 		return c.own.ahead(c.offers[0].peer), true, false // it follows the only SYN|ACK
 	case c.byGuest && c.crossed && len(c.offers) == 0 && h.Seq() == c.next:
 		c.peer, c.peerKnown = acknowledged(h), true // the client's SYN|ACK has not come
@@ -263,7 +264,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	flags := h.Flags()
 	if flags&packet.SYN != 0 {
 		if c = r.guestOpens(k, c, h); c == nil {
-			return frame, nil
+			return frame, r.unfollowed(k, h)
 		}
 		if c.known() { // it is repeated, and the client has acknowledged the primary's
 			frame = r.outward(c.translation(), frame, vnetHdr)
@@ -274,7 +275,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 		r.refuses(k, h)
 		return frame, nil
 	}
-	if c.byGuest && !c.peerKnown && flags&(packet.ACK|packet.RST) == packet.ACK {
+	if c.byGuest && !c.peerKnown && flags&packet.ACK != 0 && (c.carried || flags&packet.RST == 0) {
 		c.answered(h)
 	}
 	if !c.known() || r.pkt.Signed() {

@@ -161,3 +161,18 @@ func (r *Rewriter) deliver(c *conversation) []byte {
 	}
 	return nil
 }
+
+// unfollowed removes the opening that h, a SYN|ACK of the guest, has answered, where the connection is
+// one that the Edge translates. It returns the packet that waited for that answer, if there is one.
+func (r *Rewriter) unfollowed(k packet.Key, h packet.TCP) (early []byte) {
+	o := r.opens[k]
+	if o == nil || h.Flags()&packet.ACK == 0 || !o.follows(h.Ack()) {
+		return nil
+	}
+	r.withdraw(k, o)
+	if o.early == nil || o.seq != h.Ack() {
+		return nil
+	}
+	r.earlyVNet = int(o.early[0])
+	return o.early[1:]
+}

@@ -115,6 +115,7 @@ func NewProxy(cfg ProxyConfig) (*Proxy, error) {
 		giving: make(chan struct{}, 1),
 	}
 	n.out.uplink = cfg.Uplink
+	n.edge.Checkpoint = func() { n.ask(event.CauseDivergence) }
 	n.first = n.newPrimary()
 	return n, nil
 }
@@ -269,12 +270,17 @@ func ofPrimary(*proxy.Primary) error     { return errSide }
 
 // Mark implements Network.
 func (n *Proxy) Mark(epoch uint64) error {
-	return n.onSide(func(p *proxy.Primary) error { return p.Mark(epoch) }, ofSecondary)
+	return n.onSide(func(p *proxy.Primary) error {
+		if err := p.Mark(epoch); err != nil {
+			return err
+		}
+		return n.edge.Mark(epoch)
+	}, ofSecondary)
 }
 
 // Received implements Network.
 func (n *Proxy) Received(epoch uint64) error {
-	return n.onSide(func(p *proxy.Primary) error { return p.Received(epoch) }, ofSecondary)
+	return n.onSide(func(p *proxy.Primary) error { return errors.Join(n.edge.Received(epoch), p.Received(epoch)) }, ofSecondary)
 }
 
 // Loaded implements Network.
@@ -294,7 +300,7 @@ func (n *Proxy) Resumed(epoch uint64) error {
 
 // Failover implements Network. On a host that takes over, the network is told.
 func (n *Proxy) Failover() error {
-	return n.onSide((*proxy.Primary).Failover, func(s *proxy.Secondary) error {
+	return n.onSide(func(p *proxy.Primary) error { return errors.Join(n.edge.Failover(), p.Failover()) }, func(s *proxy.Secondary) error {
 		err := s.Failover()
 		n.announce()
 		return err

@@ -38,6 +38,7 @@ func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
 	cfg.VNetHdr = s.cfg.VNetHdr
 	p = NewPrimary(cfg)
 	p.known, p.edge, p.announce = s.known, s.edge, s.announce
+	p.edge.Checkpoint = p.mirror.Lost
 	p.gate.open = !s.gate.closed()
 	s.HandOverScales(p)
 	return p, s.HandOver(s.edge)
@@ -52,8 +53,9 @@ func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
 //   - It ends Run, and calls HandOver.
 //   - It makes a Primary for the guest, gives its Run the network behind e
 //     ([filter.Edge.Network]), and registers e as a device of the guest, behind the
-//     Primary. The new Secondary has an Edge of its own, in the same places and in
-//     the Rewriter of its configuration.
+//     Primary. The session's Mark, Received and Failover go to e too, and e.Checkpoint
+//     asks for a checkpoint. The new Secondary has an Edge of its own, in the same places
+//     and in the Rewriter of its configuration.
 //   - It calls HandOverScales.
 //
 // If this side has an Edge already, because it was a Secondary of such a pair, give

@@ -163,6 +163,7 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 		known: new(Neighbors), edge: new(filter.Edge)}
 	p.hello = newHello(sidePrimary, cfg.Continuous, cfg.VNetHdr, cfg.Limit)
 	p.mirror.Lost = func() { p.ask(event.CauseDivergence) }
+	p.edge.Checkpoint = p.mirror.Lost
 	_ = p.mirror.Failover() // closed until a mark
 	if cfg.Continuous {
 		p.buffer = filter.NewBuffer(filter.BufferConfig{
@@ -364,12 +365,14 @@ func (p *Primary) input(packet []byte) {
 		return
 	}
 	p.known.ToGuest(packet, p.cfg.VNetHdr)
+	refused := false
 	if p.comparer != nil {
 		packet = p.comparer.Inbound(packet, p.cfg.VNetHdr)
+		refused = p.comparer.Refuses(packet, p.cfg.VNetHdr)
 	}
 	err := p.cfg.Deliver(packet)
 	p.mu.Lock()
-	mirrors := err == nil && p.inStep
+	mirrors := err == nil && p.inStep && !refused
 	switch {
 	case err != nil:
 		p.count.dropped++

@@ -82,7 +82,7 @@ func (p *Primary) Mark(epoch uint64) error {
 			return err
 		}
 		p.active, p.over = true, false
-		return nil
+		return p.edge.Mark(epoch)
 	}
 	silent := epoch > 0 && p.inStep && p.comparer.Deaf() && p.cfg.Now().Sub(p.loaded) > markPatience
 	if err := p.comparer.Mark(epoch); err != nil {
@@ -93,12 +93,13 @@ func (p *Primary) Mark(epoch uint64) error {
 	if p.inStep {
 		_ = p.mirror.Mark(epoch) // never fails
 	}
-	return nil
+	return p.edge.Mark(epoch)
 }
 
 // Received lets everything leave that was sent before the mark of epoch. (A
 // colo.PrimaryNetwork.)
 func (p *Primary) Received(epoch uint64) error {
+	_ = p.edge.Received(epoch) // never fails
 	if p.buffer != nil {
 		return p.buffer.Received(epoch)
 	}
@@ -128,6 +129,7 @@ func (p *Primary) Failover() error {
 	} else {
 		err = p.comparer.Failover()
 	}
+	_ = p.edge.Failover() // never fails
 	p.mu.Unlock()
 	p.slot.close()
 	return err

@@ -106,7 +106,7 @@ func TestATableOfScalesIsCheckedBeforeItIsKept(t *testing.T) {
 	if _, err := scalesOf(t, 3, 2, two[:80]); err == nil {
 		t.Error("it is cut, and was taken")
 	}
-	if _, err := scalesOf(t, 4, 2, two); err == nil {
+	if _, err := scalesOf(t, 5, 2, two); err == nil {
 		t.Error("a section that is newer was taken")
 	}
 }

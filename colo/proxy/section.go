@@ -10,10 +10,10 @@ import (
 // followed by the guest's addresses, which the side that goes on announces, and by the
 // connections that are translated, which it has to go on translating; from version 3 on by the
 // scales of the guest's windows, which that side's comparison has to know once its guest is
-// protected again.
+// protected again. From version 4 on the connections have those whose handshake is not complete.
 
-// sectionVersion is the version that is saved. A section of version 1 or 2 loads too.
-const sectionVersion = 3
+// sectionVersion is the version that is saved. A section of an earlier version loads too.
+const sectionVersion = 4
 
 func entry(instance uint32) vmstate.Entry {
 	e := filter.BacklogEntry(instance)
@@ -36,7 +36,11 @@ func stand(f *vmstate.Fields, known *Neighbors, edge *filter.Edge, scales *scale
 		return
 	}
 	f.Struct("neighbors", known.Entry(0).Name, known.Entry(0).Version, known.VMState)
-	f.Struct("connections", edge.Entry(0).Name, edge.Entry(0).Version, edge.VMState)
+	connections := edge.Entry(0).Version
+	if f.Loading() && f.Version() < 4 {
+		connections = 1
+	}
+	f.Struct("connections", edge.Entry(0).Name, connections, edge.VMState)
 	if f.Loading() && f.Version() < 3 {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
@@ -140,3 +141,64 @@ func TestWhatCannotBeTranslatedYetDoesNotReachTheGuest(t *testing.T) {
 		t.Error("and something else")
 	}
 }
+
+// The host that has taken over is protected again, and the client's answer tells what the next host
+// has to know too. The answer is not delivered before a checkpoint has that, which is asked for.
+func TestAnAnswerWaitsForTheCheckpointThatCarriesWhatItTells(t *testing.T) {
+	for name, c := range map[string]struct {
+		continuous, promoted, alone bool
+	}{
+		"compared": {}, "continuous": {continuous: true}, "promoted": {promoted: true}, "alone again": {alone: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			deliver := func([]byte) error { return nil }
+			cfg := PrimaryConfig{VM: still{}, Deliver: deliver, Continuous: c.continuous, RequestCheckpoint: func(event.Cause) { asked++ }}
+			s := NewSecondary(SecondaryConfig{VM: still{}, Deliver: deliver})
+			s.rewriter.Inbound(handshake(true, packet.SYN, 500, 0), 0)
+			s.rewriter.Outbound(handshake(false, packet.SYN|packet.ACK, 9000, 501), 0)
+			p := NewPrimary(cfg)
+			if c.promoted {
+				p, _ = s.Promote(cfg)
+			} else {
+				s.HandOver(p.edge)
+			}
+			must := func(errs ...error) {
+				t.Helper()
+				if err := errors.Join(errs...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			must(p.Pause(t.Context()), p.Mark(0), p.Received(0))
+			comes := func() bool {
+				u, _ := newUplink(&script{[][]byte{handshake(true, packet.ACK, 501, 1001)}}, p.edge, 0, false)
+				got, err := u.ReadPacket()
+				if err == nil && packet.TCP(got[34:]).Ack() != 9001 {
+					t.Errorf("the guest gets %d", packet.TCP(got[34:]).Ack())
+				}
+				return err == nil
+			}
+			if comes() || asked != 1 {
+				t.Errorf("before the checkpoint it is delivered, or %d checkpoints are asked for", asked)
+			}
+			if c.alone {
+				must(p.Failover())
+			} else {
+				must(p.Mark(1))
+				if comes() {
+					t.Error("before the receipt it is delivered")
+				}
+				must(p.Received(1))
+			}
+			if !comes() || asked != 1 {
+				t.Errorf("then it is not delivered, or %d checkpoints are asked for", asked)
+			}
+		})
+	}
+}
+
+// still is a VM that does nothing.
+type still struct{}
+
+func (still) Pause(context.Context) error  { return nil }
+func (still) Resume(context.Context) error { return nil }
