@@ -225,8 +225,10 @@ func (vm *VM) isClosed() bool {
 }
 
 // Close lets go of everything that was made here: an adopted VM's dirty rings and the spare VM
-// on which its states were tried, or all of a VM that Create made, including its memory. Run
-// must have returned for every vCPU, or it fails with ErrRunning. Closing twice is no error.
+// on which its states were tried, or all of a VM that Create made, including its memory. The dirty
+// log of an adopted VM is turned off, so that its host does not pay for it; the host closes its
+// descriptors after that. Run must have returned for every vCPU, or it fails with ErrRunning.
+// Closing twice is no error.
 func (vm *VM) Close() error {
 	vm.mu.Lock()
 	if vm.closed {
@@ -245,8 +247,11 @@ func (vm *VM) Close() error {
 
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
-	vm.logOn = false
 	var errs []error
+	if vm.ours { // its log goes with it
+		vm.logOn = false
+	}
+	errs = append(errs, vm.stopLog())
 	for _, v := range vcpus {
 		v.own.Lock() // no call is inside any more, and none will get in
 		defer v.own.Unlock()
