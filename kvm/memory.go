@@ -114,6 +114,11 @@ func (vm *VM) StartDirtyLog() error {
 func (vm *VM) StopDirtyLog() error {
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
+	return vm.stopLog()
+}
+
+// stopLog does what StopDirtyLog does. logMu is held.
+func (vm *VM) stopLog() error {
 	if !vm.logOn {
 		return nil
 	}

@@ -25,6 +25,8 @@ type shot struct {
 	resets uint64     // VM.resets when it was made: in a later pause the other vCPUs have run
 	used   bool       // since the vCPU stopped, its state was asked for
 	at     time.Time
+
+	gathering lookout // whether to watch for vCPUs that are still in the guest
 }
 
 // stale is how old a shot may be. In an older one the guest's TSC would be behind its other
@@ -52,18 +54,36 @@ func (s *VCPUState) knows(from *VCPUState) {
 // another one over (INIT, SIPI). It is called by Run's goroutine, which has the vCPU.
 func (v *VCPU) shoot(resets uint64) {
 	v.shot.wanted, v.shot.fresh, v.shot.resets = false, false, resets
-	for begun := time.Now(); v.vm.inside.Load() > 0; {
-		if time.Since(begun) > v.vm.watching {
-			v.shot.wanted = true // for the next pause
-			v.shot.used = true
-			return
-		}
+	if !v.gather() {
+		v.shot.wanted = true // for the next pause
+		v.shot.used = true
+		return
 	}
 	v.shot.at = time.Now()
 	_ = v.state.readCPUID(v.fd) // save meets the same error and returns it
 	v.shot.state.knows(v.state)
 	v.shot.state.tsc.shared = v.staged.tsc.shared
 	v.shot.fresh = v.saveMost() == nil // save then reads the state itself, and returns the error
+}
+
+// gather waits for a while until no vCPU is in the guest, and reports whether none is.
+func (v *VCPU) gather() bool {
+	inside := &v.vm.inside
+	if inside.Load() == 0 {
+		return true
+	}
+	while := v.shot.gathering.length(v.vm.gathers)
+	if while == 0 {
+		return false
+	}
+	for begun := time.Now(); inside.Load() > 0; {
+		if time.Since(begun) > while {
+			v.shot.gathering.learn(while, false)
+			return false
+		}
+	}
+	v.shot.gathering.learn(while, true)
+	return true
 }
 
 // ends forgets the shot: the vCPU enters the guest.

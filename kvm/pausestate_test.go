@@ -28,7 +28,7 @@ func shooting(t *testing.T, vcpus int) (*VM, func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vm.watching = 20 * time.Millisecond // however few CPUs there are
+	vm.watching, vm.gathers = 20*time.Millisecond, 20*time.Millisecond // however few CPUs there are
 	ctx, stop := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	t.Cleanup(func() {

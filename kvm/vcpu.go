@@ -111,10 +111,7 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	}
 	v.staged.spare = vm.spares.add(id)
 	vm.vcpus = append(vm.vcpus, v)
-	vm.watching = 0
-	if len(vm.vcpus) < runtime.NumCPU() {
-		vm.watching = watching
-	}
+	vm.watchOn(runtime.NumCPU())
 	return v, nil
 }
 

@@ -44,6 +44,7 @@ type VM struct {
 	resets   uint64  // how often pauses has become 0
 	closed   bool
 	watching time.Duration // how long to watch, 0 if there are too few CPUs; vCPUs are added before it is read
+	gathers  time.Duration // how long a vCPU that leaves the guest watches for the others; the same
 	active   int           // vCPUs in Run and not parked
 	inside   atomic.Int32  // those of the active that are not about to park
 	entries  uint64        // how often a vCPU went into the guest, after a pause or at the beginning of Run
@@ -162,6 +163,19 @@ func (vm *VM) Pause(ctx context.Context) error {
 // kernel: vCPUs take about as long to leave the guest. There must be a CPU for each.
 const watching = 50 * time.Microsecond
 
+// watchOn sets how long threads spin for each other on a host of so many CPUs. If there are as many
+// vCPUs as CPUs, whoever pauses them waits in the kernel, and so there is a CPU for each vCPU until
+// the last has left the guest.
+func (vm *VM) watchOn(cpus int) {
+	vm.watching, vm.gathers = 0, 0
+	if len(vm.vcpus) < cpus {
+		vm.watching = watching
+	}
+	if len(vm.vcpus) <= cpus {
+		vm.gathers = watching
+	}
+}
+
 // Resume undoes one Pause; the vCPUs run on if it was the last. Resuming a running VM
 // is no error.
 func (vm *VM) Resume(context.Context) error {
@@ -225,8 +239,10 @@ func (vm *VM) isClosed() bool {
 }
 
 // Close lets go of everything that was made here: an adopted VM's dirty rings and the spare VM
-// on which its states were tried, or all of a VM that Create made, including its memory. Run
-// must have returned for every vCPU, or it fails with ErrRunning. Closing twice is no error.
+// on which its states were tried, or all of a VM that Create made, including its memory. The dirty
+// log of an adopted VM is turned off, so that its host does not pay for it; the host closes its
+// descriptors after that. Run must have returned for every vCPU, or it fails with ErrRunning.
+// Closing twice is no error.
 func (vm *VM) Close() error {
 	vm.mu.Lock()
 	if vm.closed {
@@ -245,8 +261,11 @@ func (vm *VM) Close() error {
 
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
-	vm.logOn = false
 	var errs []error
+	if vm.ours { // its log goes with it
+		vm.logOn = false
+	}
+	errs = append(errs, vm.stopLog())
 	for _, v := range vcpus {
 		v.own.Lock() // no call is inside any more, and none will get in
 		defer v.own.Unlock()

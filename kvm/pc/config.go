@@ -101,8 +101,9 @@ type Place struct {
 
 // Storage holds the contents of a guest's disk; a replication.Disk is one. Its
 // methods are called from goroutines of Run, one at a time unless Disk.Requests is
-// more. They may block: until they return, neither the request of the guest nor a Pause
-// is complete, and Run does not return.
+// more, for 1 MiB at most. They may block: until they return, neither the request of the guest nor
+// a Pause is complete, and Run does not return. Between two calls for one request the guest may be
+// paused, reset its disk, or be taken over by another host, which makes the second call.
 type Storage interface {
 	io.ReaderAt
 	io.WriterAt

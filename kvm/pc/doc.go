@@ -44,8 +44,11 @@
 //
 // Pause stops the vCPUs, then waits for the devices to complete what they have
 // begun: a request of the disk that the storage holds back keeps it waiting, as long
-// as its context allows. Requests that were not begun stay in the guest's rings,
-// which are in its memory; frames that wait for the guest are in the card's section.
+// as its context allows. A long request is performed in parts of 1 MiB, and a pause waits for
+// one of them; how far the request has come is in the disk's section, and the guest goes on
+// there, or on the host that has taken it over, with the next part. Requests that were not begun
+// stay in the guest's rings, which are in its memory; frames that wait for the guest are in the
+// card's section.
 //
 // The guest's clocks do not stop with it. What it has read of them does not step
 // back: its TSC and kvmclock are those of package kvm, and the ACPI timer goes on

@@ -42,7 +42,8 @@ type Backend interface {
 
 // Blk is a virtio disk. It begins requests in the order in which they were made
 // available, on the goroutines of Work, and serves as many at once as it was told; they
-// are answered in the order in which they end. The backend never
+// are answered in the order in which they end. A long request is performed in parts, between which
+// the guest may be paused, or reset the disk: what is left of it is state. The backend never
 // sees the guest's memory, which the guest may change at any time: what is written is
 // copied first, so that all parts of the backend (the copies of a disk) get the same bytes.
 //
@@ -64,7 +65,7 @@ type blkServer struct {
 	stable bool      // a write is made stable before it is answered
 }
 
-// blkChunk is how much of a request is passed to the backend at a time.
+// blkChunk is how much of a request is passed to the backend at a time: the longest part.
 const blkChunk = 1 << 20
 
 // MaxRequests is the most that a Blk serves at once.
@@ -85,6 +86,7 @@ func NewBlk(backend Backend, requests int, id string, mem *Memory, line Line, lo
 	binary.LittleEndian.PutUint64(config, b.sectors)
 	binary.LittleEndian.PutUint32(config[12:], QueueSize-2) // segments beside header and status
 	b.init(1, blkSegMax|blkFlush, config, mem, line, log)
+	b.queues[0].parts, b.saved.queues[0].parts = true, true
 	b.notify = func(int) { b.work.kick() }
 	return b
 }
@@ -103,74 +105,87 @@ func (b *Blk) Work(ctx context.Context, gate *Gate) {
 // did not run.
 func (b *Blk) Kick() { b.work.kick() }
 
-// step serves one request, and wakes another server if there are more.
+// step serves one part of a request, and wakes another server if there are more.
 func (b *blkServer) step() (more bool) {
 	b.mu.Lock()
-	c, ok := b.peek(0)
+	q := &b.queues[0]
+	r, c, ok := b.next(0)
 	if !ok {
 		b.mu.Unlock()
 		return false
 	}
 	out, in := size(c.out), size(c.in)
 	if out < blkHeader || in < 1 {
-		b.queues[0].broken = true
+		q.broken = true
 		b.rules.log(b.log, slog.LevelWarn, "the guest broke the rules of its disk, which is left alone until it resets it", "read", out, "write", in)
 		b.mu.Unlock()
 		return false
 	}
-	// The next peek uses the segments of the queue again.
+	// The next chain uses the segments of the queue again.
 	b.list = append(append(b.list[:0], c.out...), c.in...)
 	c.out, c.in = b.list[:len(c.out)], b.list[len(c.out):]
 	b.stable = b.features&blkFlush == 0
-	b.queues[0].pop()
 	b.busy++
-	if len(b.servers) > 1 && b.queues[0].more() {
+	if len(b.servers) > 1 && (len(q.begun) > 0 || q.more()) {
 		b.work.kick()
 	}
 	b.mu.Unlock()
 
-	status, written := b.serve(c, out-blkHeader, in-1)
-	b.mem.scatter([]byte{status}, c.in, in-1)
+	status, written, ended := b.serve(c, &r, out-blkHeader, in-1)
+	if ended {
+		b.mem.scatter([]byte{status}, c.in, in-1)
+	}
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.release()
-	b.queues[0].push(c.head, uint32(written)+1)
+	if !ended {
+		q.begun = append(q.begun, r)
+		return true
+	}
+	q.push(c.head, uint32(written)+1)
 	b.interrupt(0)
 	return true
 }
 
-// serve performs a request with out bytes of data to read from the guest, or in
-// bytes to write to it, and returns its status and how many it wrote.
-func (b *blkServer) serve(c chain, out, in uint64) (status uint8, written uint64) {
+// serve performs the next part of a request with out bytes of data to read from the guest, or in
+// bytes to write to it. If that was the last part, ended is true, and serve returns the status of
+// the request and how many bytes it wrote. The guest may have changed its request since the last
+// part, which harms nobody else.
+func (b *blkServer) serve(c chain, r *begun, out, in uint64) (status uint8, written uint64, ended bool) {
 	header := b.buf[:blkHeader]
 	b.mem.gather(header, c.out, 0)
 	kind, sector := binary.LittleEndian.Uint32(header), binary.LittleEndian.Uint64(header[8:])
 	switch kind {
 	case blkIn:
-		if !b.within(sector, in) {
-			return blkIOErr, 0
+		if !b.within(sector, in) || r.done > in {
+			return blkIOErr, 0, true
 		}
-		return b.read(c.in, int64(sector*SectorSize), in)
+		if status = b.read(c.in, int64(sector*SectorSize), in, r); status != blkOK {
+			return status, r.done, true
+		}
+		return status, r.done, r.done == in
 	case blkOut:
-		if !b.within(sector, out) {
-			return blkIOErr, 0
+		if !b.within(sector, out) || r.done > out {
+			return blkIOErr, 0, true
 		}
-		status := b.write(c.out, int64(sector*SectorSize), out)
-		if status == blkOK && b.stable {
+		if status = b.write(c.out, int64(sector*SectorSize), out, r); status != blkOK {
+			return status, 0, true
+		}
+		if ended = r.done == out; ended && b.stable {
 			status = b.answer("sync", b.backend.Sync())
 		}
-		return status, 0
+		return status, 0, ended
 	case blkSync:
-		return b.answer("sync", b.backend.Sync()), 0
+		return b.answer("sync", b.backend.Sync()), 0, true
 	case blkGetID:
 		var id [blkIDSize]byte
 		copy(id[:], b.id)
 		n := min(in, blkIDSize)
 		b.mem.scatter(id[:n], c.in, 0)
-		return blkOK, n
+		return blkOK, n, true
 	}
-	return blkUnsupported, 0
+	return blkUnsupported, 0, true
 }
 
 // within reports whether n bytes from a sector on are whole sectors of the disk.
@@ -178,31 +193,35 @@ func (b *Blk) within(sector, n uint64) bool {
 	return n%SectorSize == 0 && sector <= b.sectors && n/SectorSize <= b.sectors-sector
 }
 
-func (b *blkServer) read(list []segment, off int64, n uint64) (status uint8, written uint64) {
-	for written < n {
-		p := b.buf[:min(n-written, blkChunk)]
-		k, err := b.backend.ReadAt(p, off+int64(written))
-		if k == len(p) && errors.Is(err, io.EOF) { // it may come with the last of the disk
-			err = nil
-		}
-		if err != nil {
-			return b.answer("read", err), written
-		}
-		b.mem.scatter(p, list, written)
-		written += uint64(len(p))
+// read performs a part of a request for n bytes from off on.
+func (b *blkServer) read(list []segment, off int64, n uint64, r *begun) (status uint8) {
+	p := b.buf[:min(n-r.done, uint64(len(b.buf)))]
+	if len(p) == 0 {
+		return blkOK
 	}
-	return blkOK, written
+	k, err := b.backend.ReadAt(p, off+int64(r.done))
+	if k == len(p) && errors.Is(err, io.EOF) { // it may come with the last of the disk
+		err = nil
+	}
+	if err != nil {
+		return b.answer("read", err)
+	}
+	b.mem.scatter(p, list, r.done)
+	r.done += uint64(len(p))
+	return blkOK
 }
 
-func (b *blkServer) write(list []segment, off int64, n uint64) (status uint8) {
-	for done := uint64(0); done < n; {
-		p := b.buf[:min(n-done, blkChunk)]
-		b.mem.gather(p, list, blkHeader+done)
-		if _, err := b.backend.WriteAt(p, off+int64(done)); err != nil {
-			return b.answer("write", err)
-		}
-		done += uint64(len(p))
+// write performs a part of a request to write n bytes from off on.
+func (b *blkServer) write(list []segment, off int64, n uint64, r *begun) (status uint8) {
+	p := b.buf[:min(n-r.done, uint64(len(b.buf)))]
+	if len(p) == 0 {
+		return blkOK
 	}
+	b.mem.gather(p, list, blkHeader+r.done)
+	if _, err := b.backend.WriteAt(p, off+int64(r.done)); err != nil {
+		return b.answer("write", err)
+	}
+	r.done += uint64(len(p))
 	return blkOK
 }
 
@@ -215,5 +234,5 @@ func (b *Blk) answer(op string, err error) uint8 {
 }
 
 // VMState implements vmstate.Device. A paused disk serves no request, so there is
-// nothing but its registers and queue.
+// nothing but its registers and queue, with the requests of which a part was performed.
 func (b *Blk) VMState(f *vmstate.Fields) { b.fields(f, 0) }

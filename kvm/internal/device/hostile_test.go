@@ -77,7 +77,11 @@ func newHostile(t testing.TB, which uint8, program []byte) *hostile {
 	})
 	line := func(level bool) { h.level = level }
 	h.make = []func() machinery{
-		func() machinery { return NewBlk(h.disk, 1, "hostile", h.mem, line, nil) },
+		func() machinery {
+			disk := NewBlk(h.disk, 1, "hostile", h.mem, line, nil)
+			disk.servers[0].buf = make([]byte, 2*SectorSize) // so that requests have several parts
+			return disk
+		},
 		func() machinery { return NewNet(h.up, 0, [6]byte{2}, h.mem, line, nil) },
 		func() machinery { return NewNet(h.up, 12, [6]byte{2}, h.mem, line, nil) },
 		func() machinery { return NewRNG(h.chaos, h.mem, line, nil) },
@@ -154,8 +158,11 @@ func (h *hostile) place(q int, base uint64) {
 }
 
 // work has the device work, for so long that a ring that is not rewritten meanwhile is served.
-func (h *hostile) work() {
-	for n := 0; n < 2*QueueSize && h.dev.step(); n++ {
+func (h *hostile) work() { h.steps(2 * QueueSize) }
+
+// steps has the device work for at most so many steps.
+func (h *hostile) steps(most int) {
+	for n := 0; n < most && h.dev.step(); n++ {
 	}
 }
 
@@ -206,7 +213,11 @@ func (h *hostile) step() {
 		h.reads = append(h.reads, p[:]...)
 	case 10:
 		h.out(regNotify, 2, uint32(h.next()%3))
-		h.work()
+		if n := h.next(); n%4 == 0 {
+			h.steps(int(n / 64))
+		} else {
+			h.work()
+		}
 	case 11:
 		h.receive()
 	case 12:

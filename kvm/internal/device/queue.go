@@ -27,13 +27,15 @@ const (
 	availNoInterrupt = 1 // flag of the available ring
 )
 
-// queue is the device's end of a virtqueue. The fields up to broken are its state.
+// queue is the device's end of a virtqueue. The fields up to begun are its state.
 type queue struct {
-	pfn    uint32 // page of the queue; 0: not set up
-	last   uint16 // next entry of the available ring
-	used   uint16 // next entry of the used ring
-	broken bool   // the driver broke the rules: nothing is done until a reset
+	pfn    uint32  // page of the queue; 0: not set up
+	last   uint16  // next entry of the available ring
+	used   uint16  // next entry of the used ring
+	broken bool    // the driver broke the rules: nothing is done until a reset
+	begun  []begun // requests that were performed in part, and that nobody performs now
 
+	parts    bool // the device performs requests in parts
 	mem      *Memory
 	segments [QueueSize]segment // of the chains that were looked at
 	list     [QueueSize]room    // of rooms
@@ -59,7 +61,7 @@ func (e *queueError) Error() string { return "virtqueue: " + e.what }
 
 // setup makes the queue empty, at a page; 0 switches it off.
 func (q *queue) setup(pfn uint32) {
-	q.pfn, q.last, q.used, q.broken = pfn, 0, 0, false
+	q.pfn, q.last, q.used, q.broken, q.begun = pfn, 0, 0, false, q.begun[:0]
 	if pfn != 0 && !q.fits() {
 		q.broken = true
 	}
@@ -139,9 +141,13 @@ func (q *queue) rooms(n uint64, merge bool) (list []room, in []segment, never bo
 // chain returns the chain at entry pos of the available ring, and puts its descriptors into
 // segments. A chain of more than len(segments) breaks the rules. An error breaks the queue.
 func (q *queue) chain(pos uint16, segments []segment) (c chain, err error) {
-	c.head = q.mem.uint16(q.base() + availAt + 4 + 2*uint64(pos%QueueSize))
+	return q.walk(q.mem.uint16(q.base()+availAt+4+2*uint64(pos%QueueSize)), segments)
+}
+
+// walk does what chain does, for the chain that begins with a descriptor.
+func (q *queue) walk(head uint16, segments []segment) (c chain, err error) {
 	outs, total := 0, uint64(0)
-	i, d := 0, c.head
+	i, d := 0, head
 	for {
 		if d >= QueueSize {
 			return chain{}, q.fail("descriptor %d", d)
@@ -173,8 +179,7 @@ func (q *queue) chain(pos uint16, segments []segment) (c chain, err error) {
 		}
 		d = next
 	}
-	c.out, c.in = segments[:outs], segments[outs:i]
-	return c, nil
+	return chain{head, segments[:outs], segments[outs:i]}, nil
 }
 
 // more reports whether there is a chain to peek at, or the ring is broken in a way that
@@ -223,6 +228,9 @@ func (q *queue) vmstate(f *vmstate.Fields) {
 	f.Uint16("used_idx", &q.used)
 	f.Bool("broken", &q.broken)
 	f.Check("queue in memory", q.pfn == 0 || q.broken || q.fits())
+	if q.parts {
+		q.begunState(f)
+	}
 }
 
 // size returns how many bytes segments have.

@@ -23,11 +23,15 @@ func all(t testing.TB) map[string]State {
 	must(t, errors.Join(cmos.Out(0, []byte{0x44}), cmos.Out(1, []byte{9}), PMControl{pm}.Out(2, []byte{0x20, 1})))
 	disk := newBlkRig(t, 64<<10)
 	disk.request(blkSync, 0)
+	half := newBlkRig(t, 64<<10)
+	half.request(blkOut, 0, part{testData, 4 * SectorSize, false})
+	half.blk.servers[0].buf = make([]byte, SectorSize)
+	half.blk.step()
 	old, card := newNetRig(t), newOffloadRig(t, allFeatures)
 	closed := NewGate()
 	must(t, errors.Join(old.nic.Receive(closed, frame(1, 60)), card.nic.Receive(closed, make([]byte, 12+60))))
 	return map[string]State{
-		"serial": com, "pci": bus, "cmos": cmos, "pm": pm, "disk": disk.blk, "card": old.nic,
+		"serial": com, "pci": bus, "cmos": cmos, "pm": pm, "disk": disk.blk, "disk at work": half.blk, "card": old.nic,
 		"card with offloads": card.nic, "randomness": newRNGRig(t, "chance").rng,
 	}
 }

@@ -2,6 +2,7 @@ package device
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -47,12 +48,37 @@ func (o outcome) differs(p outcome) string {
 	return ""
 }
 
-// play goes on with the program until it has so many bytes left, and has the device work.
+// play goes on with the program until it has so many bytes left.
 func (h *hostile) play(left int) {
 	for len(h.program) > left {
 		h.step()
 	}
-	h.work()
+}
+
+// long resets a disk and offers it a request of several parts.
+func (h *hostile) long(kind uint64) {
+	const head, parts = 28, 6
+	h.out(regStatus, 1, 0)
+	h.avail = [2]uint16{}
+	h.poke(hostileRings, make([]byte, queueBytes))
+	h.place(0, hostileRings)
+	h.poke(hostileHeader, binary.LittleEndian.AppendUint64(nil, kind)) // blkIn, blkOut
+	h.poke(hostileHeader+8, make([]byte, 8))
+	write := uint16(descWrite)
+	if kind == blkOut {
+		write = 0
+	}
+	for i, d := range []struct {
+		at    uint64
+		n     uint32
+		flags uint16
+	}{{hostileHeader, blkHeader, descNext}, {hostileData, 2 * parts * SectorSize, descNext | write}, {hostileHeader + 0x100, 1, descWrite}} {
+		b := binary.LittleEndian.AppendUint64(nil, d.at)
+		b = binary.LittleEndian.AppendUint32(b, d.n)
+		b = binary.LittleEndian.AppendUint16(b, d.flags)
+		h.poke(h.rings[0]+16*uint64(head+i), binary.LittleEndian.AppendUint16(b, uint16(head+i+1)))
+	}
+	h.offer(0, head)
 }
 
 // goOn does what opening the gate does at the end of a pause.
@@ -77,6 +103,7 @@ func TestWhatADriverDoesAfterARollBackHasTheSameOutcome(t *testing.T) {
 	if testing.Short() {
 		programs = 60
 	}
+	begun := 0 // pauses in the midst of a request
 	r := rand.New(rand.NewPCG(11, 13))
 	for i := range programs {
 		program := make([]byte, 1000)
@@ -90,6 +117,13 @@ func TestWhatADriverDoesAfterARollBackHasTheSameOutcome(t *testing.T) {
 		}
 		for pause := 0; len(h.program) > 200; pause++ {
 			h.play(len(h.program) - r.IntN(150))
+			if i%4 == 0 && r.IntN(2) == 0 {
+				h.long(uint64(r.IntN(2)))
+			}
+			h.steps([]int{0, 1, 2, 2 * QueueSize}[r.IntN(4)]) // a pause may come while there is work
+			if b := h.registers().queues[0].begun; len(b) > 0 {
+				begun++
+			}
 			state := stream(t, h.dev)
 			rest, rings, avail := h.program, h.rings, h.avail
 			memory, disk, none := bytes.Clone(h.all), bytes.Clone(h.disk.data), h.chaos.err
@@ -118,6 +152,7 @@ func TestWhatADriverDoesAfterARollBackHasTheSameOutcome(t *testing.T) {
 				}
 				h.goOn()
 				h.play(max(len(h.program)-100, 100))
+				h.work()
 				got := h.outcome(reads, frames, syncs)
 				if back == "" {
 					first = got
@@ -127,5 +162,8 @@ func TestWhatADriverDoesAfterARollBackHasTheSameOutcome(t *testing.T) {
 			}
 			h.check()
 		}
+	}
+	if begun < programs/20 {
+		t.Errorf("%d pauses came in the midst of a request: this test tests little", begun)
 	}
 }

@@ -135,7 +135,8 @@ func (v *virtio) Out(off uint16, p []byte) error {
 	return nil
 }
 
-// wait returns when the device works on no chain. mu is held, not while waiting.
+// wait returns when the device works on no chain; some may have been performed in part. mu is
+// held, not while waiting.
 func (v *virtio) wait() {
 	if v.busy == 0 {
 		return
@@ -214,6 +215,7 @@ func (v *virtio) copyState(to, from *virtioState) {
 	for i := range queues {
 		q, o := &queues[i], &from.queues[i]
 		q.pfn, q.last, q.used, q.broken = o.pfn, o.last, o.used, o.broken
+		q.begun = append(q.begun[:0], o.begun...)
 	}
 	*to = *from
 	to.queues = queues
