@@ -35,6 +35,7 @@
 //	following, no arbiter: handed the guest           ──► taking over, as the primary has said last
 //	where the guest runs: Cancel                      ──► cancelled, it runs on here
 //	switching over by Migrate                         ──► concluded here, paused there
+//	switching over, the verb's context ends early     ──► protected
 //	any: the end of Run's context, Complete, an error ──► concluded
 //	following, asking: a load failed half way (torn)  ──► concluded, this copy never runs
 //
@@ -112,7 +113,7 @@
 // # A switchover
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
-// nothing is lost: the control connection is there, the arbiter has heard of the generation,
+// nothing is lost, nor the session if its context ends before the secondary has been told anything: the control connection is there, the arbiter has heard of the generation,
 // what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
 // compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
 //
