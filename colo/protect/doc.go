@@ -195,6 +195,7 @@
 //	                 the same until a disk that does not answer is told of (event.DiskStalled)
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
 //	HungAfter        1 min    of a DiskConfig: an operation of a disk, for which a session that ends waits no longer
+//	                 three times that, and PeerTimeout, until a primary that synchronises disks, and asks for nothing of them, is given up
 //	                 5 s      for a connection to say what it is for
 //	                 20 ms    to 1 s between two attempts to reach the other host; 1 s where it was reached, and did not come into step
 //
