@@ -50,7 +50,7 @@ func (r Record) Acquire(c Claim, lapsed bool) (next Record, granted bool, err er
 	case r.Generation > c.After:
 		return r, false, fmt.Errorf("%w: generation %d is over, the present one is %d%s", ErrRefused, c.After, r.Generation, r.by())
 	case r.Generation < c.After:
-		return r, false, fmt.Errorf("%w: the record ends with generation %d, but there was a generation %d", ErrRefused, r.Generation, c.After)
+		return r, false, r.wentBack(c.After)
 	case r.Held() && !mine && !lapsed:
 		return r, false, nil
 	}
@@ -61,7 +61,9 @@ func (r Record) Acquire(c Claim, lapsed bool) (next Record, granted bool, err er
 
 // Renew returns the record in which the grant is prolonged. A grant whose term
 // has run out can be renewed for as long as nobody else has got the guest; after
-// that the error matches ErrRefused. One for a note that is too long matches ErrClaim.
+// that the error matches ErrRefused. If the record ends with an earlier generation than the
+// grant's, it was lost or put back, which the error says; it matches ErrRefused as well, since that
+// record may let another host in. An error for a note that is too long matches ErrClaim.
 func (r Record) Renew(g Grant, note string) (Record, error) {
 	if err := r.has(g, note); err != nil {
 		return r, err
@@ -89,10 +91,18 @@ func (r Record) has(g Grant, note string) error {
 	if err := checkNote(note); err != nil {
 		return err
 	}
+	if r.Generation < g.Generation && g.Token != "" {
+		return r.wentBack(g.Generation)
+	}
 	if g.Token == "" || r.Token != g.Token || r.Generation != g.Generation {
 		return fmt.Errorf("%w: the grant of generation %d is over, the present one is %d%s", ErrRefused, g.Generation, r.Generation, r.by())
 	}
 	return nil
+}
+
+// wentBack refuses somebody who knows a later generation than the record.
+func (r Record) wentBack(known uint64) error {
+	return fmt.Errorf("%w: the record ends with generation %d, but there was a generation %d", ErrRefused, r.Generation, known)
 }
 
 func (r Record) by() string {

@@ -168,3 +168,22 @@ func TestTokensDiffer(t *testing.T) {
 		t.Error(fmt.Sprint(len(seen), " different tokens of 1000"))
 	}
 }
+
+// A host whose arbiter's record was put back is told that, and not that its generation is over.
+func TestAHolderIsToldThatTheRecordWentBack(t *testing.T) {
+	for _, r := range []failover.Record{{}, {Generation: 5, Holder: "b", Token: "b"}} {
+		g := failover.Grant{Generation: 7, Token: "a"}
+		_, renew := r.Renew(g, "")
+		_, release := r.Release(g, "")
+		want := fmt.Sprintf("the record ends with generation %d, but there was a generation 7", r.Generation)
+		for _, err := range []error{renew, release} {
+			if !errors.Is(err, failover.ErrRefused) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%+v: %v", r, err)
+			}
+		}
+	}
+	now := failover.Record{Generation: 7, Holder: "b", Token: "b"}
+	if _, err := now.Renew(failover.Grant{Generation: 7, Token: "a"}, ""); err == nil || strings.Contains(err.Error(), "ends with") {
+		t.Errorf("of another's grant of the same generation: %v", err)
+	}
+}

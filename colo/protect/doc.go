@@ -35,6 +35,7 @@
 //	following, no arbiter: handed the guest           ──► taking over, as the primary has said last
 //	where the guest runs: Cancel                      ──► cancelled, it runs on here
 //	switching over by Migrate                         ──► concluded here, paused there
+//	switching over, the verb's context ends early     ──► protected
 //	any: the end of Run's context, Complete, an error ──► concluded
 //	following, asking: a load failed half way (torn)  ──► concluded, this copy never runs
 //
@@ -112,7 +113,7 @@
 // # A switchover
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
-// nothing is lost: the control connection is there, the arbiter has heard of the generation,
+// nothing is lost, nor the session if its context ends before the secondary has been told anything: the control connection is there, the arbiter has heard of the generation,
 // what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
 // compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
 //
@@ -194,6 +195,7 @@
 //	                 the same until a disk that does not answer is told of (event.DiskStalled)
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
 //	HungAfter        1 min    of a DiskConfig: an operation of a disk, for which a session that ends waits no longer
+//	                 three times that, and PeerTimeout, until a primary that synchronises disks, and asks for nothing of them, is given up
 //	                 5 s      for a connection to say what it is for
 //	                 20 ms    to 1 s between two attempts to reach the other host; 1 s where it was reached, and did not come into step
 //

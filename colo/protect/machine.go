@@ -102,6 +102,7 @@ const (
 	left                   // the session was ended on purpose, and the guest runs on here
 	handed                 // the other side runs the guest
 	migrated               // and this host is done with it
+	calledOff              // a switchover was given up before the other side had heard of it
 	entrusted              // the primary has handed the guest to this host, and there is no arbiter to be asked
 	gaveUp                 // this host was entrusted with the guest, and cannot have it
 	stopped                // the context of Run has ended
@@ -123,7 +124,7 @@ const (
 
 var inputNames = [...]string{
 	"granted", "refused", "agreed", "joined", "in-step", "unharmed", "unborn", "broke", "took-over", "torn", "deposed", "left",
-	"handed-over", "migrated", "entrusted", "gave-up", "stopped", "failed",
+	"handed-over", "migrated", "called-off", "entrusted", "gave-up", "stopped", "failed",
 	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "save", "set-delay",
 }
 
@@ -150,7 +151,7 @@ var transitions = map[State]map[input]State{
 		doPause: Protected, doCancel: Protected, doComplete: Protected, doSave: Protected,
 		doCheckpoint: Protected, doFailover: Asking, doFenced: TakingOver, doSwitchover: SwitchingOver, doMigrate: SwitchingOver,
 	},
-	SwitchingOver: {handed: Waiting, migrated: Concluded, broke: Asking, left: Alone, deposed: Waiting},
+	SwitchingOver: {handed: Waiting, migrated: Concluded, calledOff: Protected, broke: Asking, left: Alone, deposed: Waiting},
 	Following: {
 		unborn: Waiting, refused: Waiting, broke: Asking, entrusted: TakingOver, torn: Concluded,
 		doFailover: Asking, doFenced: TakingOver,

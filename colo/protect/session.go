@@ -377,15 +377,7 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 				workers.Go(func() { d.serve(ctx, s.peer.more[ch]) })
 			}
 		}
-		begins := false
-		err := s.peer.await(ctx, func() bool {
-			begins = s.peer.begins
-			return begins || s.peer.ended || s.peer.lost || s.peer.gone
-		})
-		if err == nil && !begins {
-			err = colo.ErrLost
-		}
-		return err
+		return j.awaitDisks(ctx, s)
 	}
 	copying, cancel := context.WithCancelCause(ctx)
 	watched := make(chan struct{})

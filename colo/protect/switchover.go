@@ -18,12 +18,13 @@ import (
 // and does not hear it, is waited for as long as twice PeerTimeout: until it has heard that, and
 // until it has said that it runs the guest. The arbiter and the output that is on its way out are
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
-// and ctx bounds it all up to the word that the other host is to go on. Where this host then has to
-// ask who goes on (Asking), and is not answered, Switchover returns PeerTimeout after the end of ctx:
-// the error is ctx's too, and what becomes of the guest shows in the state. A host that dies in the moment
-// between the arbiter's grant and its first output takes the guest with it, as a lone
-// host does: nobody knows what it said, and Switchover returns an error. Query reports
-// the downtime.
+// and ctx bounds it all up to the word that the other host is to go on. Where ctx ends before the
+// other host has heard of the switchover, the pair stays protected and nothing else changes; later the
+// session ends. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
+// returns PeerTimeout after the end of ctx: the error is ctx's too, and what becomes of the guest shows
+// in the state. A host that dies in the moment between the arbiter's grant and its first output takes
+// the guest with it, as a lone host does: nobody knows what it said, and Switchover returns an error.
+// Query reports the downtime.
 //
 // A person starts such a guest anew: on that host with Start, since its disks are of the
 // generation that was granted. If that host is gone, or died before it had recorded
@@ -61,7 +62,14 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	if err != nil {
 		return err
 	}
-	if err := j.handOver(ctx, s); err != nil {
+	err = j.makeReady(ctx, s)
+	if err != nil && ctx.Err() != nil && j.callOff(s, err) {
+		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, err)
+	}
+	if err == nil {
+		err = j.handOver(ctx, s)
+	}
+	if err != nil {
 		s.fail(err)
 		s.setPurpose(noPurpose)
 		s.colo.Expect(nil)
@@ -119,9 +127,9 @@ func (j *Job) settled(ctx context.Context, s *session) (State, error) {
 	}
 }
 
-// handOver does the primary's part of a switchover, up to the note that tells the
-// other side to go on.
-func (j *Job) handOver(ctx context.Context, s *session) error {
+// makeReady does what a switchover begins with: the guest runs, and the other side knows nothing of
+// the switchover.
+func (j *Job) makeReady(ctx context.Context, s *session) error {
 	deaf := false
 	s.peer.get(func() { deaf = s.peer.mute || s.peer.gone })
 	if deaf { // before the guest stands still for an order that nobody hears
@@ -132,9 +140,27 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	}); err != nil {
 		return err
 	}
-	if err := j.commitsFirst(ctx, s); err != nil {
-		return err
+	return j.commitsFirst(ctx, s)
+}
+
+// callOff ends a switchover that has come no further than makeReady, and leaves the session as it is.
+// It returns false if that is over, or about to end over a disk here that has failed.
+func (j *Job) callOff(s *session, why error) bool {
+	if j.diskFailed() != nil {
+		return false
 	}
+	if _, err := j.enter(calledOff, why.Error(), s); err != nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.migrates = false
+	return true
+}
+
+// handOver does the primary's part of a switchover after makeReady, up to the note that tells the
+// other side to go on.
+func (j *Job) handOver(ctx context.Context, s *session) error {
 	if !compares(j.cfg.Network) {
 		s.peer.say(note{Say: sayLast}) // where it is not heard in time the other side pauses its guest once more
 	}

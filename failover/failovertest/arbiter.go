@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,11 +18,16 @@ type Two struct{ A, B failover.Arbiter }
 
 // TestArbiter checks an implementation of failover.Arbiter against its contract. newTwo
 // makes the arbiters for a guest that was never granted and frees them with t.Cleanup.
-// term is as short a term as the arbiters can keep. The test takes some terms of real time.
-// Of failover.StoreArbiters over a store of your own, run [TestStore] first.
+// term is as short a term as the arbiters can keep. The test takes some terms of real time. Where
+// a call does not return though its context has ended, the test fails with the name of the method,
+// leaves the goroutine of that call behind, and makes no more of its checks. Of failover.StoreArbiters over a store of your own, run [TestStore] first.
 func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
+	var hangs atomic.Bool
 	for _, c := range checks {
-		t.Run(c.name, func(t *testing.T) { check(t, c.fn, term, newTwo) })
+		t.Run(c.name, func(t *testing.T) { check(t, c.fn, term, &hangs, newTwo(t)) })
+		if hangs.Load() {
+			return
+		}
 	}
 }
 
@@ -33,7 +39,7 @@ func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two
 func TestArbiterInBubble(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { check(t, c.fn, term, newTwo) })
+			synctest.Test(t, func(t *testing.T) { check(t, c.fn, term, new(atomic.Bool), newTwo(t)) })
 		})
 	}
 }
@@ -58,10 +64,13 @@ var checks = []struct {
 	{"what is not valid is refused before anybody is asked", (*arbiters).invalid},
 }
 
-func check(t *testing.T, fn func(*arbiters), term time.Duration, newTwo func(t *testing.T) Two) {
+// check makes one check. hangs is set if a call has not returned.
+func check(t testing.TB, fn func(*arbiters), term time.Duration, hangs *atomic.Bool, two Two) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*term+time.Minute)
 	defer cancel()
-	fn(&arbiters{TB: t, Two: newTwo(t), ctx: ctx, term: term})
+	b := &bound{t, 10*term + 10*time.Second, hangs} // no call of a check waits for longer than three terms
+	two = Two{A: &bounded{two.A, b}, B: &bounded{two.B, b}}
+	fn(&arbiters{TB: t, Two: two, ctx: ctx, term: term})
 }
 
 // arbiters is a test of an arbiter, with the Arbiters of two hosts over one place.

@@ -3,6 +3,7 @@ package failovertest
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,7 +80,7 @@ func TestABrokenStoreIsFound(t *testing.T) {
 				done := make(chan struct{})
 				go func() {
 					defer close(done)
-					checkStore(r, c.fn, Stores{A: c.wrap(s), B: c.wrap(s)})
+					checkStore(r, c.fn, new(atomic.Bool), Stores{A: c.wrap(s), B: c.wrap(s)})
 				}()
 				<-done
 				if said := strings.Join(r.said, "; "); c.want == "" && said != "" || !strings.Contains(said, c.want) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -66,6 +67,7 @@ type Export struct {
 	srv      *Server
 	cfg      ExportConfig
 	contexts []Context // ContextAllocation and those of cfg
+	requests atomic.Uint64
 
 	mu      sync.Mutex
 	gated   bool
@@ -127,6 +129,10 @@ func (e *Export) Clients() int {
 	defer e.mu.Unlock()
 	return len(e.conns)
 }
+
+// Requests returns how many requests have come, over all connections. A disk of which a client still
+// asks for something is told by that from one whose client is silent.
+func (e *Export) Requests() uint64 { return e.requests.Load() }
 
 // Gate refuses changes from now on, with ESHUTDOWN. It returns when the changes under way
 // are done, or with ctx's error, after which the export is gated too. Reads and flushes

@@ -28,6 +28,19 @@ func TestOldGenerationIsRefused(t *testing.T) {
 	dial(t, path, ClientConfig{Export: "d@7"})
 }
 
+func TestAnExportCountsTheRequestsOfAllItsClients(t *testing.T) {
+	_, exps, path := serve(t, ServerConfig{}, ExportConfig{Disk: newRAM(8192), MaxClients: 2})
+	for i := range uint64(2) {
+		c := dial(t, path, ClientConfig{})
+		if _, err := c.ReadAt(make([]byte, 512), 0); err != nil {
+			t.Fatal(err)
+		}
+		if n := exps[0].Requests(); n != i+1 {
+			t.Errorf("after %d requests: %d", i+1, n)
+		}
+	}
+}
+
 func TestGatedExportIsDrainedAndRefusesChanges(t *testing.T) {
 	ctx := context.Background()
 	disk := newRAM(8192)

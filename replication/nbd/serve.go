@@ -149,6 +149,7 @@ func (s *session) take(t *taken) bool {
 		s.srv.memory.put(t.data)
 		return false
 	}
+	s.e.requests.Add(1)
 	return true
 }
 
