@@ -26,8 +26,10 @@ type fingerprint struct {
 type fingerprintBlock struct{ block, sum uint32 }
 
 const (
-	fingerprintBlocks  = 24
-	fingerprintEncoded = 4 + fingerprintBlocks*8
+	fingerprintBlocks = 22
+	// Earlier journals have more. The place of those in the superblock is that of superRun now.
+	fingerprintMax     = 24
+	fingerprintEncoded = 4 + fingerprintMax*8
 )
 
 // fixedBlocks are blocks that probably differ from disk to disk: partition tables and
@@ -172,7 +174,7 @@ func (f *fingerprint) check(ctx context.Context, d Disk, size int64, j *Journal,
 func (f *fingerprint) append(p []byte) []byte {
 	le := binary.LittleEndian
 	p = le.AppendUint32(p, uint32(f.n))
-	for _, b := range f.at {
+	for _, b := range f.at[:f.n] {
 		p = le.AppendUint32(le.AppendUint32(p, b.block), b.sum)
 	}
 	return p
@@ -183,13 +185,13 @@ func (f *fingerprint) append(p []byte) []byte {
 func (f *fingerprint) decode(p []byte, size int64) bool {
 	le := binary.LittleEndian
 	n := le.Uint32(p)
-	if n > fingerprintBlocks {
+	if n > fingerprintMax {
 		return false
 	}
-	f.n = int(n)
-	for i := range f.at {
+	f.n = int(min(n, fingerprintBlocks))
+	for i := range f.at[:f.n] {
 		b := fingerprintBlock{le.Uint32(p[4+i*8:]), le.Uint32(p[8+i*8:])}
-		if i < f.n && int64(b.block)*BlockSize >= size {
+		if int64(b.block)*BlockSize >= size {
 			return false
 		}
 		f.at[i] = b

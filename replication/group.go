@@ -47,6 +47,11 @@ type (
 	}
 	starter interface {
 		prepareStart(context.Context, ID) error
+		// mayHaveStarted reports whether stable storage may say that a Start that has failed was made.
+		mayHaveStarted() bool
+		// startMissed says that the start that was prepared is to be made before anything else is, since other
+		// disks have made it, or may have.
+		startMissed()
 	}
 	promoter interface{ failOverAlone(context.Context) error }
 )
@@ -60,7 +65,8 @@ func memberError(i int, op string, err error) error {
 
 // Start starts the members in order. If one fails, those already started are
 // stopped again, without failover and whatever becomes of ctx, and the errors
-// are joined. Start may then be repeated; a [Primary] that was stopped again
+// are joined; of a [Secondary] all are then at the checkpoint of epoch 0, which the others make before
+// they do anything else, or after a crash RecoverGroup does. Start may then be repeated; a [Primary] that was stopped again
 // wants another Remote first.
 func (g Group) Start(ctx context.Context) error {
 	if len(g) > 1 {
@@ -76,12 +82,27 @@ func (g Group) Start(ctx context.Context) error {
 			continue
 		}
 		errs := []error{err}
+		if len(g) > 1 {
+			g.tellMissed(i)
+		}
 		for j := i - 1; j >= 0; j-- {
 			errs = append(errs, memberError(j, "stop", g[j].Stop(context.WithoutCancel(ctx), false)))
 		}
 		return errors.Join(errs...)
 	}
 	return nil
+}
+
+// tellMissed tells the members from number i on, the Start of which has failed, that they have missed it.
+func (g Group) tellMissed(i int) {
+	if s, ok := g[i].(starter); i == 0 && !(ok && s.mayHaveStarted()) {
+		return // no disk is started
+	}
+	for _, m := range g[i:] {
+		if s, ok := m.(starter); ok {
+			s.startMissed()
+		}
+	}
 }
 
 // Prepare prepares those members that are Preparers, all at the same time,

@@ -104,9 +104,8 @@ type groupLife struct {
 	primaries    [lifeDisks]*Primary
 	members      Group
 	linked       bool
-	// loose are the checkpoints at each of which a disk may be, since a start that could not be made of all disks could not be
-	// undone either; nil: they are all at one.
-	loose        []images
+	// missed are starts that were not made of all disks: the disks that follow may be at one of them, as soon as one of them is.
+	missed       []images
 	full         bool // the follower's journals find no room for some writes
 	epoch        uint64
 	stands, next images // the follower's last checkpoint, and the one that may be there instead
@@ -171,13 +170,7 @@ func (g *groupLife) tryFollow() error {
 		}
 		list = append(list, Recovery{Journal: j, Disk: &keptDisk{d[0], m}})
 	}
-	_, _, err := RecoverGroup(context.Background(), list)
-	for i := 0; g.loose != nil && errors.Is(err, ErrEpoch) && i < len(list); i++ {
-		if _, _, one := list[i].Journal.Recover(context.Background(), list[i].Disk); one != nil || i == len(list)-1 {
-			err = one
-		}
-	}
-	if err != nil {
+	if _, _, err := RecoverGroup(context.Background(), list); err != nil {
 		return err
 	}
 	g.members = nil
@@ -198,12 +191,12 @@ func (g *groupLife) recovered() {
 		return
 	}
 	switch now := g.follow.contents(); {
-	case g.loose != nil:
-		g.apart("recovered", now)
-		return
 	case g.stands[0] == nil && g.inconsistent(): // the first start was made of some disks, and not of all
 		g.next = images{}
 		return
+	case slices.ContainsFunc(g.missed, now.equal):
+		g.stands, g.missed = now, nil
+		g.counts["missed starts"]++
 	case now.equal(g.next):
 		g.stands = g.next
 		g.counts["forward"]++
@@ -226,15 +219,6 @@ func (g *groupLife) inconsistent() bool {
 		}
 	}
 	return false
-}
-
-// apart checks that each disk is that of one of the checkpoints in loose.
-func (g *groupLife) apart(why string, now images) {
-	for i, p := range now {
-		if !slices.ContainsFunc(g.loose, func(at images) bool { return at[i] == nil || bytes.Equal(p, at[i]) }) {
-			g.failf("%s, disk %d is that of no checkpoint", why, i)
-		}
-	}
 }
 
 func (g *groupLife) compareIdentities() {
@@ -322,8 +306,8 @@ func (g *groupLife) connect() {
 		if err := g.members.Stop(ctx, false); g.lost("stop", err) {
 			return
 		}
-		if now := g.follow.contents(); g.loose != nil {
-			g.apart("stopped", now)
+		if now := g.follow.contents(); slices.ContainsFunc(g.missed, now.equal) {
+			g.stands, g.next, g.missed = now, images{}, nil
 		} else if now.equal(g.next) { // one disk had made that checkpoint, and so the others do
 			g.stands, g.next = g.next, images{}
 		} else if !now.equal(g.stands) {
@@ -367,13 +351,13 @@ func (g *groupLife) checkpoint(epoch uint64, do func() error, first bool) bool {
 		g.failf("the copies differ at the mark of %d", epoch)
 	}
 	err := do()
-	if g.loose != nil || first && epoch == 0 && noRoom(err) {
-		g.loose = append(g.loose, g.stands, g.next)
+	if err != nil && first && epoch == 0 {
+		g.missed = append(g.missed, g.next)
 	}
 	if g.lost("checkpoint", err) {
 		return false
 	}
-	g.loose = nil
+	g.missed = nil
 	g.stands, g.next = g.next, images{}
 	for _, p := range g.primaries {
 		err := p.Loaded(ctx, epoch)

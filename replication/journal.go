@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -86,6 +85,10 @@ type superblock struct {
 	// pending is cleared when this one is.
 	start   ID
 	pending bool
+	// run names the start that the checkpoint of epoch comes after, if several disks were started
+	// together then; zero: it was this one alone, or that is not known. Of disks whose
+	// runs differ the same epoch is not the same checkpoint.
+	run ID
 	// alone says, in states Failover and Done, that not all disks of a Group could be told
 	// of the failover, and that the guest has gone on all the same: it cannot be undone.
 	alone bool
@@ -111,7 +114,9 @@ const (
 	minJournal   = 64 << 10                                                    // of each device
 	superPrint   = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 // where print is
 	superName    = superPrint + fingerprintEncoded                             // where name is
-	superGrows   = superName + 16                                              // where grows is
+	superRun     = superName - 16                                              // where run is, behind the print, if superHasRun is set
+	superHasRun  = superPrint - 2
+	superGrows   = superName + 16 // where grows is
 	superEncoded = superGrows + 8 + 4
 	superLengths = superEncoded // where the lengths of the devices and a sum of their own are, unless all that is zero
 	superSummed  = superLengths + 16
@@ -133,6 +138,10 @@ func (b *superblock) encode() []byte {
 	copy(p[superPrint-20:], b.start[:])
 	p[superPrint-4], p[superPrint-3] = bit(b.pending), bit(b.alone)
 	copy(p[superPrint:], b.print.append(nil))
+	if b.run != (ID{}) {
+		p[superHasRun] = 1
+		copy(p[superRun:], b.run[:])
+	}
 	copy(p[superName:], b.name[:])
 	le.PutUint64(p[superGrows:], b.grows)
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
@@ -163,9 +172,14 @@ func (b *superblock) decode(p []byte) bool {
 	b.entrySum = le.Uint32(p[80:])
 	b.prepared = le.Uint64(p[84:])
 	copy(b.start[:], p[superPrint-20:])
+	b.pending, b.alone = p[superPrint-4] != 0, p[superPrint-3] != 0
+	if p[superHasRun] != 0 {
+		copy(b.run[:], p[superRun:])
+	} else if !b.pending { // before there was a place for run, start stayed until the first checkpoint
+		b.run = b.start
+	}
 	copy(b.name[:], p[superName:])
 	b.grows = le.Uint64(p[superGrows:])
-	b.pending, b.alone = p[superPrint-4] != 0, p[superPrint-3] != 0
 	b.hidden, b.active = le.Uint64(p[superLengths:]), le.Uint64(p[superLengths+8:])
 	sum := le.Uint32(p[superSummed:])
 	if (b.hidden != 0 || b.active != 0 || sum != 0) && sum != crc32.Checksum(p[superLengths:superSummed], castagnoli) {
@@ -270,7 +284,7 @@ func (b *superblock) isSize(n int64) bool {
 
 // smallDisk is the size below which a disk whose guest went on, and which has changed
 // wherever it was looked at, is not taken for another one.
-const smallDisk = 4 * fingerprintBlocks * BlockSize
+const smallDisk = 4 * fingerprintMax * BlockSize
 
 // isOf returns ErrIdentity if disk, which has no place for metadata, is not the one of b;
 // see fingerprint. j has the content that was replaced; nil: none was. The caller holds
@@ -349,25 +363,6 @@ func (j *Journal) settle() error {
 	return j.store(j.super)
 }
 
-// setRunning implements stableState. The one write that it does is the commit
-// point of a checkpoint.
-func (j *Journal) setRunning(epoch uint64, id Identity) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if err := j.log.failed(); err != nil {
-		return err
-	}
-	b := j.super
-	b.state, b.epoch, b.prepared, b.entries, b.entrySum, b.id = Running, epoch, 0, 0, 0, id
-	if !b.pending {
-		b.start = ID{}
-	}
-	b.pending, b.alone = false, false
-	rand.Read(b.nonce[:])
-	j.sum(&b)
-	return j.store(b)
-}
-
 // failed implements stableState.
 func (j *Journal) failed() error {
 	j.mu.Lock()
@@ -423,35 +418,11 @@ func (j *Journal) setAlone() error {
 	return j.storeChanged(b)
 }
 
-// setBack implements stableState.
-func (j *Journal) setBack() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	b := j.super
-	b.prepared, b.alone = 0, false
-	if b.pending { // otherwise it has been started, and others may be waiting for that
-		b.start, b.pending = ID{}, false
-	}
-	return j.storeChanged(b)
-}
-
 // storeChanged does what store does, if b is not what is stored. The caller holds mu.
 func (j *Journal) storeChanged(b superblock) error {
 	if b == j.super {
 		return j.settle()
 	}
-	return j.store(b)
-}
-
-// setStarting implements stableState.
-func (j *Journal) setStarting(together ID) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if err := j.log.failed(); err != nil {
-		return err
-	}
-	b := j.super
-	b.start, b.pending, b.alone = together, true, false
 	return j.store(b)
 }
 
@@ -472,7 +443,7 @@ func (j *Journal) setForgotten(id Identity) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.super
-	b.state, b.epoch, b.prepared, b.id = None, 0, 0, id
+	b.state, b.epoch, b.prepared, b.id, b.run = None, 0, 0, id, ID{}
 	return j.store(b)
 }
 

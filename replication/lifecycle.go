@@ -30,6 +30,9 @@ type lifecycle struct {
 	next     uint64
 	// outrun: another disk of the group has made the prepared checkpoint. From outrunBy until emptied.
 	outrun bool
+	// due: the disk is at a start that is recorded, which another disk of the group has made, or may have. From
+	// missedStart until began.
+	due bool
 	// asked: a checkpoint has been asked for in this epoch.
 	asked bool
 	// err is the first error since began. untold is that error until it has been
@@ -82,7 +85,7 @@ func (l *lifecycle) admit() (State, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.gated || l.state != None && l.state != Running:
+	case l.gated || l.due || l.state != None && l.state != Running:
 		return l.state, ErrGated
 	case l.state == Running && l.err != nil:
 		return l.state, l.err // the change would be in no checkpoint
@@ -109,6 +112,20 @@ func (l *lifecycle) began() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state, l.epoch, l.err, l.untold, l.gated = Running, 0, nil, false, false
+	l.due = false
+}
+
+// missedStart: stable storage says that the disk can be taken for started, and the group has not heard that it is.
+func (l *lifecycle) missedStart() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.due = l.state == None || l.state == Done && !l.promised
+}
+
+func (l *lifecycle) startIsDue() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.due
 }
 
 // prepare: the disk has all writes of epoch.

@@ -156,7 +156,7 @@ func (j *Journal) apply(ctx context.Context, disk *stableDisk, how int) (epoch u
 	case rollForward:
 		b.epoch, b.id = b.prepared, b.idForward(meta)
 	case rollToStart:
-		b.epoch, b.id = 0, b.idForward(meta)
+		b.epoch, b.id, b.run = 0, b.idForward(meta), b.start
 	default:
 		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
 			n, err := preImage(block, n, p, disk.Size())
@@ -248,7 +248,7 @@ type Recovery struct {
 // the middle of a failover, either all disks get the guest's own writes or none does.
 //
 // It returns that epoch, and whether a failover has been finished. If there is no such
-// epoch, since these are not the disks of one guest or its Group went on after an error,
+// epoch, since these are not the disks of one guest, were last started apart, or its Group went on after an error,
 // nothing has been changed and the error, which is ErrEpoch, says of each disk where it
 // is; nor has anything been changed if the error is ErrSize or ErrIdentity, since a disk
 // is not the one of its journal, or ErrCorrupt, since a journal contradicts itself or
@@ -278,6 +278,9 @@ func recoverGroup(ctx context.Context, disks []journaled) (epoch uint64, failedO
 		d.journal.mu.Lock()
 		supers[i] = d.journal.super
 		d.journal.mu.Unlock()
+		if supers[i].left(d.disk) {
+			supers[i].run = ID{}
+		}
 	}
 	epoch, how, err := planRecovery(supers)
 	if err != nil {
@@ -327,10 +330,11 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 	how = make([]int, len(disks))
 	disks = slices.Clone(disks)
 	for i, b := range disks {
-		for _, o := range disks {
-			if b.state == Running && b.pending && o.state == Running && !o.pending && o.start == b.start {
-				how[i], disks[i].epoch, disks[i].prepared = rollToStart, 0, 0
-			}
+		if !b.pending || !slices.ContainsFunc(disks, b.madeBy) {
+			continue
+		}
+		if disks[i].run = b.start; b.state == Running { // what has no checkpoint to go back to stays as it is
+			how[i], disks[i].epoch, disks[i].prepared = rollToStart, 0, 0
 		}
 	}
 	var running, ordered bool
@@ -361,6 +365,8 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 		case b.state == Running && slices.ContainsFunc(disks, b.leftBy):
 			errs = append(errs, memberError(i, "recover", fmt.Errorf("%w: it is at %d, and the guest went on from there on another disk", ErrEpoch, b.epoch)))
 		case b.state != Running && b.state != Failover:
+		case slices.ContainsFunc(disks, b.otherRun):
+			errs = append(errs, memberError(i, "recover", fmt.Errorf("%w: it is at %d of another start than other disks", ErrEpoch, b.epoch)))
 		case how[i] == rollToStart && epoch == 0:
 		case b.epoch == epoch && b.state == Failover && !running:
 			how[i] = finishFailover
@@ -373,6 +379,29 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 		}
 	}
 	return epoch, how, errors.Join(errs...)
+}
+
+// madeBy reports whether disk o has made the start that is prepared on the disk of b.
+func (b *superblock) madeBy(o superblock) bool {
+	return b.start != ID{} && o.run == b.start
+}
+
+// otherRun reports whether the checkpoint of disk o is known to come after another start than that of b.
+func (b *superblock) otherRun(o superblock) bool {
+	return b.run != ID{} && o.run != ID{} && b.run != o.run
+}
+
+// left reports whether a clean journal says nothing of disk any more, since the disk was changed without it,
+// or is being overwritten.
+func (b *superblock) left(disk *stableDisk) bool {
+	if b.state == Running || b.state == Failover {
+		return false
+	}
+	meta, err := metadataOf(disk.Disk)
+	if err != nil || !meta.kept() {
+		return err != nil || b.id.State == CopyInconsistent
+	}
+	return meta.guardedBy() != b.name || meta.Identity().State == CopyInconsistent
 }
 
 // leftBy reports whether the guest has left the checkpoint at which b, in state Running,

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"syscall"
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
@@ -213,102 +212,4 @@ func TestARecoveryForwardIsOfTheGenerationOfThePrimaryThatCameBack(t *testing.T)
 			t.Errorf("another process %v, another guest %v: %d forward, %d back", again, stranger, forward, back)
 		}
 	}
-}
-
-// startsApart has the first disk started and the second not, since its journal has no room for that; nor can the first one be
-// stopped again. It returns what the second disk was before it was synchronised, and what it would have been at the start.
-func (x *forwardRig) startsApart() (old, starts []byte) {
-	x.t.Helper()
-	ctx := context.Background()
-	x.boot()
-	x.synchronise(0)
-	must(x.t, x.members.Start(ctx))
-	x.loaded(0)
-	for _, p := range x.primaries {
-		must(x.t, p.Mark(ctx, 1))
-	}
-	must(x.t, x.members.Checkpoint(ctx, 1))
-	x.goOn(0x22)
-	must(x.t, x.members.Stop(ctx, false))
-	x.boot()
-	old = bytes.Clone(x.disks[1][0].data)
-	x.synchronise(0)
-	starts = bytes.Clone(x.local[1].data)
-
-	for i, first := range []int{3, 2} { // the superblock after that of the start of the first disk, and that of the second
-		x.disks[i][2].failWrite = func(int64, int) error {
-			if first--; first <= 0 {
-				return syscall.ENOSPC
-			}
-			return nil
-		}
-	}
-	wantErr(x.t, "a start without room for the second disk", x.members.Start(ctx), syscall.ENOSPC)
-	if st := x.secondary(0).State(); st != Running {
-		x.t.Fatalf("the first disk is %v, want running", st)
-	}
-	x.disks[0][2].failWrite, x.disks[1][2].failWrite = nil, nil
-
-	return old, starts
-}
-
-// A start that one disk made and another did not, and that could not be undone, is a start that a recovery makes on the
-// other disk too. It does not once a primary has come back to that one and written to it: a copy of which
-// only a part has been replaced is no start, and the disks are refused, or go back.
-func TestADiskThatIsFilledAfterAStartThatFailedDoesNotGoForwardToIt(t *testing.T) {
-	ctx := context.Background()
-	x := newForwardRig(t)
-	old, starts := x.startsApart()
-
-	p := x.primaries[1]
-	write(t, p, 0x44, 0, 2*BlockSize)
-	write(t, p, 0x44, 6*BlockSize, BlockSize)
-	must(t, joinOver(p, x.secondary(1)))
-	write(t, x.secondary(1).Export(), 0x44, 0, 2*BlockSize) // a part of what the disk lacks
-
-	x.cut(rand.New(rand.NewPCG(1, 2)))
-	var list []Recovery
-	for _, d := range x.disks {
-		j, err := OpenJournal(d[2], d[3])
-		must(t, err)
-		list = append(list, Recovery{Journal: j, Disk: reopened(t, d[0], d[1])})
-	}
-	_, _, err := RecoverGroup(ctx, list)
-	if err != nil {
-		wantErr(t, "disks that are at no epoch in common", err, ErrEpoch)
-		_, _, err = list[1].Journal.Recover(ctx, list[1].Disk)
-		must(t, err)
-	}
-	if got := x.disks[1][0].data; !bytes.Equal(got, old) && !bytes.Equal(got, starts) {
-		t.Errorf("the disk is that of no checkpoint, and is called %v", list[1].Disk.(*keptDisk).meta.Identity())
-	}
-}
-
-// A disk that is brought back to its checkpoint, while another one is at a start that both were to make, is not taken
-// for that start by a recovery.
-func TestADiskThatWentBackAfterAStartThatFailedDoesNotGoForwardToIt(t *testing.T) {
-	ctx := context.Background()
-	x := newForwardRig(t)
-	old, _ := x.startsApart()
-	disk, hidden := x.disks[1][0], x.disks[1][2]
-	hidden.failWrite = func(int64, int) error {
-		if bytes.Equal(disk.data, old) {
-			return syscall.ENOSPC
-		}
-		return nil
-	}
-	wantErr(t, "a stop that cannot be recorded", x.secondary(1).Stop(ctx, false), syscall.ENOSPC)
-	hidden.failWrite = nil
-	x.cut(rand.New(rand.NewPCG(1, 3)))
-	var list []Recovery
-	for _, d := range x.disks {
-		j, err := OpenJournal(d[2], d[3])
-		must(t, err)
-		list = append(list, Recovery{Journal: j, Disk: reopened(t, d[0], d[1])})
-	}
-	_, _, err := RecoverGroup(ctx, list)
-	wantErr(t, "disks that are at no epoch in common", err, ErrEpoch)
-	_, _, err = list[1].Journal.Recover(ctx, list[1].Disk)
-	must(t, err)
-	wantBytes(t, "the disk that went back", x.disks[1][0].data, old, 0)
 }

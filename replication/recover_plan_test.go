@@ -21,14 +21,15 @@ func superblocks() (all []superblock) {
 				{state: Failover, epoch: epoch, id: id},
 				{state: Failover, epoch: epoch, id: id, alone: true},
 			} {
-				all = append(all, b)
-				for _, start := range starts {
-					b.start = start
+				for _, run := range []ID{{}, starts[0], starts[1]} {
+					b.run = run
+					b.start, b.pending = ID{}, false
 					all = append(all, b)
-					if b.state != Failover {
-						b.pending = true
-						all = append(all, b)
-						b.pending = false
+					for _, start := range starts {
+						if b.state != Failover && start != run {
+							b.start, b.pending = start, true
+							all = append(all, b)
+						}
 					}
 				}
 			}
@@ -39,7 +40,7 @@ func superblocks() (all []superblock) {
 
 // said returns a superblock in words, for messages.
 func said(b superblock) string {
-	return fmt.Sprintf("%v, epoch %d, prepared %d, start %x, pending %t, alone %t, writes %t", b.state, b.epoch, b.prepared, b.start[0], b.pending, b.alone, b.id.Writes)
+	return fmt.Sprintf("%v, epoch %d, prepared %d, of start %x, start %x, pending %t, alone %t, writes %t", b.state, b.epoch, b.prepared, b.run[0], b.start[0], b.pending, b.alone, b.id.Writes)
 }
 
 // recovered returns the superblock that Journal.recover leaves.
@@ -48,7 +49,7 @@ func recovered(b superblock, how int) superblock {
 	case rollForward:
 		b.epoch = b.prepared
 	case rollToStart:
-		b.epoch = 0
+		b.epoch, b.run = 0, b.start
 	}
 	if b.id.Epoch = b.epoch; how == finishFailover {
 		b.id.begin()

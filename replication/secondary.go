@@ -156,6 +156,8 @@ type stableState interface {
 	// setStarting records, before the first of several disks is started, that
 	// they are started together.
 	setStarting(together ID) error
+	// setStarted voids whatever the overlays held and begins a run, at epoch 0.
+	setStarted(id Identity) error
 	// setRunning voids whatever the overlays held and begins epoch.
 	setRunning(epoch uint64, id Identity) error
 	// setFailover makes the overlays themselves stable too.
@@ -183,6 +185,7 @@ type volatileState struct{}
 
 func (volatileState) setStarting(ID) error              { return nil }
 func (volatileState) setPrepared(uint64) error          { return nil }
+func (volatileState) setStarted(Identity) error         { return nil }
 func (volatileState) setRunning(uint64, Identity) error { return nil }
 func (volatileState) setFailover(*overlay) error        { return nil }
 func (volatileState) setAlone() error                   { return nil }
@@ -303,58 +306,6 @@ func (s *Secondary) syncDisk() error {
 		return s.latch("flush", 0, 0, err)
 	}
 	return err
-}
-
-// prepareStart records that the disk is started together with others. After a crash in
-// between, either all of them are found started, or none is.
-func (s *Secondary) prepareStart(ctx context.Context, together ID) error {
-	return s.dog.call(ctx, func() error { return s.startTogether(together) })
-}
-
-func (s *Secondary) startTogether(together ID) error {
-	h := s.lockAll()
-	defer s.locks.unlock(h)
-	if st := s.State(); st != None && (st != Done || s.life.tookOver()) {
-		return nil // Start returns the error
-	}
-	if err := s.mayGoForward(); err != nil {
-		return err
-	}
-	return s.stable.setStarting(together)
-}
-
-// Start makes the present content of the secondary disk the checkpoint of epoch 0. From
-// now on the old content is saved before the primary's writes replace it. After a
-// failover, where a promoted disk stays in its place while the host becomes a primary,
-// Start does nothing, as in QEMU; after a Stop without failover it begins anew.
-func (s *Secondary) Start(ctx context.Context) error { return s.dog.call(ctx, s.start) }
-
-func (s *Secondary) start() error {
-	defer s.tell()
-	h := s.lockAll()
-	defer s.locks.unlock(h)
-	switch st := s.State(); {
-	case st == Failover, st == Done && s.life.tookOver():
-		return nil
-	case st == None, st == Done:
-	default:
-		return fmt.Errorf("%w: state %v", ErrRunning, st)
-	}
-	// After a crash, the record that replication has begun must not be there without the
-	// writes of the first synchronisation.
-	s.disk.wrote()
-	if err := s.syncDisk(); err != nil {
-		return err
-	}
-	if err := s.meta.failure(); err != nil {
-		return err
-	}
-	if err := s.beginRun(); err != nil {
-		return err
-	}
-	s.empty()
-	s.life.began()
-	return nil
 }
 
 // empty empties both overlays. The whole disk is locked.

@@ -74,6 +74,9 @@ func (s *Secondary) adopt(of Identity) error {
 	if s.life.tookOver() {
 		return fmt.Errorf("%w: state %v", ErrGated, st)
 	}
+	if err := s.makeUpForStart(); err != nil {
+		return err
+	}
 	if err := s.reenter(st); err != nil {
 		return err
 	}
@@ -194,7 +197,7 @@ func (s *Secondary) beginRun() error {
 	}
 	// The journal comes first: if the host crashed in between, the disk would otherwise be
 	// recorded as inconsistent without a journal that can make it consistent.
-	err = s.stable.setRunning(0, id)
+	err = s.stable.setStarted(id)
 	if err == nil {
 		err = s.meta.update(func(i *Identity, b *peerBase) {
 			*i, *b = id, peerBase{}
@@ -267,6 +270,31 @@ func (k *keptCheckpoint) end() {
 	k.armed = false
 }
 
+// beginKept has pre-images kept from now on, if arm has decided that the disk as it was is kept. A part of it is locked.
+func (s *Secondary) beginKept() error {
+	k := &s.kept
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.armed || k.begun() {
+		return nil
+	}
+	if err := s.meta.guardBy(s.journal); err != nil {
+		return err
+	}
+	// The journal first, as in beginRun.
+	err := s.stable.setRunning(k.id.Epoch, k.id)
+	if err == nil {
+		err = s.meta.update(func(i *Identity, _ *peerBase) { i.State = CopyInconsistent })
+	}
+	if err != nil {
+		return err
+	}
+	s.stable.emptied()
+	s.life.committed(k.id.Epoch)
+	k.on.Store(true)
+	return nil
+}
+
 // keep saves, in state None, the content that a change of [off, off+n)
 // replaces, if arm has decided that the disk as it was is kept. The range is
 // locked.
@@ -275,25 +303,10 @@ func (s *Secondary) keep(off, n int64) error {
 		return err
 	}
 	k := &s.kept
-	k.mu.Lock()
-	armed := k.armed && !k.begun()
-	var err error
-	if armed {
-		// The journal first, as in beginRun.
-		if err = s.stable.setRunning(k.id.Epoch, k.id); err == nil {
-			err = s.meta.update(func(i *Identity, _ *peerBase) { i.State = CopyInconsistent })
-		}
-		if err == nil {
-			s.stable.emptied()
-			s.life.committed(k.id.Epoch)
-			k.on.Store(true)
-		}
-	}
-	k.mu.Unlock()
-	if err != nil || !k.begun() {
+	if err := s.beginKept(); err != nil || !k.begun() {
 		return err
 	}
-	_, err = s.saveOld(off, n)
+	_, err := s.saveOld(off, n)
 	if !errors.Is(err, ErrFull) {
 		return err
 	}

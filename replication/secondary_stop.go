@@ -22,7 +22,7 @@ import (
 // A primary may come back after a Stop without failover: with Adopt, the state
 // is None again.
 func (s *Secondary) Stop(ctx context.Context, failover bool) error {
-	if s.State() == None && (failover || !s.kept.begun()) {
+	if s.State() == None && (failover || !s.kept.begun() && !s.life.startIsDue()) {
 		return ErrNotRunning
 	}
 	s.life.gate() // for good
@@ -42,14 +42,17 @@ func (s *Secondary) stop(ctx context.Context, failover bool) error {
 	}
 	h := s.lockAll()
 	defer s.locks.unlock(h)
+	err := s.makeUpForStart()
 	switch s.State() {
 	case Failover, Done:
-		return nil
+		return err
 	case Running, None:
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
-	err := s.complete()
+	if err == nil {
+		err = s.complete()
+	}
 	if err == nil {
 		err = s.restore(ctx)
 	}
