@@ -67,6 +67,13 @@ type LiveDecoder interface {
 	DecodeLive(h Header, r *qemufile.Reader) (LiveBody, error)
 }
 
+// A Learner is a [LiveDecoder] that is told of each record of the stream, in order, before the
+// live bodies behind it are read: how a guest's memory is to be read depends on what the
+// configuration says of capabilities and of the size of pages. A decoder that embeds a ram.Walker is one.
+type Learner interface {
+	Learn(rec *Record)
+}
+
 // Put writes the record. For a live section it writes the header, and the body if Live has
 // one; the footer is a Record of its own.
 func (rec *Record) Put(w *qemufile.Writer) {
@@ -134,8 +141,8 @@ const (
 )
 
 // ReadDocument reads a stream from its file header to its description, or to
-// its EOF where it has none. Bodies of live sections are left to live, and those
-// it does not know are kept as [Opaque]; a nil live stands for a stream without
+// its EOF where it has none. Bodies of live sections are left to live, which may be a [Learner],
+// and those it does not know are kept as [Opaque]; a nil live stands for a stream without
 // any. All the rest, packages and bodies that are Opaque included, may be 512 MiB of the
 // stream, besides the bounds that a [Scanner] has by default, and 262144 records, those in
 // packages among them: more is [ErrBounds]. When it fails, the Document has what was read
@@ -147,6 +154,7 @@ func ReadDocument(r *qemufile.Reader, live LiveDecoder) (*Document, error) {
 func readDocument(r *qemufile.Reader, live LiveDecoder, most int, room int64) (*Document, error) {
 	d := &Document{}
 	left, free := most, room
+	learner, _ := live.(Learner)
 	s := Scanner{Record: func(rec *Record) error {
 		if left -= 1 + len(rec.Package); left < 0 {
 			return streamError(rec.Offset, fmt.Errorf("more than %d records: %w", most, ErrBounds))
@@ -155,6 +163,9 @@ func readDocument(r *qemufile.Reader, live LiveDecoder, most int, room int64) (*
 			return streamError(rec.Offset, fmt.Errorf("more than %d bytes: %w", room, ErrBounds))
 		}
 		d.Records = append(d.Records, *rec)
+		if learner != nil {
+			learner.Learn(rec)
+		}
 		return nil
 	}}
 	s.Described = func(rec *Record) {

@@ -137,9 +137,13 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		}
 		return j.do(doComplete, "the guest has ended")
 	case j.State() == Synchronising && j.vm.isRunning():
+		s.unharmed = true
+		if words := s.whoEnded(); words != "" {
+			j.noteLoss(nil)
+			return j.do(unharmed, words)
+		}
 		err = s.lossOf(err, j.cfg.Lost)
 		j.noteLoss(err)
-		s.unharmed = true
 		return j.do(unharmed, err.Error())
 	}
 	return err

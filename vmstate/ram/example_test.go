@@ -13,8 +13,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// keeper keeps the memory in a stream, as records.
-type keeper struct{ walker ram.Walker }
+// keeper keeps the memory in a stream, as records. The Walker in it is told what the stream says
+// of that memory (vmstate.Learner).
+type keeper struct{ ram.Walker }
 
 // section is the memory in one section.
 type section struct {
@@ -27,8 +28,8 @@ func (k *keeper) DecodeLive(h vmstate.Header, r *qemufile.Reader) (vmstate.LiveB
 	if h.Name != ram.SectionName {
 		return nil, vmstate.ErrUnknownSection
 	}
-	s := &section{format: k.walker.Format}
-	err := k.walker.Walk(r, func(rec *ram.Record) error {
+	s := &section{format: k.Format}
+	err := k.Walk(r, func(rec *ram.Record) error {
 		kept := *rec // what it points to is valid until this returns
 		kept.Data, kept.Blocks = slices.Clone(rec.Data), slices.Clone(rec.Blocks)
 		s.records = append(s.records, kept)
