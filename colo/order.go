@@ -185,8 +185,9 @@ func (s *session) endFor(cause error) (first bool) {
 // released it for this side, with the reason of that. It is Expect and Lost in one, of a peer that is
 // there: the session ends and who goes on is settled as after those, but the connection is closed when the
 // guest is known not to run here, or runs here and the peer has closed its end. Where that takes longer
-// than HandedTime it is closed by then: its end tells the primary that this side has heard of it. It may be called from any goroutine at any time, and
-// does nothing to a session that is ending already but what Expect does.
+// than HandedTime it is closed by then: its end tells the primary that this side has heard of it. It
+// may be called from any goroutine at any time, and does nothing to a session that is ending already
+// but what Expect does.
 func (s *Secondary) Handed(cause error) {
 	s.mu.Lock()
 	s.expects, s.handed = cause, true
