@@ -313,6 +313,7 @@ var promises = []promise{
 	{"docs/security.md", "takes one of the loopback interface where it is told none", []string{"colo/protect/watch.TestAPortAloneIsOnLoopback"}},
 	{"docs/security.md", "A plain one has to be asked for by `-insecure`", []string{"examples/lockstep-qemu.TestWrongArgumentsAreSaid"}},
 	{"docs/security.md", "it is for the user of the process alone", []string{"examples/lockstep-qemu.TestTheOperatorsSocketIsForItsOwnerAlone"}},
+	{"docs/security.md", "which is made for that user alone if it is not there", []string{"examples/lockstep-qemu.TestTheOperatorsSocketIsForItsOwnerAlone"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},
 	{"docs/security.md", "a flood of SYNs takes no place of an established connection in the rewriter", []string{"colo/filter.TestAFloodOfSYNsTakesNoPlaceOfAConnection"}},
 	{"docs/security.md", "make this host write to a disk, or run a guest, after the arbiter has given the guest to this host", []string{"replication.TestOnceStoppedThePrimaryIsRefused", "colo/protect.TestOldGenerationGetsNowhere"}},

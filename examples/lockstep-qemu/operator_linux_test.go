@@ -21,7 +21,7 @@ func TestTheOperatorsSocketIsForItsOwnerAlone(t *testing.T) {
 		"standby":  {"standby", "-listen", "127.0.0.1:0"},
 		"guardian": {"protect", "-stay", "-qmp", newFakeQEMU(t, -1).addr, "-to", "tcp:127.0.0.1:1"},
 	} {
-		dir := qemutest.Dir(t)
+		dir := filepath.Join(qemutest.Dir(t), "s") // which is made
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		var said bytes.Buffer
@@ -41,8 +41,12 @@ func TestTheOperatorsSocketIsForItsOwnerAlone(t *testing.T) {
 			case <-time.After(time.Millisecond):
 			}
 		}
-		if mode != 0o600 {
-			t.Errorf("%s: the socket has mode %v", role, mode)
+		st, err := os.Stat(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mode != 0o600 || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s: the socket has mode %v, its directory %v", role, mode, st.Mode())
 		}
 		cancel()
 		<-ended
