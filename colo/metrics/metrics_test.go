@@ -37,7 +37,9 @@ func page(t *testing.T) []byte {
 	var s metrics.Set
 	rec.AddTo(&s)
 	metrics.AddInfo(&s, "web", colo.Info{Mode: event.ModePrimary, Epoch: 7, Checkpoints: 6, Causes: map[event.Cause]uint64{event.CauseTimer: 4, event.CauseDivergence: 2},
-		Pages: 1 << 20, Bytes: 1 << 32, Kept: ram.KeepStats{Pages: 64, Tried: 300, Idle: 12}, Pause: colo.Figure{Last: time.Millisecond, Max: time.Second, Total: 90 * time.Second}})
+		Pages: 1 << 20, Bytes: 1 << 32, Kept: ram.KeepStats{Pages: 64, Tried: 300, Idle: 12}, Pause: colo.Figure{Last: time.Millisecond, Max: time.Second, Total: 90 * time.Second},
+		Hold: colo.Figure{Last: 20 * time.Millisecond, Max: 2 * time.Second}, Held: colo.Held{Packets: 3, Bytes: 4500, Age: 250 * time.Millisecond},
+		Throttle: 30, Sync: colo.Progress{Passes: 4, Done: 3 << 30, Rate: 1e8}})
 	metrics.AddInfo(&s, "db", colo.Info{LastMode: event.ModeSecondary, TookOver: true})
 	var waits compare.Latency
 	for i := range 1000 {

@@ -41,7 +41,23 @@ func AddInfo(s *Set, guest string, in colo.Info) {
 		s.Add(Gauge, "lockstep_session_"+f.step+"_last_seconds", f.what+", in the last one.", f.Last.Seconds(), who...)
 		s.Add(Gauge, "lockstep_session_"+f.step+"_max_seconds", f.what+", in the longest one.", f.Max.Seconds(), who...)
 	}
+	if mode == event.ModePrimary {
+		addPrimary(s, in, who)
+	}
 	addDisks(s, guest, in.Disks)
+}
+
+// addPrimary adds what only a primary knows.
+func addPrimary(s *Set, in colo.Info, who []Label) {
+	s.Add(Gauge, "lockstep_session_hold_last_seconds", "The longest that output of the guest was held, in the last checkpoint.", in.Hold.Last.Seconds(), who...)
+	s.Add(Gauge, "lockstep_session_hold_max_seconds", "The longest that output of the guest was held, in any checkpoint.", in.Hold.Max.Seconds(), who...)
+	s.Add(Gauge, "lockstep_session_held_packets", "Packets of the guest that wait now, for a checkpoint or for the other guest.", float64(in.Held.Packets), who...)
+	s.Add(Gauge, "lockstep_session_held_bytes", "The bytes of the packets that wait now.", float64(in.Held.Bytes), who...)
+	s.Add(Gauge, "lockstep_session_held_age_seconds", "How long the oldest of the packets that wait now has waited.", in.Held.Age.Seconds(), who...)
+	s.Add(Gauge, "lockstep_session_throttle_ratio", "The share of the time for which the guest is kept from running, because it writes memory faster than the link carries it.", float64(in.Throttle)/100, who...)
+	s.Add(Gauge, "lockstep_session_sync_passes", "Passes over the guest's memory in the first synchronisation, the one under way included.", float64(in.Sync.Passes), who...)
+	s.Add(Gauge, "lockstep_session_sync_sent_bytes", "What has been sent in the first synchronisation.", float64(in.Sync.Done), who...)
+	s.Add(Gauge, "lockstep_session_sync_bytes_per_second", "How fast the first synchronisation is, lately.", in.Sync.Rate, who...)
 }
 
 func truth(b bool) float64 {

@@ -18,7 +18,8 @@ type DiskConfig struct {
 	// Name tells the guest's disks apart, the same on both hosts.
 	Name string
 	// Image is this host's copy. It is the Disk's alone from New on, and
-	// must be as long as the other host's. A replication.File knows whose copy it
+	// must be as long as the other host's. It becomes longer while no job of either host
+	// has it, on both. A replication.File knows whose copy it
 	// is, also after the host was down (a replication.MetadataKeeper); what is
 	// known of any other image ends with the Disk.
 	Image replication.Disk

@@ -31,7 +31,8 @@ func (h generational) Handle(ctx context.Context, r slog.Record) error {
 		requested = requested || a.Key == "reason" && a.Value.String() == event.ExitRequest.String()
 		return true
 	})
-	if requested && s != nil && r.Message == (event.COLOExit{}).Name() {
+	ended := requested && r.Message == (event.COLOExit{}).Name() || r.Message == (event.ProtectionEnded{}).Name()
+	if ended && s != nil {
 		if why := s.whoEnded(); why != "" {
 			all.AddAttrs(slog.String("why", why))
 		}

@@ -1,7 +1,9 @@
 package protect
 
 import (
+	"log/slog"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,7 +42,9 @@ func TestASynchronisationThatIsEndedOnPurposeIsNoLoss(t *testing.T) {
 			var a *host
 			var once sync.Once
 			booted, ended := make(chan struct{}), make(chan struct{})
+			log := new(lines)
 			a = w.boot("a", true, func(cfg *Config) {
+				cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 				var conn *resetConn
 				cfg.Session.Conn = func(_ event.Mode, under net.Conn) net.Conn {
 					conn = &resetConn{Conn: under}
@@ -51,7 +55,9 @@ func TestASynchronisationThatIsEndedOnPurposeIsNoLoss(t *testing.T) {
 						once.Do(func() {
 							conn.before = func() {
 								<-booted
-								begins(a.job.session())
+								s := a.job.session()
+								begins(s)
+								s.colo.Expect(errInOrder)
 								conn.before = nil
 								close(ended)
 							}
@@ -64,6 +70,9 @@ func TestASynchronisationThatIsEndedOnPurposeIsNoLoss(t *testing.T) {
 			a.is(Protected)
 			if line := "\nalone " + why + "\n"; !strings.Contains(a.reasons(), line) {
 				t.Errorf("no line %q in\n%s", line, a.reasons())
+			}
+			if !log.has("msg=PROTECTION_ENDED", "why="+strconv.Quote(why)) {
+				t.Errorf("the end of the protection is not told with %q:\n%s", why, strings.Join(log.all(), "\n"))
 			}
 			if q := a.job.Query(); q.LastError != nil {
 				t.Errorf("a says %v", q.LastError)

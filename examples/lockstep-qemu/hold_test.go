@@ -202,3 +202,10 @@ func TestALostPrimaryIsNotTakenForDeadWithoutAWord(t *testing.T) {
 	qemutest.Monitor(t, filepath.Join(dir, "qmp")).Do(t.Context(), "quit", nil, nil)
 	s.ends(exitOK)
 }
+
+// Whoever ends a standby beside a guest that runs on is not told to start a second one.
+func TestAGuestThatMayRunElsewhereIsLeftWithAWarning(t *testing.T) {
+	if theirs, ours := goingOn(false), goingOn(true); !strings.Contains(theirs, "may run on") || strings.Contains(ours, "may run on") {
+		t.Errorf("%q of a guest that may run elsewhere, %q of one that is this side's", theirs, ours)
+	}
+}

@@ -30,13 +30,13 @@ func (s *standbyRun) settle(ctx context.Context, run bool) (int, error) {
 			}
 		}
 		dir, _ := s.placed()
-		err := s.leave(dir)
+		err := s.leave(dir, run)
 		if err == nil {
 			return status, why
 		}
 		if ctx.Err() != nil {
 			for _, dir := range []string{"/var/tmp", os.TempDir()} {
-				if s.leave(dir) == nil {
+				if s.leave(dir, run) == nil {
 					return exitInterrupted, errors.Join(why, err)
 				}
 			}
@@ -83,15 +83,23 @@ func (s *standbyRun) hold(ctx context.Context, why error) {
 	}
 }
 
-// leave writes the state to a file in dir.
-func (s *standbyRun) leave(dir string) error {
+// leave writes the state to a file in dir. run says that the guest is this side's.
+func (s *standbyRun) leave(dir string, run bool) error {
 	file := filepath.Join(dir, "guest")
 	if err := s.write(file); err != nil {
 		return err
 	}
 	s.file = file
-	s.p.say("state       of checkpoint %d (%s) is in %s; to go on from it: -incoming \"exec:cat %s\"", s.last.Epoch, s.last.Machine, s.file, s.file)
+	s.p.say("state       of checkpoint %d (%s) is in %s; %s: -incoming \"exec:cat %s\"", s.last.Epoch, s.last.Machine, s.file, goingOn(run), s.file)
 	return nil
+}
+
+// goingOn says when the guest may be gone on with that is in a file.
+func goingOn(run bool) string {
+	if run {
+		return "to go on from it"
+	}
+	return "it may run on at the primary's, and where it surely runs nowhere, to go on from it"
 }
 
 // space returns the file to write the guest to: the reserved one, if this is the last time
