@@ -108,7 +108,7 @@ func (f stonith) Fence(ctx context.Context, generation uint64) error {
 		}
 		return errors.New("the power switch does not answer")
 	}
-	for _, o := range f.s.up() {
+	for _, o := range f.s.living() {
 		if runs := o.job.State().runs(); o != f.h && runs && o.job.Gate().Open() && !f.s.t.Failed() {
 			f.s.t.Errorf("%s fences for generation %d while the gate of %s is open", f.h.name, generation, o.name)
 		}

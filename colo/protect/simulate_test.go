@@ -241,6 +241,18 @@ func (s *simulation) up() (up []*host) {
 	return up
 }
 
+// living returns the same as up, in any order and on any goroutine.
+func (w *world) living() (up []*host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.hosts {
+		if !h.gone.Load() {
+			up = append(up, h)
+		}
+	}
+	return up
+}
+
 // run is one seed. It returns whether the guest died with the only host, or the
 // only disk, that had it, which no pair survives.
 func (s *simulation) run() (lost bool) {
