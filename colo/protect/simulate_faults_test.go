@@ -12,6 +12,7 @@ import (
 // fault makes or mends one fault of the pair, which the seed chooses.
 func (s *simulation) fault() {
 	s.odd.calm = false
+	s.further.calm.Store(false)
 	name := s.names[s.rng.IntN(len(s.names))]
 	h := s.live[name]
 	what, much, coin := s.rng.IntN(20), time.Duration(s.rng.IntN(1000)), s.rng.IntN(2) == 0
@@ -32,7 +33,7 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
-	if s.befallsAKind(h) || s.befallsByMistake() {
+	if s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() {
 		return
 	}
 	if s.later != nil && s.later.IntN(6) == 0 {
@@ -202,6 +203,7 @@ func (s *simulation) dies(h *host, silent, power bool) {
 func (s *simulation) heal(reset bool) {
 	s.f.ways.mend(reset)
 	s.reach.Store(0)
+	s.further.calm.Store(true)
 	s.alike()
 	for _, name := range s.names {
 		h := s.live[name]

@@ -23,6 +23,7 @@ type ailing struct {
 	unpaused                    atomic.Bool  // the last pause has failed, so that the guest runs
 	pause, resume, load, commit atomic.Int64 // so many calls fail
 	paused                      atomic.Int64 // a pause takes so long, in nanoseconds
+	tarries                     atomic.Int64 // each other method takes so long
 	fence                       atomic.Int64 // so many calls of its fencer fail, each a while later
 	cuts                        atomic.Int64 // how often it has fenced
 }
@@ -54,6 +55,9 @@ func (g ailingGuest) Pause(ctx context.Context) error {
 }
 
 func (g ailingGuest) Resume(ctx context.Context) error {
+	if err := wait.For(ctx, time.Duration(g.h.ails.tarries.Load())); err != nil {
+		return err
+	}
 	if s := g.h.job.State(); g.h.w.kept != nil && !g.h.restored && (s == Created || s == Waiting) {
 		g.h.w.startsAnew(g.h)
 	}
@@ -64,6 +68,7 @@ func (g ailingGuest) Resume(ctx context.Context) error {
 }
 
 func (g ailingGuest) Register(reg *vmstate.Registry) error {
+	g.h.ails.tarry()
 	if err := g.VM.Register(reg); err != nil {
 		return err
 	}
@@ -74,6 +79,7 @@ func (g ailingGuest) Register(reg *vmstate.Registry) error {
 type ailingDevice struct{ h *host }
 
 func (d ailingDevice) VMState(f *vmstate.Fields) {
+	d.h.ails.tarry()
 	if one := &d.h.ails.load; f.Loading() && one.Load() > 0 && one.Add(-1) >= 0 {
 		d.h.ails.loaded.Store(true)
 		f.Fail(d.h.vmFails())
@@ -82,6 +88,7 @@ func (d ailingDevice) VMState(f *vmstate.Fields) {
 
 // PostLoad implements vmstate.PostLoader. Where it fails the guest is torn.
 func (d ailingDevice) PostLoad(uint32) error {
+	d.h.ails.tarry()
 	if one := &d.h.ails.commit; one.Load() > 0 && one.Add(-1) >= 0 {
 		return d.h.vmFails()
 	}
@@ -101,7 +108,7 @@ func (f stonith) Fence(ctx context.Context, generation uint64) error {
 		}
 		return errors.New("the power switch does not answer")
 	}
-	for _, o := range f.s.up() {
+	for _, o := range f.s.living() {
 		if runs := o.job.State().runs(); o != f.h && runs && o.job.Gate().Open() && !f.s.t.Failed() {
 			f.s.t.Errorf("%s fences for generation %d while the gate of %s is open", f.h.name, generation, o.name)
 		}
@@ -110,9 +117,16 @@ func (f stonith) Fence(ctx context.Context, generation uint64) error {
 	return nil
 }
 
+// tarry takes the time that a method takes now, in which nothing ends it.
+func (a *ailing) tarry() {
+	if d := a.tarries.Load(); d > 0 {
+		time.Sleep(time.Duration(d))
+	}
+}
+
 // heal ends it all.
 func (a *ailing) heal() {
-	for _, left := range []*atomic.Int64{&a.pause, &a.resume, &a.load, &a.commit, &a.paused, &a.fence} {
+	for _, left := range []*atomic.Int64{&a.pause, &a.resume, &a.load, &a.commit, &a.paused, &a.tarries, &a.fence} {
 		left.Store(0)
 	}
 }

@@ -99,6 +99,7 @@ func TestSimulatedFaults(t *testing.T) {
 	var concluded [len(conclusions)]int
 	var of ofKinds
 	var odds ofOdds
+	var furthers ofFurther
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -122,6 +123,7 @@ func TestSimulatedFaults(t *testing.T) {
 			}
 			of.add(s)
 			odds.add(s)
+			furthers.add(s)
 			if s.begins {
 				begins++
 			}
@@ -164,7 +166,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if !isSet("seed") {
 		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i)) // of 32, each kind in turn
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i)) // of 32, each kind in turn
 		}
 	}
 	for i := range n {
@@ -202,6 +204,7 @@ func TestSimulatedFaults(t *testing.T) {
 	t.Logf("%d times all hosts died and came back; a guest was %v %v times", cold, conclusions, concluded)
 	of.check(t)
 	odds.check(t)
+	furthers.check(t)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {

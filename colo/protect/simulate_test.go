@@ -20,7 +20,8 @@ import (
 // leases, disks, the buffer of the NIC; in one seed of eight the comparing [Proxy],
 // over guests that differ now and then; in one seed of four the guest has two NICs and two
 // disks. From kindSeeds on clocks run at other rates, the clock of the day is set, certificates are
-// renewed, or three hosts have disks that outlive them; from oddSeeds on persons make mistakes, too. An operator switches over, migrates,
+// renewed, or three hosts have disks that outlive them; from oddSeeds on persons make mistakes, too, and
+// from furtherSeeds on verbs are given up and methods take their time. An operator switches over, migrates,
 // pauses, and says who is dead. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
@@ -47,6 +48,7 @@ type simulation struct {
 	later    *rand.Rand       // of what was added after that; nil: of seeds below laterSeeds
 	kinds    kinds            // of seeds from kindSeeds on
 	odd      odd              // of seeds from oddSeeds on
+	further  further          // of seeds from furtherSeeds on
 	uneven   bool             // the hosts are configured differently
 	cuts     bool             // they have fencers
 	alone    bool             // there is no arbiter, unless there are three hosts
@@ -124,6 +126,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 			if seed >= laterSeeds {
 				s.isLater(seed)
 				s.isOdd(seed)
+				s.isFurther(seed)
 			}
 		}
 	}
@@ -215,6 +218,7 @@ func (s *simulation) start(name string, first bool) {
 		c.Lost = s.patience
 		c.Session.Step = s.steps.passes
 		s.varies(c)
+		s.listens(name, c)
 		if c.Session.EarlyShare = s.early.share; s.early.share > 0 {
 			c.Session.Trace = s.early.hears
 		}
@@ -231,6 +235,18 @@ func (s *simulation) start(name string, first bool) {
 func (s *simulation) up() (up []*host) {
 	for _, name := range s.names {
 		if h := s.live[name]; h != nil && !h.gone.Load() {
+			up = append(up, h)
+		}
+	}
+	return up
+}
+
+// living returns the same as up, in any order and on any goroutine.
+func (w *world) living() (up []*host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.hosts {
+		if !h.gone.Load() {
 			up = append(up, h)
 		}
 	}

@@ -3,6 +3,7 @@ package protect
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,8 +31,8 @@ func TestASwitchoverThatIsGivenUpWhileTheGuestRunsLeavesThePairProtected(t *test
 				t.Errorf("given up after %v: %v", time.Since(begun), err)
 			}
 			slow.on.Store(false)
-			if s := a.job.State(); s != Protected || a.job.session() != session {
-				t.Errorf("a is %v, in the same session %v", s, a.job.session() == session)
+			if q := a.job.Query(); q.State != Protected || a.job.session() != session || !strings.HasSuffix(q.Reason, " was given up: context deadline exceeded") {
+				t.Errorf("a is %v: %s, in the same session %v", q.State, q.Reason, a.job.session() == session)
 			}
 			before, _ := session.committed()
 			time.Sleep(5 * time.Second)

@@ -63,7 +63,7 @@ func (j *Job) change(ctx context.Context, verb input) error {
 		return err
 	}
 	err = j.makeReady(ctx, s)
-	if err != nil && ctx.Err() != nil && j.callOff(s, err) {
+	if err != nil && ctx.Err() != nil && j.callOff(s, verb, err) {
 		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, err)
 	}
 	if err == nil {
@@ -145,11 +145,11 @@ func (j *Job) makeReady(ctx context.Context, s *session) error {
 
 // callOff ends a switchover that has come no further than makeReady, and leaves the session as it is.
 // It returns false if that is over, or about to end over a disk here that has failed.
-func (j *Job) callOff(s *session, why error) bool {
+func (j *Job) callOff(s *session, verb input, why error) bool {
 	if j.diskFailed() != nil {
 		return false
 	}
-	if _, err := j.enter(calledOff, why.Error(), s); err != nil {
+	if _, err := j.enter(calledOff, fmt.Sprintf("the %v was given up: %v", verb, why), s); err != nil {
 		return false
 	}
 	s.mu.Lock()

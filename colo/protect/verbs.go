@@ -219,7 +219,9 @@ func (j *Job) Checkpoint() error {
 // Failover claims the guest for this host: the session ends, and the arbiter is
 // asked. It returns when the claim is made; Wait says what came of it. The present
 // holder is preferred: on a secondary whose primary lives, Failover is refused by
-// an arbiter, and Switchover on the primary is what is wanted. Where an operator is
+// an arbiter, and Switchover on the primary is what is wanted. The session ends all the same, since a
+// secondary in a session has promised not to claim the guest; the next one begins at once, and sends
+// what has changed. Where an operator is
 // the arbiter, Failover is the operator's yes, and the operator has made sure that
 // the other host does not get one.
 func (j *Job) Failover() error {
