@@ -159,7 +159,7 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.end(s.promoted); err != nil {
+	if err := s.end(s.life.promotedTo()); err != nil {
 		return err
 	}
 	s.empty()

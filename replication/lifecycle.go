@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// lifecycle is the state of a [Secondary], all in one place. Only the transitions below
-// change it. The state changes only while the whole disk is locked, so it does not change
+// lifecycle is the state of a [Secondary], all in one place. Only the transitions below and
+// those in kept.go change it. mu is never held while a device is waited for. The state changes only while the whole disk is locked, so it does not change
 // for a goroutine that holds any range; the methods may be called from any goroutine.
 //
 //	None ── began ──► Running ── ordered ──► Failover ── ended ──► Done
@@ -48,6 +48,12 @@ type lifecycle struct {
 	// standing is the identity that the disk has at the last checkpoint of the run; nil: there
 	// is no run.
 	standing *Identity
+	// kept says whether the disk as it was, of which the identity is keptID, is kept; see kept.go.
+	kept   keptState
+	keptID Identity
+	// promoted is the identity that the disk has when this side has gone on; nil: that was not
+	// begun. From promote on, for good.
+	promoted *Identity
 	// behind has the leaves of the overlays that are to be copied down, from ordered until
 	// ended.
 	behind map[uint32]bool
@@ -181,6 +187,26 @@ func (l *lifecycle) emptied() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.asked, l.prepared, l.outrun = false, false, false
+}
+
+// promote: the guest of this side is about to go on from the disk of the identity last. It returns the disk's
+// identity from then on, which is the same each time.
+func (l *lifecycle) promote(last Identity) Identity {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.promoted == nil {
+		last.begin()
+		last.Writes = true
+		l.promoted = &last
+	}
+	return *l.promoted
+}
+
+// promotedTo returns what promote has returned.
+func (l *lifecycle) promotedTo() Identity {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return *l.promoted
 }
 
 // ordered: this side goes on alone, and stable storage says so. leaves are to be

@@ -7,7 +7,8 @@ import (
 
 // peer keeps what a primary knows of the copy of its secondary: its identity, the checkpoint up to
 // which all writes are accounted for, and what it may lack. Its bitmaps may be used from
-// any goroutine, and the other fields by the goroutine that attaches and starts.
+// any goroutine. intent and marks change with the whole disk locked, so that who holds a range may read them;
+// base, run and instance are guarded by the mu of the Primary.
 //
 //	what has been written      is in
 //	since the last Mark        epoch
@@ -29,10 +30,12 @@ type peer struct {
 	marks  *Bitmap // chunks that an earlier process has left to be copied, unless the caller promises otherwise
 	intent *intent // all of these on stable storage; nil: there is no place for it
 
-	// base is the copy to which the bitmaps refer, and a checkpoint that it has. It
-	// changes with the first Loaded of a run and with each later one.
+	// base is the copy to which the bitmaps refer, and a checkpoint that it has. Start makes it run, and each Loaded
+	// after that raises its epoch, both on stable storage too. Attach of another copy clears it here alone: the
+	// marks on stable storage still have all that the copy of before may lack.
 	base peerBase
-	// run is the copy that was attached last, with the generation at that time; instance
+	// run is the copy that was attached last, with the generation at that time and epoch 0, which
+	// counts as soon as Loaded has said that the secondary has it, before Start. instance
 	// is the secondary's process, which changes its name when it takes the copy back to its
 	// last checkpoint. Attach changes both.
 	run      peerBase

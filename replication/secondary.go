@@ -117,7 +117,6 @@ type Secondary struct {
 	gate   gate
 
 	journal ID // the name of the Journal; zero: there is none
-	kept    keptCheckpoint
 
 	locks          rangeLock
 	active, hidden *overlay
@@ -130,9 +129,9 @@ type Secondary struct {
 	lost     lostOnce
 	dog      watchdog
 
-	commit sync.Mutex // one Commit at a time
-
-	promoted Identity // the disk's identity after a failover that was ordered; guarded by the lock of the whole disk
+	// One at a time; held while devices are waited for, which the mutex of life never is.
+	commit  sync.Mutex // Commit
+	keeping sync.Mutex // beginKept, giveUpKept
 }
 
 var (

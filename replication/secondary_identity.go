@@ -2,10 +2,7 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 )
 
 var (
@@ -103,8 +100,8 @@ func (s *Secondary) adopt(of Identity) error {
 		}
 	}
 	err := s.meta.update(func(i *Identity, b *peerBase) {
-		*b = peerBase{}                     // it is no primary's copy any more
-		if st == Running || !s.kept.armed { // else it is clean until keep changes that
+		*b = peerBase{}                       // it is no primary's copy any more
+		if st == Running || !s.life.keeps() { // else it is clean until keep changes that
 			// In a run the checkpoint is of another generation, which lifecycle.standing and the
 			// journal have. This one is recorded all the same: a primary that often comes
 			// back has no more room for that of the run's beginning in its history.
@@ -176,7 +173,7 @@ func (s *Secondary) identityAt(epoch uint64) Identity {
 // superblock.idForward. Until then a crash takes it back to the checkpoint that is kept, which the journal
 // knows. The whole disk is locked.
 func (s *Secondary) mayGoForward() error {
-	if !s.kept.begun() { // nothing has been changed, or there is no checkpoint and Adopt has recorded it
+	if !s.life.isKeeping() { // nothing has been changed, or there is no checkpoint and Adopt has recorded it
 		return nil
 	}
 	id := s.identityAt(0)
@@ -205,7 +202,7 @@ func (s *Secondary) beginRun() error {
 		})
 	}
 	if err == nil {
-		s.kept.end()
+		s.life.keptEnded()
 		s.life.stand(&id)
 	}
 	return err
@@ -214,19 +211,15 @@ func (s *Secondary) beginRun() error {
 // beginPromotion records that the guest of this side is going on. The whole
 // disk is locked.
 func (s *Secondary) beginPromotion() error {
-	if s.promoted == (Identity{}) {
-		s.promoted = s.lastIdentity()
-		s.promoted.begin()
-		s.promoted.Writes = true
-	}
-	return s.meta.update(func(i *Identity, _ *peerBase) { *i = s.promoted; i.State = CopyInconsistent })
+	id := s.life.promote(s.lastIdentity())
+	return s.meta.update(func(i *Identity, _ *peerBase) { *i = id; i.State = CopyInconsistent })
 }
 
 // end records that the disk below has the identity id, and that replication is
 // over. The whole disk is locked, and the disk stable.
 func (s *Secondary) end(id Identity) error {
-	if s.kept.begun() { // what was begun after it did not complete
-		id = s.kept.id
+	if s.life.isKeeping() { // what was begun after it did not complete
+		id = s.life.keptAs()
 	}
 	// The disk comes first, since a clean journal is not looked at again.
 	if err := s.meta.update(func(i *Identity, _ *peerBase) { *i = id }); err != nil {
@@ -235,97 +228,7 @@ func (s *Secondary) end(id Identity) error {
 	if err := s.stable.setDone(id); err != nil {
 		return err
 	}
-	s.kept.end()
+	s.life.keptEnded()
 	s.life.adopt(nil) // id includes it, or it did not take place
-	return nil
-}
-
-// keptCheckpoint is the disk as it was before a synchronisation. The journal keeps it
-// until the synchronisation is complete.
-type keptCheckpoint struct {
-	on atomic.Bool // pre-images are being kept
-
-	mu    sync.Mutex
-	armed bool // they are to be kept, from the first change on
-	id    Identity
-}
-
-func (k *keptCheckpoint) begun() bool { return k.on.Load() }
-
-// arm decides whether the disk, whose identity is id, is kept from the next change on. The
-// whole disk is locked.
-func (k *keptCheckpoint) arm(keep bool, id Identity) {
-	if !k.begun() { // otherwise the checkpoint of the first attempt is kept
-		k.armed, k.id = keep, id
-	}
-}
-
-// armKept has the disk, whose identity is own, kept if that is possible and useful.
-func (s *Secondary) armKept(own Identity) {
-	s.kept.arm(s.cfg.Journal != nil && own.Disk != (ID{}) && own.State != CopyInconsistent, own)
-}
-
-func (k *keptCheckpoint) end() {
-	k.on.Store(false)
-	k.armed = false
-}
-
-// beginKept has pre-images kept from now on, if arm has decided that the disk as it was is kept. A part of it is locked.
-func (s *Secondary) beginKept() error {
-	k := &s.kept
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.armed || k.begun() {
-		return nil
-	}
-	if err := s.meta.guardBy(s.journal); err != nil {
-		return err
-	}
-	// The journal first, as in beginRun.
-	err := s.stable.setRunning(k.id.Epoch, k.id)
-	if err == nil {
-		err = s.meta.update(func(i *Identity, _ *peerBase) { i.State = CopyInconsistent })
-	}
-	if err != nil {
-		return err
-	}
-	s.stable.emptied()
-	s.life.committed(k.id.Epoch)
-	k.on.Store(true)
-	return nil
-}
-
-// keep saves, in state None, the content that a change of [off, off+n)
-// replaces, if arm has decided that the disk as it was is kept. The range is
-// locked.
-func (s *Secondary) keep(off, n int64) error {
-	if err := s.meta.guardBy(s.journal); err != nil {
-		return err
-	}
-	k := &s.kept
-	if err := s.beginKept(); err != nil || !k.begun() {
-		return err
-	}
-	_, err := s.saveOld(off, n)
-	if !errors.Is(err, ErrFull) {
-		return err
-	}
-	if !s.cfg.GiveUpCheckpoint {
-		return fmt.Errorf("%w: the synchronisation replaces more than the journal can keep of the last checkpoint; a larger one can, and GiveUpCheckpoint does without", err)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.begun() {
-		return nil
-	}
-	id := s.identityAt(0)
-	id.State = CopyInconsistent
-	if err := s.meta.update(func(i *Identity, _ *peerBase) { *i = id }); err != nil {
-		return err
-	}
-	if err := s.stable.setForgotten(id); err != nil {
-		return err
-	}
-	k.end()
 	return nil
 }

@@ -22,7 +22,7 @@ import (
 // A primary may come back after a Stop without failover: with Adopt, the state
 // is None again.
 func (s *Secondary) Stop(ctx context.Context, failover bool) error {
-	if s.State() == None && (failover || !s.kept.begun() && !s.life.startIsDue()) {
+	if s.State() == None && (failover || !s.life.isKeeping() && !s.life.startIsDue()) {
 		return ErrNotRunning
 	}
 	s.life.gate() // for good
