@@ -53,6 +53,13 @@ func (c *Channels) check() error {
 	return nil
 }
 
+// close closes the connections of a Run that does not use them.
+func (c *Channels) close() {
+	for _, conn := range c.Conns {
+		conn.Close()
+	}
+}
+
 // A Compressor compresses what goes over one channel, as one stream. It belongs to
 // one goroutine.
 type Compressor = multifd.Compressor

@@ -102,6 +102,11 @@ func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
 		return errors.Join(ErrEnded, conn.Close())
 	}
 	defer func() { d.course.end(err) }()
+	if ctx.Err() != nil { // or the guest might be here before its end is noticed
+		conn.Close()
+		d.cfg.Channels.close()
+		return context.Cause(ctx)
+	}
 	x := open(ctx, conn)
 	defer func() { x.close() }()
 	d.answer(x)
@@ -246,9 +251,7 @@ func (d *Destination) loadWithChannels(ctx context.Context, x *wire) error {
 		err = errors.New("migrate: channels in a migration that may become postcopy")
 	}
 	if err != nil {
-		for _, conn := range c.Conns {
-			conn.Close()
-		}
+		c.close()
 		return err
 	}
 	v := newReceiver(ctx, c, d.cfg.Memory, func(err error) {

@@ -125,6 +125,11 @@ func (s *Source) Run(ctx context.Context, conn Conn) (err error) {
 		s.cfg.Memory.SendPagesTo(nil)
 		s.cfg.State.SaveCleanup()
 	}()
+	if ctx.Err() != nil { // or the guest might be gone before its end is noticed
+		conn.Close()
+		s.cfg.Channels.close()
+		return context.Cause(ctx)
+	}
 	x := s.begin(ctx, conn, false)
 	owns, err := s.beginChannels(ctx, x)
 	if err == nil {
