@@ -49,6 +49,7 @@ type Rewriter struct {
 	opens  map[packet.Key]*opening      // the keys are in the same direction
 	ended  queue                        // conversations that are over; they are forgotten first when there is no room
 	halves queue                        // conversations whose handshake may be incomplete; they are forgotten next
+	clocks map[packet.Key]uint32        // the latest timestamps of the guest on connections that are not in conns
 	asked  queue                        // openings, in the order in which they were asked for
 	over   bool                         // there was a failover: no new connection is followed
 	strict *strictRewriter
@@ -84,7 +85,7 @@ func NewRewriter(cfg RewriterConfig) *Rewriter {
 	if cfg.MaxConns <= 0 {
 		cfg.MaxConns = 16384
 	}
-	r := &Rewriter{cfg: cfg, conns: make(map[packet.Key]*conversation), opens: make(map[packet.Key]*opening)}
+	r := &Rewriter{cfg: cfg, conns: make(map[packet.Key]*conversation), opens: make(map[packet.Key]*opening), clocks: make(map[packet.Key]uint32)}
 	if cfg.Strict {
 		r.strict = newStrictRewriter()
 	}
@@ -147,6 +148,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	case !lost && flags&(packet.RST|packet.SYN) == 0 && r.isOfOpening(k, c, h):
 		return r.holdOpening(k, h, frame, vnetHdr)
 	case c == nil:
+		r.lowers(k, frame, vnetHdr)
 		return true
 	}
 	t, ok, wait := c.learn(h)
@@ -264,6 +266,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	flags := h.Flags()
 	if flags&packet.SYN != 0 {
 		if c = r.guestOpens(k, c, h); c == nil {
+			r.ticks(k, h)
 			return frame, r.unfollowed(k, h)
 		}
 		if c.known() { // it is repeated, and the client has acknowledged the primary's
@@ -272,6 +275,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 		return frame, r.deliver(c)
 	}
 	if c == nil {
+		r.ticks(k, h)
 		r.refuses(k, h)
 		return frame, nil
 	}
@@ -339,6 +343,7 @@ func (r *Rewriter) Commit(epoch uint64) error {
 	}
 	clear(r.conns)
 	clear(r.opens)
+	clear(r.clocks)
 	r.last, r.held = nil, 0
 	r.ended, r.halves, r.asked = queue{}, queue{}, queue{}
 	return nil

@@ -267,7 +267,9 @@ const latest = ^uint64(0)
 // guest's output. It owns conn, and closes it at the end. It returns why the connection
 // ended, or the cause of the end of ctx. A Failover does not end it: what the primary has
 // sent is still delivered. It may be called again with a new connection, which ends the
-// one before. The goroutine that it starts has ended when it returns.
+// one before. While a packet waits for the commit of its epoch Serve does not read, and so
+// sees the end of conn after that commit, a Failover or a new connection only. The
+// goroutine that it starts has ended when it returns.
 func (s *Secondary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	ctx, free, err := s.slot.take(ctx, conn)
 	if err != nil {

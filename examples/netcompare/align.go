@@ -20,6 +20,8 @@ type beginning struct {
 	val, echo    uint32 // the first timestamps
 	known, heard bool   // those of the guest, and of the other end
 	timed        bool
+
+	reach reach // how far the guest's data has come, by the first pass
 }
 
 // A numbering follows the connections of one capture, in either pass.

@@ -15,7 +15,8 @@
 // clock is set by the connections, or by -offset. So does each flow get the hardware
 // addresses, and the session of PPP over Ethernet, that the primary's begins with; a VLAN
 // or a session that only one capture has is taken off. Of packets that were cut, what was
-// captured is compared; a file that ends in a packet is read up to there. A divergence
+// captured is compared; a file that ends in a packet is read up to there. What is in no
+// packet of a capture, since whoever captured has dropped it, is told of. A divergence
 // shows its offset in the stream and both sides' bytes, and makes a checkpoint on the
 // spot, as it would in a session; but the guests that were captured had none, and may
 // differ from there on.

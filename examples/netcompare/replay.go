@@ -153,6 +153,10 @@ func (r *replay) conclude(p, s *track, count counted) {
 		if t.foreign > 0 && t.broken == nil {
 			r.note("%s: %d packets were not looked at, the first for this: %v", t.rec.name, t.foreign, t.strange)
 		}
+		if conns, lost := t.numbers.holes(); lost > 0 {
+			r.note("%s: %d bytes of %d TCP connections are in no packet of it: who captured has dropped packets, or looked elsewhere",
+				t.rec.name, lost, conns)
+		}
 		if t.cut {
 			r.note("%s: the file ends within a packet, behind %d of the guest's", t.rec.name, t.frames)
 		}

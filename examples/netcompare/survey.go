@@ -93,7 +93,10 @@ func (t *track) survey(ctx context.Context) error {
 		if id, ok := echo(&p); ok {
 			t.numbers.asked(flow(&p), id)
 		} else if p.IsTCP() {
-			t.numbers.conn(flow(&p), p.TCP(), s.at)
+			b, _ := t.numbers.conn(flow(&p), p.TCP(), s.at)
+			if !p.Fragment {
+				b.reach.add(p.TCP())
+			}
 		}
 	})
 }
