@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/qemufile"
 )
 
@@ -136,7 +137,7 @@ func (p *Primary) Run(ctx context.Context) error {
 	}
 	p.link.watch()
 	defer p.link.join()
-	stop := context.AfterFunc(ctx, p.wished)
+	stop := wait.AtEnd(ctx, p.wished)
 	defer stop()
 	defer p.state.SaveCleanup()
 	defer p.beside.end()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // The secondary of a session in the order of the protocol: synchronise and checkpoint are
@@ -90,7 +91,7 @@ func (s *Secondary) Run(ctx context.Context) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, s.wished)
+	stop := wait.AtEnd(ctx, s.wished)
 	defer stop()
 	defer s.beside.end()
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/lanes"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
@@ -67,7 +68,7 @@ type Compressor = multifd.Compressor
 // sender sends pages over channels. It is a ram.PageSender.
 type sender struct {
 	*lanes.Sender
-	stop func() bool
+	stop func() (called bool)
 }
 
 // newSender starts the channels' goroutines, which close ends, as the end of ctx does. It
@@ -88,7 +89,7 @@ func newSender(ctx context.Context, c *Channels, fail func()) (*sender, error) {
 		return nil, fmt.Errorf("migrate: %w", err)
 	}
 	s.Start()
-	return &sender{s, context.AfterFunc(ctx, func() { s.Break(context.Cause(ctx)) })}, nil
+	return &sender{s, wait.AtEnd(ctx, func() { s.Break(context.Cause(ctx)) })}, nil
 }
 
 // close ends the channels and waits for their goroutines.

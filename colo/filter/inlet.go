@@ -3,6 +3,8 @@ package filter
 import (
 	"context"
 	"sync"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // An Inlet gives the secondary's guest the input that the primary's guest gets,
@@ -79,7 +81,7 @@ func (in *Inlet) due() bool {
 func (in *Inlet) Run(ctx context.Context, conn *Conn, deliver func(Frame) error) error {
 	in.set(func() { in.stopped = false })
 	in.at = 0
-	stop := context.AfterFunc(ctx, func() { in.set(func() { in.stopped = true }) })
+	stop := wait.AtEnd(ctx, func() { in.set(func() { in.stopped = true }) }) // and not when the next Run has begun
 	defer stop()
 	for {
 		p, err := conn.ReadPacket()
