@@ -11,20 +11,17 @@ import (
 // generation it is, and the session adds its side and its checkpoint. When the host goes on the
 // generation becomes another. COLO_EXIT says in words who has ended a session that was ended on
 // purpose.
-func (j *Job) sessionLog() *slog.Logger { return slog.New(generational{j.cfg.Logger.Handler(), j}) }
-
-// generational adds to each record of which guest and generation it is.
-type generational struct {
-	slog.Handler
-	j *Job
+func (j *Job) sessionLog() *slog.Logger {
+	return slog.New(edited{j.cfg.Logger.Handler(), j.ofGeneration})
 }
 
-func (h generational) Handle(ctx context.Context, r slog.Record) error {
-	h.j.mu.Lock()
-	s, generation := h.j.current, h.j.generation
-	h.j.mu.Unlock()
+// ofGeneration adds to a record of which guest and generation it is.
+func (j *Job) ofGeneration(r slog.Record) slog.Record {
+	j.mu.Lock()
+	s, generation := j.current, j.generation
+	j.mu.Unlock()
 	all := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
-	all.AddAttrs(slog.String("guest", h.j.cfg.Name), slog.Uint64("generation", generation))
+	all.AddAttrs(slog.String("guest", j.cfg.Name), slog.Uint64("generation", generation))
 	requested := false
 	r.Attrs(func(a slog.Attr) bool {
 		all.AddAttrs(a)
@@ -37,90 +34,73 @@ func (h generational) Handle(ctx context.Context, r slog.Record) error {
 			all.AddAttrs(slog.String("why", why))
 		}
 	}
-	return h.Handler.Handle(ctx, all)
-}
-
-func (h generational) WithAttrs(all []slog.Attr) slog.Handler {
-	return generational{h.Handler.WithAttrs(all), h.j}
-}
-
-func (h generational) WithGroup(name string) slog.Handler {
-	return generational{h.Handler.WithGroup(name), h.j}
+	return all
 }
 
 // pairLog returns the logger for the heartbeat of the present session, and for the
 // connections of its disks, which belong to the pair and not to package colo's
 // session. A record gets side, generation and checkpoint when it is made.
-func (j *Job) pairLog() *slog.Logger { return slog.New(stamped{j.cfg.Logger.Handler(), j}) }
+func (j *Job) pairLog() *slog.Logger { return slog.New(edited{j.cfg.Logger.Handler(), j.ofPair}) }
 
-// stamped adds to each record which guest, side, generation and checkpoint it is of.
-type stamped struct {
-	slog.Handler
-	j *Job
-}
-
-func (h stamped) Handle(ctx context.Context, r slog.Record) error {
-	h.j.mu.Lock()
-	s, generation := h.j.current, h.j.generation
-	h.j.mu.Unlock()
+// ofPair adds to a record which guest, side, generation and checkpoint it is of.
+func (j *Job) ofPair(r slog.Record) slog.Record {
+	j.mu.Lock()
+	s, generation := j.current, j.generation
+	j.mu.Unlock()
 	side, checkpoint := s.mode(), uint64(0)
 	if s != nil {
 		checkpoint, _ = s.committed()
 	}
 	all := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
-	all.AddAttrs(slog.String("guest", h.j.cfg.Name), slog.Uint64("generation", generation), slog.String("side", side.String()), slog.Uint64("checkpoint", checkpoint))
+	all.AddAttrs(slog.String("guest", j.cfg.Name), slog.Uint64("generation", generation), slog.String("side", side.String()), slog.Uint64("checkpoint", checkpoint))
 	r.Attrs(func(a slog.Attr) bool { all.AddAttrs(a); return true })
-	return h.Handler.Handle(ctx, all)
+	return all
 }
-
-func (h stamped) WithAttrs(all []slog.Attr) slog.Handler {
-	return stamped{h.Handler.WithAttrs(all), h.j}
-}
-
-func (h stamped) WithGroup(name string) slog.Handler { return stamped{h.Handler.WithGroup(name), h.j} }
 
 // beatLog returns the logger of a session's heartbeat. Its end is that of the session, which tells
 // of it: one loss is one record. What is left is that this process did not run for a while.
 func (j *Job) beatLog(s *session) *slog.Logger {
-	return slog.New(lowered{j.pairLog().Handler(), func(r slog.Record) slog.Level {
+	return slog.New(edited{j.pairLog().Handler(), func(r slog.Record) slog.Record {
 		late := false
 		r.Attrs(func(a slog.Attr) bool { late = a.Key == "late"; return !late })
 		if late && !s.inOrder() {
-			return slog.LevelWarn
+			return lowered(r, slog.LevelWarn)
 		}
-		return slog.LevelDebug
+		return lowered(r, slog.LevelDebug)
 	}})
 }
 
 // diskLog returns the logger for the connections of the disks of the present session. One that
 // fails is told of by DISK_BROKEN, and by the end of the session.
 func (j *Job) diskLog() *slog.Logger {
-	return slog.New(lowered{j.pairLog().Handler(), func(slog.Record) slog.Level { return slog.LevelDebug }})
+	return slog.New(edited{j.pairLog().Handler(), func(r slog.Record) slog.Record { return lowered(r, slog.LevelDebug) }})
 }
 
-// lowered lowers records to a level, if theirs is above that: another record tells the same, at its
+// lowered returns a record at the level most, if it is above that: another record tells the same, at its
 // own level.
-type lowered struct {
-	slog.Handler
-	most func(slog.Record) slog.Level
+func lowered(r slog.Record, most slog.Level) slog.Record {
+	r.Level = min(r.Level, most)
+	return r
 }
 
-func (h lowered) Handle(ctx context.Context, r slog.Record) error {
-	if most := h.most(r); r.Level > most {
-		if r.Level = most; !h.Handler.Enabled(ctx, most) {
-			return nil
-		}
+// edited passes records on as edit returns them, which may lower their level.
+type edited struct {
+	slog.Handler
+	edit func(slog.Record) slog.Record
+}
+
+func (h edited) Handle(ctx context.Context, r slog.Record) error {
+	if r = h.edit(r); !h.Handler.Enabled(ctx, r.Level) {
+		return nil
 	}
 	return h.Handler.Handle(ctx, r)
 }
 
-func (h lowered) WithAttrs(all []slog.Attr) slog.Handler {
-	return lowered{h.Handler.WithAttrs(all), h.most}
+func (h edited) WithAttrs(all []slog.Attr) slog.Handler {
+	return edited{h.Handler.WithAttrs(all), h.edit}
 }
 
-func (h lowered) WithGroup(name string) slog.Handler {
-	return lowered{h.Handler.WithGroup(name), h.most}
-}
+func (h edited) WithGroup(name string) slog.Handler { return edited{h.Handler.WithGroup(name), h.edit} }
 
 // broken returns the highest level at which a DISK_BROKEN is logged. When the session was ended on
 // purpose what was under way between the disks is no loss. Otherwise that of a primary, which keeps
@@ -178,7 +158,7 @@ func (j *Job) logDisks() (cancel func()) {
 				j.mu.Unlock()
 				log := j.cfg.Logger
 				if e, ok := r.Event.(event.DiskBroken); ok {
-					log = slog.New(lowered{log.Handler(), func(slog.Record) slog.Level { return j.broken(e) }})
+					log = slog.New(edited{log.Handler(), func(r slog.Record) slog.Record { return lowered(r, j.broken(e)) }})
 				}
 				event.Log(log.With("guest", j.cfg.Name, "generation", generation), event.Record{Event: r.Event})
 				return
