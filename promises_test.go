@@ -311,6 +311,9 @@ var promises = []promise{
 	{"docs/security.md", "A site that a browser shows can neither read it nor give it orders, and without `Config.Control` there are no orders", []string{
 		"colo/protect/watch.TestOnlyThePageGivesOrders", "colo/protect/watch.TestWithoutControlThereIsNothingToSteerWith"}},
 	{"docs/security.md", "takes one of the loopback interface where it is told none", []string{"colo/protect/watch.TestAPortAloneIsOnLoopback"}},
+	{"docs/security.md", "its address, on the loopback interface where none is given.", []string{"examples/lockstep-qemu.TestAnAddressOfThePageIsOneAtFirstSight"}},
+	{"docs/security.md", "It takes no orders, and a site that a browser shows cannot read it", []string{
+		"examples/lockstep-qemu.TestThePageTakesNoOrders", "examples/lockstep-qemu.TestThePageAnswersNoNameThatASiteCanArrange"}},
 	{"docs/security.md", "A plain one has to be asked for by `-insecure`", []string{"examples/lockstep-qemu.TestWrongArgumentsAreSaid"}},
 	{"docs/security.md", "it is for the user of the process alone", []string{"examples/lockstep-qemu.TestTheOperatorsSocketIsForItsOwnerAlone"}},
 	{"docs/security.md", "which is made for that user alone if it is not there", []string{"examples/lockstep-qemu.TestTheOperatorsSocketIsForItsOwnerAlone"}},

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,20 @@ func TestThePageAnswersNoNameThatASiteCanArrange(t *testing.T) {
 		}
 	}
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+}
+
+// Whoever reaches the page sees how the guest is, and changes nothing.
+func TestThePageTakesNoOrders(t *testing.T) {
+	g := &page{role: "standby", status: func() any { return map[string]string{"guest": "db1"} }, metrics: func(*metrics.Set) {}}
+	for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
+		for _, path := range []string{"/", "/status", "/metrics", "/promote"} {
+			w := httptest.NewRecorder()
+			g.handler().ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(`{"do":"promote"}`)))
+			if w.Code != http.StatusMethodNotAllowed && w.Code != http.StatusNotFound {
+				t.Errorf("%s %s: %d", method, path, w.Code)
+			}
+		}
+	}
 }
 
 func TestAnAddressOfThePageIsOneAtFirstSight(t *testing.T) {
