@@ -97,10 +97,11 @@ func (m *model) secondaryWrite() {
 func (m *model) secondaryRead() {
 	off, n := m.someRange()
 	p := make([]byte, n)
-	if _, err := m.s.ReadAt(p, off); err != nil {
-		if m.out() {
-			return
-		}
+	_, err := m.s.ReadAt(p, off)
+	if m.out() { // there is no guest any more, and a write that has failed with the power may have been made in part
+		return
+	}
+	if err != nil {
 		m.fail("secondary read: %v", err)
 	}
 	m.same(fmt.Sprintf("secondary reads at %d", off), p, m.secondary[off:off+n])
