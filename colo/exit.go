@@ -102,8 +102,9 @@ func (s *session) end(ctx context.Context, p parting) error {
 	s.heed()
 	s.disks.Cut()
 	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, errEnd) || errors.Is(p.cause, ErrStalled))
+	handed := s.wasHanded() // once: what comes later comes too late
 	switch {
-	case s.wasHanded():
+	case handed:
 		defer s.closeSoon()()
 	case !first:
 		s.link.Close()
@@ -133,18 +134,34 @@ func (s *session) end(ctx context.Context, p parting) error {
 	default:
 		err = s.settle(ctx, cause)
 	}
-	if !s.wasHanded() {
+	if !handed {
 		s.link.Close()
 	}
 	if err != nil {
 		return s.stay(hold, err)
 	}
 	err = s.goOn(hold, stuck)
-	if s.wasHanded() { // the peer hears first that the guest runs here, and ends the session
+	if handed { // the peer hears first that the guest runs here, and ends the session
 		s.link.allow()
 		s.link.linger(HandedTime)
 	}
 	return err
+}
+
+// closeSoon closes the link after HandedTime, or when the function that it returns is called, which is
+// called in any case.
+func (s *session) closeSoon() (now func()) {
+	closed := make(chan struct{})
+	soon := time.AfterFunc(HandedTime, func() { // joined below
+		defer close(closed)
+		s.link.Close()
+	})
+	return func() {
+		s.link.Close()
+		if !soon.Stop() {
+			<-closed
+		}
+	}
 }
 
 // A guest counts as waiting (see Waiter) if Waits says so twice, this long apart, while

@@ -103,6 +103,36 @@ func TestASecondaryThatIsRefusedWhatItWasHandedHangsUpAtOnce(t *testing.T) {
 	})
 }
 
+// Who is told while it is being settled who goes on has a connection to close as ever.
+func TestASessionThatIsHandedTheGuestAsItAsksForItClosesItsConnection(t *testing.T) {
+	for _, answer := range []error{nil, colo.ErrRefused} {
+		synctest.Test(t, func(t *testing.T) {
+			var x *pair
+			x = newPair(t, options{
+				primary: func(c *colo.PrimaryConfig) { c.CheckpointDelay = time.Hour },
+				secondary: func(c *colo.SecondaryConfig) {
+					c.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
+						x.secondary.Handed(errMaintenance)
+						return answer
+					})
+				},
+			})
+			defer x.close()
+			x.start(t.Context())
+			synctest.Wait()
+			if err := x.secondary.Failover(); err != nil { // it asks before it hangs up
+				t.Fatal(err)
+			}
+			x.s.wait()
+			if _, err := x.sc.Write([]byte{0}); err == nil {
+				t.Errorf("the connection is open after the answer %v", answer)
+			}
+			x.primary.Lost(errMaintenance)
+			x.p.wait()
+		})
+	}
+}
+
 // A session that is ending already ends as it would.
 func TestHandedComesTooLateForASessionThatIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -200,22 +200,6 @@ func (s *Secondary) Handed(cause error) {
 // HandedTime is how long the connection of a session stays open after Handed.
 const HandedTime = 10 * time.Millisecond
 
-// closeSoon closes the link after HandedTime, or when the function that it returns is called, which is
-// called in any case.
-func (s *session) closeSoon() (now func()) {
-	closed := make(chan struct{})
-	soon := time.AfterFunc(HandedTime, func() { // joined below
-		defer close(closed)
-		s.link.Close()
-	})
-	return func() {
-		s.link.Close()
-		if !soon.Stop() {
-			<-closed
-		}
-	}
-}
-
 // wasHanded reports whether Handed was called.
 func (s *session) wasHanded() bool {
 	s.mu.Lock()

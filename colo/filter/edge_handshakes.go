@@ -68,9 +68,9 @@ func (m *halvesImage) halves(conns map[packet.Key]*settled) *halves {
 
 func halfOf(k packet.Key, c *conversation) (r [halfRecord]byte) {
 	putKey(r[:], k)
-	for bit, is := range map[byte]bool{halfByGuest: c.byGuest, halfCrossed: c.crossed, halfTimed: c.own.timed} {
+	for i, is := range [...]bool{c.byGuest, c.crossed, c.own.timed} { // in the order of the bits
 		if is {
-			r[edgeKey] |= bit
+			r[edgeKey] |= 1 << i
 		}
 	}
 	r[halfScale] = c.scale
