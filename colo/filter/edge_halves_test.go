@@ -111,6 +111,13 @@ func TestAHandshakeThatIsNotCompleteOutlivesAProtectionAnew(t *testing.T) {
 			{"SYN|ACK", true, synAck, 800, 9001, "", "800/9001"},
 			{"ACK", false, ack, 9001, 801, "", "9001/801"},
 		}, 0},
+		"the guest has been called with the number with which it called": {calls, []handshakeStep{
+			{"SYN|ACK", true, synAck, 500, 1001, "", "500/9001"},
+			{"SYN of another connection", true, packet.SYN, 700, 0, "", "700/0"},
+			{"SYN|ACK", false, synAck, 9000, 701, "", "9000/701"},
+			{"ACK", true, ack, 701, 9001, "", "701/9001"},
+			{"data", false, ack, 9001, 701, "x", "9001/701"},
+		}, 0},
 		"both call, and what the guest answers is repeated": {calls, []handshakeStep{
 			{"SYN", true, packet.SYN, 500, 0, "", "500/0"},
 			{"SYN|ACK", false, synAck, 9000, 501, "", "9000/501"},
@@ -155,6 +162,38 @@ func TestAHandshakeThatIsNotCompleteOutlivesAProtectionAnew(t *testing.T) {
 				t.Errorf("%d connections are translated, and by the next host %d, want %d", e.Len(), next.Len(), c.left)
 			}
 		})
+	}
+}
+
+// A checkpoint has brought the handshake, and the guest has come to the number 0 since. Its RST has that
+// number, as one has that refuses a segment without ACK.
+func TestARSTWithTheNumberZeroIsOfTheConnectionThatItAcknowledges(t *testing.T) {
+	const rst = packet.RST | packet.ACK
+	for _, c := range []struct {
+		why  string
+		ack  uint32
+		want string
+	}{
+		{"it ends the connection", 505, "1009/505"},
+		{"it refuses a stranger's SYN", 1<<31 + 501, "0/2147484149"},
+	} {
+		r := filter.NewRewriter(filter.RewriterConfig{})
+		r.Outbound(calling(0, false, 1<<32-9, 0, packet.SYN, ""), 0)
+		r.Failover()
+		first, second := new(filter.Edge), new(filter.Edge)
+		first.Adopt(r)
+		first.Mark(0)
+		if first.Inbound(calling(0, true, 500, 1001, synAck, ""), 0) {
+			t.Fatal("the answer is delivered before a checkpoint has it")
+		}
+		if err := loadEdge(t, second, save(t, first)); err != nil {
+			t.Fatal(err)
+		}
+		second.Failover()
+		f := calling(0, false, 0, c.ack, rst, "")
+		if second.Outbound(f, 0); numbers(t, f) != c.want {
+			t.Errorf("%s: %s, want %s", c.why, numbers(t, f), c.want)
+		}
 	}
 }
 

@@ -256,6 +256,12 @@ func (m *lineage) step() {
 		}
 		for h := range c.hosts {
 			c.hosts[h] = own{m.number(), m.number()}
+			if k == 0 && m.choose(4) == 0 {
+				c.hosts[h].number = was.hosts[h].number
+			}
+			for k == 1 && c.hosts[h].number == was.hosts[h].number {
+				c.hosts[h].number++ // no guest calls twice with one number (RFC 9293 section 3.4.1)
+			}
 		}
 		if c.hosts[1].number == c.hosts[0].number {
 			c.hosts[1].number++ // by it a guest's own SYN|ACK is told from that of the other

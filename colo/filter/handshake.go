@@ -1,6 +1,10 @@
 package filter
 
-import "github.com/gocolo/lockstep/internal/packet"
+import (
+	"slices"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
 
 // A connection is followed from its handshake on: a client's SYN is noted, and the guest's
 // answer begins the conversation; or the guest's SYN begins it, and the answer that it takes
@@ -60,12 +64,12 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	answers, seq := h.Flags()&packet.ACK != 0, h.Seq()
 	switch {
 	case c == nil:
-	case c.byGuest && !c.closed && c.own.seq == seq:
+	case c.byGuest && !c.closed && c.own.seq == seq && c.takes(h):
 		if answers && !c.crossed { // both ends open the connection at once
 			c.crossed, c.first, c.next, c.window = true, h.Ack(), h.Ack(), windowOf(h)
 		}
 		return c // or it is repeated
-	case !c.byGuest && answers && c.own.seq == seq && (!c.closed || c.first == h.Ack()):
+	case !c.byGuest && answers && c.own.seq == seq && c.takes(h):
 		c.again = opened(h).time
 		return c // it is repeated: the first counts, because its time may have been answered
 	case !c.closed && !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
@@ -109,6 +113,20 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 		r.held += len(c.early)
 	}
 	return c
+}
+
+// takes reports whether h, a SYN or SYN|ACK of the guest with the number of c, is of c. A SYN|ACK acknowledges
+// what the one before it has acknowledged, or one of the numbers that were offered, if any was. Else the guest
+// has chosen one number for two connections.
+func (c *conversation) takes(h packet.TCP) bool {
+	switch {
+	case h.Flags()&packet.ACK == 0:
+		return true
+	case !c.byGuest || c.crossed:
+		return h.Ack() == c.first
+	default:
+		return len(c.offers) == 0 || slices.ContainsFunc(c.offers, func(o offer) bool { return h.Ack() == o.seq+1 })
+	}
 }
 
 // refuses handles a segment of the guest that belongs to no conversation. If it refuses

@@ -286,7 +286,7 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 		c.says(h)
 		return frame, nil
 	}
-	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) {
+	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) && !(c.carried && h.Ack()-c.next < c.flight()) {
 		return frame, nil // it refuses a segment without ACK, by a number that means nothing (RFC 9293 section 3.10.7.1)
 	}
 	c.heard(h)
