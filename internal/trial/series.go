@@ -24,9 +24,9 @@ const (
 // comes back.
 type Series struct {
 	pair
-	again    map[string]bool   // the host has been protected since this was cleared
-	dead     map[*process]bool // it is meant to end
-	lead     string            // the host that has the guest, as far as changes are planned
+	again    map[string]time.Time // when the host was protected; set by the first such event since it was cleared, zero before it
+	dead     map[*process]bool    // it is meant to end
+	lead     string               // the host that has the guest, as far as changes are planned
 	switched *Switched
 	counted  int      // checkpoints since ready has begun to wait
 	banked   Traffic  // of the sides that have ended
@@ -53,7 +53,7 @@ const (
 // random choices from seed and is shown by out.
 func NewSeries(o Config, backend string, seed uint64, out *Printer) *Series {
 	return &Series{
-		pair: newPair(o, backend, seed, out, hostA, hostB), again: make(map[string]bool), dead: make(map[*process]bool),
+		pair: newPair(o, backend, seed, out, hostA, hostB), again: make(map[string]time.Time), dead: make(map[*process]bool),
 	}
 }
 
@@ -157,7 +157,8 @@ func (s *Series) change(ctx context.Context, kind string) (Change, error) {
 
 // carryOut takes the guest from one host to the other.
 func (s *Series) carryOut(ctx context.Context, c *Change) error {
-	s.again[c.To], s.switched = false, nil
+	s.switched = nil
+	delete(s.again, c.To)
 	s.client.expect(c.To)
 	old := s.sides[c.From]
 	begin := time.Now()
@@ -209,10 +210,10 @@ func (s *Series) carryOut(ctx context.Context, c *Change) error {
 	default:
 		back = first
 	}
-	if err := s.await(ctx, "the protection of host "+c.To, func() bool { return s.again[c.To] }); err != nil {
+	if err := s.await(ctx, "the protection of host "+c.To, func() bool { return !s.again[c.To].IsZero() }); err != nil {
 		return err
 	}
-	c.Again = time.Since(back)
+	c.Again = max(0, s.again[c.To].Sub(back))
 	if c.Kind == changeStopped {
 		c.LateFrames = s.client.count(c.From) - heard
 		s.late += c.LateFrames
@@ -313,8 +314,8 @@ func (s *Series) event(m message) error {
 	}
 	if e, ok := rec.Event.(event.JobStatusChange); ok {
 		s.state[m.side] = e.State
-		if e.State == stateProtected {
-			s.again[m.side] = true
+		if e.State == stateProtected && s.again[m.side].IsZero() {
+			s.again[m.side] = time.Now()
 		}
 	}
 	return nil

@@ -1,10 +1,13 @@
 package trial
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/oracle"
 )
@@ -22,6 +25,34 @@ func TestChangesOfBothKindsComeByTurns(t *testing.T) {
 			t.Errorf("%+v: %v, want %v", test.c, got, test.want)
 		}
 	}
+}
+
+// The client waits for the guest's progress before it waits for the protection, which may have come meanwhile.
+func TestAHostIsProtectedWhenItSaysSoAndNotWhenThatIsLookedAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSeries(Config{}, "sim", 1, new(Printer))
+		says := func(state string) {
+			b, err := json.Marshal(event.Record{Event: event.JobStatusChange{ID: "a", State: state}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.handle(message{side: hostB, event: b}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		says("synchronising")
+		if at, ok := s.again[hostB]; ok {
+			t.Fatalf("a host that synchronises is protected at %v", at)
+		}
+		time.Sleep(time.Second)
+		at := time.Now()
+		says("protected")
+		time.Sleep(time.Second)
+		says("protected")
+		if s.again[hostB] != at {
+			t.Errorf("it is protected at %v, want %v", s.again[hostB], at)
+		}
+	})
 }
 
 func TestWhatTheSidesCountIsAddedUp(t *testing.T) {
