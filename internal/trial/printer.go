@@ -183,16 +183,17 @@ func (p *Printer) change(c Change) {
 	case changeStopped:
 		p.phase(c.Kind, "host %s; host %s went on after %s; host %s was woken, let go %d frames, and protects again after %s", c.From, c.To, round3(c.Downtime), c.From, c.LateFrames, round3(c.Again))
 	default:
-		p.phase(c.Kind, "from host %s to host %s: nothing was heard for %s; protected again after %s", c.From, c.To, round3(c.Downtime), round3(c.Again))
+		p.phase(c.Kind, "from host %s to host %s: the guest stood still for %s, and nothing was heard for %s; protected again after %s", c.From, c.To, round3(c.Stood), round3(c.Downtime), round3(c.Again))
 	}
 	type change struct {
 		Kind     string  `json:"kind"`
 		From     string  `json:"from"`
 		To       string  `json:"to"`
 		Downtime float64 `json:"downtime_ms"`
+		Stood    float64 `json:"stood_still_ms,omitempty"`
 		Again    float64 `json:"protected_again_ms"`
 	}
-	p.Object(map[string]change{"change": {c.Kind, c.From, c.To, milliseconds(c.Downtime), milliseconds(c.Again)}})
+	p.Object(map[string]change{"change": {c.Kind, c.From, c.To, milliseconds(c.Downtime), milliseconds(c.Stood), milliseconds(c.Again)}})
 }
 
 // Verdict ends a run that came to one.

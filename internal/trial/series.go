@@ -38,6 +38,7 @@ type Change struct {
 	Kind       string        // in a word: "killed", "stopped" or "switched"
 	From, To   string        // hosts
 	Downtime   time.Duration // from the kill, or the last frame of the old host, to the first of the new
+	Stood      time.Duration // of a switchover: how long the guest stood still, as its old host measures it
 	Again      time.Duration // from the return of the old host, or the change, to the protection of the new
 	LateFrames int           // that left the old host after it was woken
 }
@@ -180,6 +181,7 @@ func (s *Series) carryOut(ctx context.Context, c *Change) error {
 		if s.switched.Error != "" {
 			return fmt.Errorf("host %s %w: %s", c.From, errNotNow, s.switched.Error)
 		}
+		c.Stood = time.Duration(s.switched.DowntimeUS) * time.Microsecond
 	}
 	if err := s.await(ctx, "the output of host "+c.To, func() bool { return !s.client.firstAlone(c.To).IsZero() }); err != nil {
 		return err

@@ -102,13 +102,13 @@ func TestAHostIsHeardAnewWhenItIsExpected(t *testing.T) {
 func TestFiguresOfASeriesAreByKind(t *testing.T) {
 	r := &Result{unplanned: 1, changes: []Change{
 		{Kind: changeKilled, Downtime: 900 * time.Millisecond, Again: 100 * time.Millisecond},
-		{Kind: changeSwitched, Downtime: 2 * time.Millisecond, Again: 50 * time.Millisecond},
+		{Kind: changeSwitched, Downtime: 2 * time.Millisecond, Stood: time.Millisecond, Again: 50 * time.Millisecond},
 		{Kind: changeStopped, Downtime: 1100 * time.Millisecond, Again: 300 * time.Millisecond},
 	}}
 	s := Summarise(Config{Failovers: 2, Switchovers: 1}, "sim", []*Result{r}, 1)
 	want := SeriesFigures{
 		Failovers: 2, Switchovers: 1, Unplanned: 1, DowntimeP50: 900, DowntimeP99: 1100,
-		SwitchoverP50: 2, SwitchoverP99: 2, AgainP50: 100, AgainP99: 300,
+		SwitchoverP50: 2, SwitchoverP99: 2, StoodP50: 1, StoodP99: 1, AgainP50: 100, AgainP99: 300,
 	}
 	if *s.SeriesFigures != want || s.Failover != 900 || r.failover() != 900*time.Millisecond {
 		t.Errorf("%+v, failover %v; want %+v", *s.SeriesFigures, s.Failover, want)

@@ -73,6 +73,8 @@ type SeriesFigures struct {
 	DowntimeP99   float64 `json:"failover_downtime_ms_p99"`   //
 	SwitchoverP50 float64 `json:"switchover_downtime_ms_p50"` // the last frame of the old host to the first of the new
 	SwitchoverP99 float64 `json:"switchover_downtime_ms_p99"` //
+	StoodP50      float64 `json:"stood_still_ms_p50"`         // the guest's last instruction there to the old host's word of its first here
+	StoodP99      float64 `json:"stood_still_ms_p99"`         //
 	AgainP50      float64 `json:"protected_again_ms_p50"`     // the return of the old host, or a switchover, to the next protection
 	AgainP99      float64 `json:"protected_again_ms_p99"`     //
 }
@@ -80,13 +82,13 @@ type SeriesFigures struct {
 // seriesFigures adds up the changes of sides of all runs.
 func seriesFigures(runs []*Result) *SeriesFigures {
 	f := new(SeriesFigures)
-	var failovers, switchovers, again []time.Duration
+	var failovers, switchovers, stood, again []time.Duration
 	for _, r := range runs {
 		f.Unplanned += r.unplanned
 		for _, c := range r.changes {
 			again = append(again, c.Again)
 			if c.Kind == changeSwitched {
-				switchovers = append(switchovers, c.Downtime)
+				switchovers, stood = append(switchovers, c.Downtime), append(stood, c.Stood)
 			} else {
 				failovers = append(failovers, c.Downtime)
 			}
@@ -95,6 +97,7 @@ func seriesFigures(runs []*Result) *SeriesFigures {
 	f.Failovers, f.Switchovers = len(failovers), len(switchovers)
 	f.DowntimeP50, f.DowntimeP99 = milliseconds(quantile(failovers, 0.5)), milliseconds(quantile(failovers, 0.99))
 	f.SwitchoverP50, f.SwitchoverP99 = milliseconds(quantile(switchovers, 0.5)), milliseconds(quantile(switchovers, 0.99))
+	f.StoodP50, f.StoodP99 = milliseconds(quantile(stood, 0.5)), milliseconds(quantile(stood, 0.99))
 	f.AgainP50, f.AgainP99 = milliseconds(quantile(again, 0.5)), milliseconds(quantile(again, 0.99))
 	return f
 }
@@ -241,7 +244,8 @@ func (s *Summary) Table(w io.Writer) {
 			row("failovers", "%d: %.1f ms p50, %.1f ms p99, until the other host was heard", f.Failovers, f.DowntimeP50, f.DowntimeP99)
 		}
 		if f.Switchovers > 0 {
-			row("switchovers", "%d: nothing was heard for %.1f ms p50, %.1f ms p99", f.Switchovers, f.SwitchoverP50, f.SwitchoverP99)
+			row("switchovers", "%d: the guest stood still for %.2f ms p50, %.2f ms p99; nothing was heard for %.1f ms p50, %.1f ms p99",
+				f.Switchovers, f.StoodP50, f.StoodP99, f.SwitchoverP50, f.SwitchoverP99)
 		}
 		row("protected again", "after %.1f ms p50, %.1f ms p99", f.AgainP50, f.AgainP99)
 		row("the guest is now", "on host %s", s.Survivor)
