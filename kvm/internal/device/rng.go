@@ -29,7 +29,7 @@ func NewRNG(source io.Reader, mem *Memory, line Line, log *slog.Logger) *RNG {
 }
 
 // Work serves requests until ctx ends, and returns when none is being served.
-func (r *RNG) Work(ctx context.Context, gate *Gate) { r.work.run(ctx, gate, r.step) }
+func (r *RNG) Work(ctx context.Context, gate *Gate) { r.work.run(ctx, gate, r.step, nil) }
 
 // Kick makes Work look for requests, after Apply or a time in which it did not run.
 func (r *RNG) Kick() { r.work.kick() }
