@@ -73,8 +73,9 @@
 // timer catches up on interrupts that were missed (KVM_REINJECT_CONTROL), which quirks and exits are off
 // (KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X86_DISABLE_EXITS). That is neither in a state nor compared: a VMM
 // that sets it sets it alike on the hosts between which a guest moves. [Create] leaves all of it as KVM has it.
-// Nor does KVM tell whether a vCPU was made for Hyper-V's synthetic interrupts (KVM_CAP_HYPERV_SYNIC2): the state of a
-// guest that uses them is refused by a vCPU without them only when it is committed.
+// Nor does KVM tell, of a vCPU that runs, whether it was made for Hyper-V's synthetic interrupts
+// (KVM_CAP_HYPERV_SYNIC2): the state of a guest that uses them is refused by a vCPU without them while it is decoded
+// if the vCPU stands still then, as it does for the first state, and otherwise when it is committed.
 //
 // How far the timer (PIT) has counted is not saved either. KVM does not tell it for the channel that
 // interrupts, and lets every channel count anew when it is given their state: a guest that waits
@@ -88,7 +89,8 @@
 // which are little-endian. Every count, size and index is checked against this
 // host when a section is decoded, and the state is then tried on a spare vCPU that
 // never runs, so that what KVM refuses is known before the guest is touched, and
-// restoring later fails only if the host does, but for Hyper-V's synthetic interrupts (see above).
+// restoring later fails only if the host does, but for Hyper-V's synthetic interrupts of a vCPU that
+// runs (see above).
 //
 // # Unlike hosts
 //

@@ -86,21 +86,58 @@ func TestASlotOfAnotherAddressSpaceCannotBeAdded(t *testing.T) {
 	}
 }
 
+// hyperV makes the vCPUs for Hyper-V's synthetic interrupts and timers.
+func (x *adopted) hyperV() {
+	x.Helper()
+	for _, fd := range x.fds {
+		var e struct {
+			cap, flags uint32
+			args       [4]uint64
+			_          [64]byte
+		}
+		e.cap = 148 // KVM_CAP_HYPERV_SYNIC2
+		if _, err := rawIoctl(fd, reqEnableCap, unsafe.Pointer(&e)); err != nil {
+			x.Skip("this KVM has no synthetic interrupts:", err)
+		}
+	}
+}
+
+// A guest that uses Hyper-V's synthetic interrupts is refused by a vCPU that was not made for them while its state is
+// decoded, before anything of another guest is touched, and taken by one that was.
+func TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileTheStateIsDecoded(t *testing.T) {
+	const control = 0x40000080
+	guest, plain := newAdopted(t, 2, nil), newAdopted(t, 2, nil)
+	if err := plain.stage(guest.save()); err != nil {
+		t.Error("a guest that has none:", err)
+	}
+	guest.hyperV()
+	for _, fd := range guest.fds {
+		writeMSR(fd, control, 0)
+	}
+	if err := plain.stage(guest.save()); err != nil {
+		t.Error("a guest that does not use them:", err)
+	}
+	var state []byte
+	for index, v := range map[uint32]uint64{control: 1, 0x40000082: 0x5001, 0x40000083: 0x6001, 0x40000090: 0x10030, 0x4000009f: 0x3f, 0x400000b0: 3 << 16, 0x400000b7: 1 << 30} {
+		if !writeMSR(guest.fds[1], index, v) {
+			t.Fatalf("MSR %#x does not take %#x", index, v)
+		}
+		state = guest.save()
+		var msr *kvm.MSRError
+		if err := plain.stage(state); !errors.As(err, &msr) || msr.Index != index || msr.Value != v {
+			t.Errorf("MSR %#x of a guest that uses it: %v", index, err)
+		}
+		writeMSR(guest.fds[1], index, 0)
+	}
+	plain.hyperV()
+	plain.load(state)
+}
+
 // Hyper-V's synthetic interrupts and timers, where a VM is made for them, are restored.
 func TestHyperVsInterruptsAndTimersAreRestored(t *testing.T) {
 	vms := []*adopted{newAdopted(t, 2, nil), newAdopted(t, 2, nil)}
 	for _, x := range vms {
-		for _, fd := range x.fds {
-			var e struct {
-				cap, flags uint32
-				args       [4]uint64
-				_          [64]byte
-			}
-			e.cap = 148 // KVM_CAP_HYPERV_SYNIC2
-			if _, err := rawIoctl(fd, reqEnableCap, unsafe.Pointer(&e)); err != nil {
-				t.Skip("this KVM has no synthetic interrupts:", err)
-			}
-		}
+		x.hyperV()
 	}
 	a, b := vms[0], vms[1]
 	want := map[uint32]uint64{

@@ -388,6 +388,9 @@ func (d clockDevice) PostLoad(uint32) error {
 func (d vcpuDevice) VMState(f *vmstate.Fields) {
 	if f.Loading() {
 		d.v.staged.VMState(f)
+		if f.Err() == nil {
+			f.Fail(d.v.trySynIC())
+		}
 		return
 	}
 	d.v.state.VMState(f)
