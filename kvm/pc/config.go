@@ -82,7 +82,7 @@ type NIC struct {
 type Random struct {
 	// Source is read from a goroutine of Run, such as crypto/rand.Reader. The two machines of a
 	// pair read different numbers while both run, unless their sources are the same. While it
-	// blocks, so does a Pause; if it fails, the guest's request waits.
+	// blocks, or if it fails, the guest's request waits; a Pause does not.
 	Source io.Reader
 	Place  Place
 }
