@@ -57,6 +57,7 @@ type Blk struct {
 	id      string
 	sectors uint64
 	servers []*blkServer
+	untold  bool // a flush has failed of which no driver has heard; under mu
 }
 
 // blkServer serves one request at a time.

@@ -114,8 +114,8 @@ func TestAFlushIsMadeAnewWhereTheGuestIsRestored(t *testing.T) {
 			must(t, load(from.blk, state))
 			from.gate.Open()
 			from.blk.Kick()
-			disk.end <- errors.New("of a time that is no more")
-			<-disk.begun // it is made anew, and the old answer is nobody's
+			disk.end <- nil // of a time that is no more
+			<-disk.begun    // it is made anew, and the old answer is nobody's
 			must(t, from.gate.Close(t.Context()))
 			from.want(name+", after a roll-back", []usedEntry{}...)
 			from.gate.Open()
@@ -161,6 +161,46 @@ func TestTheAnswerToAFlushThatIsGoneIsDropped(t *testing.T) {
 		if n := len(r.blk.queues[0].begun); n != 0 {
 			t.Errorf("%s: %d requests are left", name, n)
 		}
+	}
+}
+
+// A disk may tell once that it has lost what was written. If the driver that asked does not hear of it, because it was
+// reset or the guest was put back, the next flush fails.
+func TestAFlushThatHasFailedUnheardFailsTheNext(t *testing.T) {
+	for name, away := range map[string]func(*blkRig){
+		"reset": func(r *blkRig) {
+			r.out(regStatus, 1, 0)
+			r.ring = newRing(r.board, r.blk, 0, 0x20000)
+			r.out(regFeatures, 4, blkFlush)
+			r.request(blkSync, 0)
+		},
+		"roll-back": func(r *blkRig) { must(t, load(r.blk, stream(t, r.blk))) },
+	} {
+		r, disk := newSlowRig(t)
+		r.request(blkSync, 0)
+		run(r.blk.Work, r.gate, func() {
+			r.kick()
+			<-disk.begun
+			must(t, r.gate.Close(t.Context()))
+			away(r)
+			r.gate.Open()
+			r.blk.Kick()
+			disk.end <- errors.New("once")
+			for n, status := range []uint8{blkIOErr, blkOK} {
+				<-disk.begun
+				disk.end <- nil
+				var got []usedEntry
+				r.settled(func() bool { got = append(got, r.used()...); return len(got) > 0 })
+				if len(got) != 1 || r.mem[testStatus] != status {
+					t.Errorf("%s: flush %d after it: answered %v, status %d, want %d", name, n+1, got, r.mem[testStatus], status)
+				}
+				r.request(blkSync, 0)
+				r.gate.Open()
+				r.kick()
+			}
+			<-disk.begun // the last request, for nobody
+			disk.end <- nil
+		})
 	}
 }
 
