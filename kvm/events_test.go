@@ -3,7 +3,10 @@
 package kvm_test
 
 import (
+	"context"
 	"errors"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -131,6 +134,47 @@ func TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileTheStateIsDecoded(
 	}
 	plain.hyperV()
 	plain.load(state)
+}
+
+// A guest that runs, as on a secondary, need not stop for that.
+func TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileItRuns(t *testing.T) {
+	const sint3, counter = 0x40000093, 0x2000
+	guest := newAdopted(t, 1, nil)
+	guest.hyperV()
+	if !writeMSR(guest.fds[0], sint3, 0x33) {
+		t.Fatal("the interrupt is not taken")
+	}
+	state := guest.save()
+	for _, there := range []bool{false, true} {
+		x := newAdopted(t, 1, nil)
+		if there {
+			x.hyperV()
+		}
+		copy(x.mem[0x1000:], []byte{0xfe, 0x06, counter & 0xff, counter >> 8, 0xeb, 0xfa}) // inc byte [counter], and again
+		v := x.vcpus[0]
+		s, err1 := v.Sregs()
+		r, err2 := v.Regs()
+		s.CS.Base, s.CS.Selector, r.RIP, r.RFLAGS = 0, 0, 0x1000, 2
+		if err := errors.Join(err1, err2, v.SetSregs(s), v.SetRegs(r)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- v.Run(ctx, func(*kvm.RunData) error { return nil }) }()
+		if err := x.Resume(ctx); err != nil {
+			t.Error(err)
+		}
+		for n := (*uint32)(unsafe.Pointer(&x.mem[counter])); atomic.LoadUint32(n) == 0 && len(ended) == 0; {
+			runtime.Gosched()
+		}
+		if err := x.stage(state); there != (err == nil) || !there && !errors.Is(err, kvm.ErrState) {
+			t.Errorf("a vCPU that runs, and has them %v: %v", there, err)
+		}
+		stop()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error("Run:", err)
+		}
+	}
 }
 
 // Hyper-V's synthetic interrupts and timers, where a VM is made for them, are restored.

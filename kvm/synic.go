@@ -2,7 +2,11 @@
 
 package kvm
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
 
 // MSRs of Hyper-V's synthetic interrupts and timers. (Hypervisor Top Level Functional Specification, 11
 // and 12.)
@@ -32,29 +36,49 @@ func (s *VCPUState) wantsSynIC() *MSRError {
 	return nil
 }
 
-// trySynIC fails with an MSRError if the staged state needs synthetic interrupts and the vCPU has none. KVM does
-// not tell whether it has, and the spare has none; but KVM takes the version of them that the vCPU shows
-// only where they are active. A vCPU that runs is not asked, as it would have to stop for that.
+// What is known of whether a vCPU was made for synthetic interrupts.
+const (
+	synicUnknown = iota
+	synicThere
+	synicLacking
+)
+
+// askSynIC finds out whether a vCPU that stands still was made for synthetic interrupts. KVM does not tell; but it takes
+// the version of them that the vCPU shows only where they are active.
+func (s *VCPUState) askSynIC(vcpu int) error {
+	if !slices.Contains(s.msrs, msrSControl) { // no vCPU of this KVM has any
+		return nil
+	}
+	version, ok, err := s.readMSR(vcpu, msrSVersion)
+	if err != nil || !ok || version == 0 {
+		return err
+	}
+	var refused *MSRError
+	switch err := s.writeMSR(vcpu, msrSVersion, version); {
+	case err == nil:
+		s.given.synic.Store(synicThere)
+	case errors.As(err, &refused):
+		s.given.synic.Store(synicLacking)
+	default:
+		return err
+	}
+	return nil
+}
+
+// trySynIC fails with an MSRError if the staged state needs synthetic interrupts and the vCPU has none, which the
+// spare cannot say, as it has none. A vCPU that runs is not asked, since it would have to stop for that; it was asked
+// before it entered the guest for the first time.
 func (v *VCPU) trySynIC() error {
 	s := v.staged
 	wants := s.wantsSynIC()
-	if wants == nil || s.given.synic.Load() {
+	if wants == nil || s.given.synic.Load() == synicThere {
 		return nil
 	}
-	err := v.with(func(fd int) error {
-		version, ok, err := s.readMSR(fd, msrSVersion)
-		if err != nil || !ok || version == 0 {
-			return err
-		}
-		var refused *MSRError
-		if err = s.writeMSR(fd, msrSVersion, version); errors.As(err, &refused) {
-			return wants
-		}
-		s.given.synic.Store(err == nil)
+	if err := v.with(s.askSynIC); err != nil && !errors.Is(err, ErrRunning) {
 		return err
-	})
-	if errors.Is(err, ErrRunning) {
-		return nil
 	}
-	return err
+	if s.given.synic.Load() == synicLacking {
+		return fmt.Errorf("kvm: vCPU %d: %w", v.index, wants)
+	}
+	return nil
 }

@@ -210,6 +210,7 @@ func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable",
 		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
 		"TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileTheStateIsDecoded",
+		"TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileItRuns",
 		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
 		"TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore", "TestAnNMIThatIsQueuedAtARollBackIsNotTheRestoredGuests",
 		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad", "TestEachSituationOfAVMIsRestored",
