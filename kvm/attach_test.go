@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/leaks"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -228,5 +229,26 @@ func TestDevicesOfARunningVMAreNeitherSavedNorRestored(t *testing.T) {
 	close(leave)
 	if err := <-ended; !errors.Is(err, errStop) {
 		t.Error(err)
+	}
+}
+
+// A host that lacks a descriptor to adopt its VM is given an error alone, and has nothing to close. The
+// same for a VM that is made.
+func TestAVMThatIsNotAdoptedIsNil(t *testing.T) {
+	h := newHostVM(t)
+	for name, adopt := range map[string]func() (*VM, error){
+		"Attach": func() (*VM, error) { return Attach(uintptr(h.vm), AttachConfig{}) },
+		"Create": func() (*VM, error) { return Create(Config{Memory: PageSize}) },
+	} {
+		leaks.Starve(t, func() error {
+			vm, err := adopt()
+			if err == nil {
+				return vm.Close()
+			}
+			if vm != nil {
+				t.Errorf("%s: a VM beside the error %v", name, err)
+			}
+			return err
+		})
 	}
 }

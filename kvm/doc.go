@@ -48,7 +48,7 @@
 // that KVM lists, and of the others memory types, machine-check banks with their number and what they
 // can do, FEATURE_CONTROL, the keys that launch enclaves, DEBUGCTL, TSC_AUX, AMD's list of
 // errata and KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
-// for them), pending events with a pending exception's payload, and the distance of
+// for them, before they first run), pending events with a pending exception's payload, and the distance of
 // its TSC from the other vCPUs'.
 //
 // Not saved, and an error where a guest uses it: nested virtualization ([NotSavedError], on
@@ -73,8 +73,6 @@
 // timer catches up on interrupts that were missed (KVM_REINJECT_CONTROL), which quirks and exits are off
 // (KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X86_DISABLE_EXITS). That is neither in a state nor compared: a VMM
 // that sets it sets it alike on the hosts between which a guest moves. [Create] leaves all of it as KVM has it.
-// Nor does KVM tell whether a vCPU was made for Hyper-V's synthetic interrupts (KVM_CAP_HYPERV_SYNIC2): the state of a
-// guest that uses them is refused by a vCPU without them only when it is committed.
 //
 // How far the timer (PIT) has counted is not saved either. KVM does not tell it for the channel that
 // interrupts, and lets every channel count anew when it is given their state: a guest that waits
@@ -88,7 +86,7 @@
 // which are little-endian. Every count, size and index is checked against this
 // host when a section is decoded, and the state is then tried on a spare vCPU that
 // never runs, so that what KVM refuses is known before the guest is touched, and
-// restoring later fails only if the host does, but for Hyper-V's synthetic interrupts (see above).
+// restoring later fails only if the host does.
 //
 // # Unlike hosts
 //

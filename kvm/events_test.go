@@ -3,7 +3,10 @@
 package kvm_test
 
 import (
+	"context"
 	"errors"
+	"runtime"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -86,21 +89,99 @@ func TestASlotOfAnotherAddressSpaceCannotBeAdded(t *testing.T) {
 	}
 }
 
+// hyperV makes the vCPUs for Hyper-V's synthetic interrupts and timers.
+func (x *adopted) hyperV() {
+	x.Helper()
+	for _, fd := range x.fds {
+		var e struct {
+			cap, flags uint32
+			args       [4]uint64
+			_          [64]byte
+		}
+		e.cap = 148 // KVM_CAP_HYPERV_SYNIC2
+		if _, err := rawIoctl(fd, reqEnableCap, unsafe.Pointer(&e)); err != nil {
+			x.Skip("this KVM has no synthetic interrupts:", err)
+		}
+	}
+}
+
+// A guest that uses Hyper-V's synthetic interrupts is refused by a vCPU that was not made for them while its state is
+// decoded, before anything of another guest is touched, and taken by one that was.
+func TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileTheStateIsDecoded(t *testing.T) {
+	const control = 0x40000080
+	guest, plain := newAdopted(t, 2, nil), newAdopted(t, 2, nil)
+	if err := plain.stage(guest.save()); err != nil {
+		t.Error("a guest that has none:", err)
+	}
+	guest.hyperV()
+	for _, fd := range guest.fds {
+		writeMSR(fd, control, 0)
+	}
+	if err := plain.stage(guest.save()); err != nil {
+		t.Error("a guest that does not use them:", err)
+	}
+	var state []byte
+	for index, v := range map[uint32]uint64{control: 1, 0x40000082: 0x5001, 0x40000083: 0x6001, 0x40000090: 0x10030, 0x4000009f: 0x3f, 0x400000b0: 3 << 16, 0x400000b7: 1 << 30} {
+		if !writeMSR(guest.fds[1], index, v) {
+			t.Fatalf("MSR %#x does not take %#x", index, v)
+		}
+		state = guest.save()
+		var msr *kvm.MSRError
+		if err := plain.stage(state); !errors.As(err, &msr) || msr.Index != index || msr.Value != v {
+			t.Errorf("MSR %#x of a guest that uses it: %v", index, err)
+		}
+		writeMSR(guest.fds[1], index, 0)
+	}
+	plain.hyperV()
+	plain.load(state)
+}
+
+// A guest that runs, as on a secondary, need not stop for that.
+func TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileItRuns(t *testing.T) {
+	const sint3, counter = 0x40000093, 0x2000
+	guest := newAdopted(t, 1, nil)
+	guest.hyperV()
+	if !writeMSR(guest.fds[0], sint3, 0x33) {
+		t.Fatal("the interrupt is not taken")
+	}
+	state := guest.save()
+	for _, there := range []bool{false, true} {
+		x := newAdopted(t, 1, nil)
+		if there {
+			x.hyperV()
+		}
+		copy(x.mem[0x1000:], []byte{0xfe, 0x06, counter & 0xff, counter >> 8, 0xeb, 0xfa}) // inc byte [counter], and again
+		v := x.vcpus[0]
+		s, err1 := v.Sregs()
+		r, err2 := v.Regs()
+		s.CS.Base, s.CS.Selector, r.RIP, r.RFLAGS = 0, 0, 0x1000, 2
+		if err := errors.Join(err1, err2, v.SetSregs(s), v.SetRegs(r)); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- v.Run(ctx, func(*kvm.RunData) error { return nil }) }()
+		if err := x.Resume(ctx); err != nil {
+			t.Error(err)
+		}
+		for n := (*uint32)(unsafe.Pointer(&x.mem[counter])); atomic.LoadUint32(n) == 0 && len(ended) == 0; {
+			runtime.Gosched()
+		}
+		if err := x.stage(state); there != (err == nil) || !there && !errors.Is(err, kvm.ErrState) {
+			t.Errorf("a vCPU that runs, and has them %v: %v", there, err)
+		}
+		stop()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Error("Run:", err)
+		}
+	}
+}
+
 // Hyper-V's synthetic interrupts and timers, where a VM is made for them, are restored.
 func TestHyperVsInterruptsAndTimersAreRestored(t *testing.T) {
 	vms := []*adopted{newAdopted(t, 2, nil), newAdopted(t, 2, nil)}
 	for _, x := range vms {
-		for _, fd := range x.fds {
-			var e struct {
-				cap, flags uint32
-				args       [4]uint64
-				_          [64]byte
-			}
-			e.cap = 148 // KVM_CAP_HYPERV_SYNIC2
-			if _, err := rawIoctl(fd, reqEnableCap, unsafe.Pointer(&e)); err != nil {
-				t.Skip("this KVM has no synthetic interrupts:", err)
-			}
-		}
+		x.hyperV()
 	}
 	a, b := vms[0], vms[1]
 	want := map[uint32]uint64{

@@ -322,6 +322,7 @@ func (v *VCPU) park(ctx context.Context) error {
 		v.stop.inside = true
 		if !v.given.ran.Load() {
 			v.state.fixes(v.fd)
+			_ = v.state.askSynIC(v.fd) // without an answer it is not known
 			v.given.ran.Store(true)
 		}
 		v.kicked.Store(false)

@@ -113,14 +113,13 @@ func ReadSystem(kvm, vm int) (*System, error) {
 		}
 	}
 	// Of Hyper-V's synthetic interrupts and timers only the first of each kind are
-	// listed. (Hypervisor Top Level Functional Specification, 11 and 12.)
-	const scontrol, siefp, simp, sint0, sint15, stimer0, stimer3 = 0x40000080, 0x40000082, 0x40000083, 0x40000090, 0x4000009f, 0x400000b0, 0x400000b7
-	if slices.Contains(s.msrs, scontrol) {
-		more := []uint32{siefp, simp}
-		for i := uint32(sint0); i <= sint15; i++ {
+	// listed.
+	if slices.Contains(s.msrs, msrSControl) {
+		more := []uint32{msrSIEFP, msrSIMP}
+		for i := uint32(msrSINT0); i <= msrSINT15; i++ {
 			more = append(more, i)
 		}
-		for i := uint32(stimer0); i <= stimer3; i++ {
+		for i := uint32(msrSTimer0); i <= msrSTimer3; i++ {
 			more = append(more, i) // a timer's configuration before its count
 		}
 		s.msrs = slices.DeleteFunc(s.msrs, func(i uint32) bool { return slices.Contains(more, i) })

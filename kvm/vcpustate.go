@@ -79,6 +79,7 @@ type given struct {
 	told     atomic.Bool           // cpuid was set by SetCPUID
 	sure     atomic.Bool           // cpuid is what KVM was given, and not what it shows
 	ran      atomic.Bool           // the vCPU has entered the guest, after which KVM gives it no other CPUID
+	synic    atomic.Int32          // whether it was made for Hyper-V's synthetic interrupts
 	features atomic.Pointer[[]MSR] // the MSRs that list features, as they were then
 }
 

@@ -64,7 +64,8 @@ type VM struct {
 
 // Attach adopts a VM by its descriptor, which stays the caller's. The interrupt
 // controllers and the PIT, if the VM is to have them in the kernel, must have
-// been created; vCPUs must not, if a dirty ring is asked for.
+// been created; vCPUs must not, if a dirty ring is asked for. With an error the VM is nil and
+// nothing is to be closed.
 func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 	kvm := cfg.KVM
 	if kvm == 0 {
@@ -94,8 +95,10 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 			return nil, err
 		}
 	}
-	vm.spares, err = newSpares(kvm, vm.chips.hasChips)
-	return vm, err
+	if vm.spares, err = newSpares(kvm, vm.chips.hasChips); err != nil {
+		return nil, err
+	}
+	return vm, nil
 }
 
 // System returns what this host's KVM can do for the VM.
@@ -385,6 +388,9 @@ func (d clockDevice) PostLoad(uint32) error {
 func (d vcpuDevice) VMState(f *vmstate.Fields) {
 	if f.Loading() {
 		d.v.staged.VMState(f)
+		if f.Err() == nil {
+			f.Fail(d.v.trySynIC())
+		}
 		return
 	}
 	d.v.state.VMState(f)

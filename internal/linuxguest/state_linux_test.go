@@ -209,6 +209,8 @@ func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable",
 		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
+		"TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileTheStateIsDecoded",
+		"TestSyntheticInterruptsThatAVCPUCannotHaveAreRefusedWhileItRuns",
 		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
 		"TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore", "TestAnNMIThatIsQueuedAtARollBackIsNotTheRestoredGuests",
 		"TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad", "TestEachSituationOfAVMIsRestored",

@@ -82,7 +82,7 @@ type NIC struct {
 type Random struct {
 	// Source is read from a goroutine of Run, such as crypto/rand.Reader. The two machines of a
 	// pair read different numbers while both run, unless their sources are the same. While it
-	// blocks, so does a Pause; if it fails, the guest's request waits.
+	// blocks, or if it fails, the guest's request waits; a Pause does not.
 	Source io.Reader
 	Place  Place
 }
@@ -101,8 +101,9 @@ type Place struct {
 
 // Storage holds the contents of a guest's disk; a replication.Disk is one. Its
 // methods are called from goroutines of Run, one at a time unless Disk.Requests is
-// more, for 1 MiB at most. They may block: until they return, neither the request of the guest nor
-// a Pause is complete, and Run does not return. Between two calls for one request the guest may be
+// more, for 1 MiB at most. They may block: until they return, the request of the guest is not
+// complete, and Run does not return; nor is a Pause complete, except that no Pause waits for Sync.
+// Between two calls for one request the guest may be
 // paused, reset its disk, or be taken over by another host, which makes the second call.
 type Storage interface {
 	io.ReaderAt
@@ -110,7 +111,9 @@ type Storage interface {
 	// Size returns the length in bytes, of which whole sectors of 512 are used.
 	Size() int64
 	// Sync returns when every write that was answered before is stable. It is called where
-	// the guest asks for it, and after each write of a guest whose driver never asks.
+	// the guest asks for it, and after each write of a guest whose driver never asks. It may be
+	// called, and may return, while the Machine is paused. A flush that was not answered is part
+	// of the state: where that is loaded Sync is called anew.
 	Sync() error
 }
 

@@ -46,7 +46,9 @@
 // begun: a request of the disk that the storage holds back keeps it waiting, as long
 // as its context allows. A long request is performed in parts of 1 MiB, and a pause waits for
 // one of them; how far the request has come is in the disk's section, and the guest goes on
-// there, or on the host that has taken it over, with the next part. Requests that were not begun
+// there, or on the host that has taken it over, with the next part. A pause does not wait for a
+// flush, which is in the section until it is answered: where that is loaded, also after a roll-back, the
+// disk is flushed anew, and the guest is told of that flush alone. Requests that were not begun
 // stay in the guest's rings, which are in its memory; frames that wait for the guest are in the
 // card's section.
 //

@@ -116,7 +116,8 @@ func (m *Machine) end() {
 }
 
 // Pause stops the vCPUs, with no exit pending, then waits until the devices have
-// completed what they had begun: a part of the disk's request, the frame being sent. When it
+// completed what they had begun: a part of the disk's request, the frame being sent. It does not
+// wait for a disk to be flushed: a flush that was asked for and not answered is state. When it
 // returns nil, nothing writes the guest's memory or moves its interrupt lines until
 // Resume. Pauses nest: the guest goes on when each of them has been undone by a
 // Resume. If ctx ends first, this Pause is void and the context's error is returned.

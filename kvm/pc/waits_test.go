@@ -17,6 +17,7 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/internal/device"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // blank is storage of zeroes.
@@ -252,6 +253,36 @@ func TestAPauseThatGivesUpLeavesTheGuestRunning(t *testing.T) {
 	}
 	i.inRun()
 	i.gate.Leave()
+}
+
+// A disk may take seconds to make everything stable. The guest is paused and saved meanwhile; it goes on, and is told
+// by its disk once that has answered.
+func TestAPauseDoesNotWaitForADiskToBeFlushed(t *testing.T) {
+	storage := blank{begun: make(chan struct{}), held: make(chan struct{})}
+	i := newIdle(t, Devices{Disks: []Disk{{Storage: storage}}})
+	answer := sync.OnceFunc(func() { close(storage.held) })
+	t.Cleanup(answer)
+	reg := &vmstate.Registry{}
+	i.must(i.Register(reg))
+	q := i.queue(i.disks[0], 0, 0x10000, 16, 1).writes(1)
+	i.memory[data+0x10000] = 4 // flush
+	i.start()
+	i.must(i.Resume(context.Background()))
+	i.inRun()
+	q.offer()
+	i.must(i.disks[0].Out(notify, []byte{0, 0}))
+	<-storage.begun
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	i.must(i.Pause(ctx))
+	i.must(reg.CaptureDevices())
+	if q.served() {
+		t.Error("the guest is told before its disk has answered")
+	}
+	answer()
+	i.must(i.Resume(ctx))
+	i.eventually("the flush is answered", q.served)
+	i.halt()
 }
 
 // The guest would wait for ever for an interrupt whose line cannot be set: Run ends with the reason,

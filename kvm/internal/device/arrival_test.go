@@ -63,7 +63,7 @@ func TestADeviceThatIsToEndBeginsNothingMore(t *testing.T) {
 			stop()
 		}
 		return steps < 10
-	})
+	}, nil)
 	if steps != 3 {
 		t.Errorf("%d steps, want 3", steps)
 	}

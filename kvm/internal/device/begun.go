@@ -1,6 +1,10 @@
 package device
 
-import "github.com/gocolo/lockstep/vmstate"
+import (
+	"slices"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
 
 // begun is a request that a device has taken out of the available ring and performed in part. The
 // driver still owns neither its descriptors nor its memory, so that the chain is read from the
@@ -8,6 +12,20 @@ import "github.com/gocolo/lockstep/vmstate"
 type begun struct {
 	head uint16
 	done uint64 // bytes of it that have been performed
+
+	by *blkServer // waits for the backend to be flushed for it; not part of the state
+}
+
+// waiting returns the place of the request that was begun first and that nobody waits for, or -1.
+func (q *queue) waiting() int {
+	return slices.IndexFunc(q.begun, func(r begun) bool { return r.by == nil })
+}
+
+// takeBegun takes a request out of those that were begun.
+func (q *queue) takeBegun(i int) (r begun) {
+	r = q.begun[i]
+	q.begun = slices.Delete(q.begun, i, i+1)
+	return r
 }
 
 // next returns the request with which a device goes on: the one that was begun first, or else the
@@ -18,14 +36,14 @@ func (v *virtio) next(q int) (r begun, c chain, ok bool) {
 	if v.held > 0 || !b.usable() {
 		return r, c, false
 	}
-	if len(b.begun) == 0 {
+	i := b.waiting()
+	if i < 0 {
 		if c, ok = v.peek(q); ok {
 			b.pop()
 		}
 		return begun{head: c.head}, c, ok
 	}
-	r = b.begun[0]
-	b.begun = append(b.begun[:0], b.begun[1:]...)
+	r = b.takeBegun(i)
 	c, err := b.walk(r.head, b.segments[:])
 	v.broke(q, err)
 	return r, c, err == nil

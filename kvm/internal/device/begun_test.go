@@ -193,7 +193,7 @@ func TestRequestsThatWereBegunArePerformedAtOnce(t *testing.T) {
 		binary.LittleEndian.PutUint32(r.mem[header:], blkOut)
 		binary.LittleEndian.PutUint64(r.mem[header+8:], at)
 		r.offer(head, part{header, blkHeader, false}, part{testData, 4 * SectorSize, false}, part{testStatus + at, 1, true})
-		blk.queues[0].begun = append(blk.queues[0].begun, begun{head, SectorSize})
+		blk.queues[0].begun = append(blk.queues[0].begun, begun{head: head, done: SectorSize})
 		blk.queues[0].last++
 	}
 	run(blk.Work, r.gate, func() {
@@ -240,7 +240,7 @@ func TestARequestMayShrinkInTheMidst(t *testing.T) {
 func TestRequestsThatNobodyCanHaveBegunAreRefused(t *testing.T) {
 	good := func() *blkRig {
 		r := newBlkRig(t, 64<<10)
-		r.blk.queues[0].begun = []begun{{1, 512}}
+		r.blk.queues[0].begun = []begun{{head: 1, done: 512}}
 		return r
 	}
 	to := newBlkRig(t, 64<<10)
@@ -268,7 +268,7 @@ func TestRequestsThatNobodyCanHaveBegunAreRefused(t *testing.T) {
 		}
 	}
 	from, other := newRNGRig(t, "chance").rng, newRNGRig(t, "chance").rng
-	from.queues[0].parts, from.saved.queues[0].parts, from.queues[0].begun = true, true, []begun{{1, 1}}
+	from.queues[0].parts, from.saved.queues[0].parts, from.queues[0].begun = true, true, []begun{{head: 1, done: 1}}
 	if err := load(other, stream(t, from)); !errors.Is(err, vmstate.ErrUnknownSubsection) {
 		t.Errorf("a device that has no parts takes: %v", err)
 	}

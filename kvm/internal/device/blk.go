@@ -43,7 +43,9 @@ type Backend interface {
 // Blk is a virtio disk. It begins requests in the order in which they were made
 // available, on the goroutines of Work, and serves as many at once as it was told; they
 // are answered in the order in which they end. A long request is performed in parts, between which
-// the guest may be paused, or reset the disk: what is left of it is state. The backend never
+// the guest may be paused, or reset the disk: what is left of it is state. So is a flush that the
+// backend has not answered, for which neither a pause nor a reset waits: a guest that is put back
+// to such a state, or taken over in it, has it made anew. The backend never
 // sees the guest's memory, which the guest may change at any time: what is written is
 // copied first, so that all parts of the backend (the copies of a disk) get the same bytes.
 //
@@ -55,6 +57,7 @@ type Blk struct {
 	id      string
 	sectors uint64
 	servers []*blkServer
+	untold  bool // a flush has failed of which no driver has heard; under mu
 }
 
 // blkServer serves one request at a time.
@@ -63,6 +66,7 @@ type blkServer struct {
 	buf    []byte
 	list   []segment // of the request: what is read, then what is written
 	stable bool      // a write is made stable before it is answered
+	flush  bool      // step has left a request for which the backend is to be flushed
 }
 
 // blkChunk is how much of a request is passed to the backend at a time: the longest part.
@@ -95,9 +99,9 @@ func NewBlk(backend Backend, requests int, id string, mem *Memory, line Line, lo
 func (b *Blk) Work(ctx context.Context, gate *Gate) {
 	var others sync.WaitGroup
 	for _, s := range b.servers[1:] {
-		others.Go(func() { b.work.run(ctx, gate, s.step) })
+		others.Go(func() { b.work.run(ctx, gate, s.step, s.finish) })
 	}
-	b.work.run(ctx, gate, b.servers[0].step)
+	b.work.run(ctx, gate, b.servers[0].step, b.servers[0].finish)
 	others.Wait()
 }
 
@@ -126,20 +130,23 @@ func (b *blkServer) step() (more bool) {
 	c.out, c.in = b.list[:len(c.out)], b.list[len(c.out):]
 	b.stable = b.features&blkFlush == 0
 	b.busy++
-	if len(b.servers) > 1 && (len(q.begun) > 0 || q.more()) {
+	if len(b.servers) > 1 && (q.waiting() >= 0 || q.more()) {
 		b.work.kick()
 	}
 	b.mu.Unlock()
 
 	status, written, ended := b.serve(c, &r, out-blkHeader, in-1)
-	if ended {
+	if ended && !b.flush {
 		b.mem.scatter([]byte{status}, c.in, in-1)
 	}
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.release()
-	if !ended {
+	if !ended || b.flush {
+		if b.flush {
+			r.by = b
+		}
 		q.begun = append(q.begun, r)
 		return true
 	}
@@ -150,7 +157,8 @@ func (b *blkServer) step() (more bool) {
 
 // serve performs the next part of a request with out bytes of data to read from the guest, or in
 // bytes to write to it. If that was the last part, ended is true, and serve returns the status of
-// the request and how many bytes it wrote. The guest may have changed its request since the last
+// the request and how many bytes it wrote. It sets flush where what is left is to have the backend
+// flushed, whose answer is the status. The guest may have changed its request since the last
 // part, which harms nobody else.
 func (b *blkServer) serve(c chain, r *begun, out, in uint64) (status uint8, written uint64, ended bool) {
 	header := b.buf[:blkHeader]
@@ -172,12 +180,12 @@ func (b *blkServer) serve(c chain, r *begun, out, in uint64) (status uint8, writ
 		if status = b.write(c.out, int64(sector*SectorSize), out, r); status != blkOK {
 			return status, 0, true
 		}
-		if ended = r.done == out; ended && b.stable {
-			status = b.answer("sync", b.backend.Sync())
-		}
+		ended = r.done == out
+		b.flush = ended && b.stable
 		return status, 0, ended
 	case blkSync:
-		return b.answer("sync", b.backend.Sync()), 0, true
+		b.flush = true
+		return blkOK, 0, true
 	case blkGetID:
 		var id [blkIDSize]byte
 		copy(id[:], b.id)

@@ -108,6 +108,7 @@ func TestADiskServesAsManyRequestsAtOnceAsItWasTold(t *testing.T) {
 			disk := &store{data: make([]byte, 1<<20), hold: make(chan struct{}), begun: make(chan struct{})}
 			blk := NewBlk(disk, 2, "two", b.memory(), b.line, nil)
 			r := &blkRig{b, newRing(b, blk, 0, 0x10000), blk, disk}
+			r.out(regFeatures, 4, blkFlush)
 			status := func(head uint16) *byte { return &r.mem[testStatus+uint64(head)] }
 			for i, head := range []uint16{0, 8, 16} {
 				header, data := testHeader+0x1000+0x20*uint64(head), testData+0x1000*uint64(head)

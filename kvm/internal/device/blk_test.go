@@ -51,8 +51,16 @@ const (
 	testData   = 0x90000
 )
 
-// step has the first server look.
-func (b *Blk) step() bool { return b.servers[0].step() }
+// step has the first server look, and the backend flushed if that is asked for.
+func (b *Blk) step() bool {
+	more := b.servers[0].step()
+	if b.servers[0].flush {
+		open := NewGate()
+		open.Open()
+		b.servers[0].finish(context.Background(), open)
+	}
+	return more
+}
 
 type blkRig struct {
 	*board

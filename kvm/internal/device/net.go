@@ -241,7 +241,7 @@ func (n *Net) Work(ctx context.Context, gate *Gate) {
 			}
 		}
 	}()
-	n.work.run(ctx, gate, n.step)
+	n.work.run(ctx, gate, n.step, nil)
 	stop()
 	<-room
 }

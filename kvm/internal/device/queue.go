@@ -33,7 +33,7 @@ type queue struct {
 	last   uint16  // next entry of the available ring
 	used   uint16  // next entry of the used ring
 	broken bool    // the driver broke the rules: nothing is done until a reset
-	begun  []begun // requests that were performed in part, and that nobody performs now
+	begun  []begun // requests that were performed in part, and that nobody performs inside the gate
 
 	parts    bool // the device performs requests in parts
 	mem      *Memory

@@ -216,6 +216,9 @@ func (v *virtio) copyState(to, from *virtioState) {
 		q, o := &queues[i], &from.queues[i]
 		q.pfn, q.last, q.used, q.broken = o.pfn, o.last, o.used, o.broken
 		q.begun = append(q.begun[:0], o.begun...)
+		for i := range q.begun { // who waits for a flush does so for the state in which it began
+			q.begun[i].by = nil
+		}
 	}
 	*to = *from
 	to.queues = queues
@@ -253,8 +256,8 @@ func (w worker) kick() {
 }
 
 // run calls step inside the gate whenever the worker is kicked, as long as it
-// returns true, until ctx ends.
-func (w worker) run(ctx context.Context, gate *Gate, step func() (more bool)) {
+// returns true, until ctx ends. After each step it calls finish, which may be nil, outside the gate.
+func (w worker) run(ctx context.Context, gate *Gate, step func() (more bool), finish func(context.Context, *Gate)) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -268,6 +271,9 @@ func (w worker) run(ctx context.Context, gate *Gate, step func() (more bool)) {
 			}
 			more = step()
 			gate.Leave()
+			if finish != nil {
+				finish(ctx, gate)
+			}
 		}
 	}
 }
