@@ -31,7 +31,7 @@ const about = `diskreplica keeps a disk image in two copies that agree at every 
 The first two serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
 or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket. A secondary
 serves NBD there, and takes checkpoints at the next port, or at the path with .control
-after it.
+after it. Only the user of the process may connect to a Unix socket.
 Both read commands from standard input: "help" lists them.
 
 A minute's trial, in three terminals:
@@ -238,4 +238,6 @@ func network(addr string) string {
 	return "tcp"
 }
 
-func listen(addr string) (net.Listener, error) { return socket.Listen(network(addr), addr) }
+// listen listens at addr. A Unix socket is for the user of this process alone, whatever the umask: who
+// connects reads and writes the disk.
+func listen(addr string) (net.Listener, error) { return socket.ListenPrivate(network(addr), addr) }
