@@ -63,7 +63,8 @@ its disk survives kill -9 or a power cut: the next start brings it back to the
 last checkpoint, and so it does if a synchronisation was interrupted. Both are sparse
 and twice as long as the image; they grow with it when they are clean.
 
-An image grows while no process uses it, on both sides: truncate -s makes a file longer.
+An image grows while no process uses it, on both sides: truncate -s makes a file longer. Or it grows
+while both run: say "grow SIZE" to the secondary, and then to the primary. Who uses the disk connects again to see it.
 
 FILE.lockstep, beside each image, says whose copy it is, how far in its history,
 and on a primary what its secondary may lack; "status" prints it, and which process uses
