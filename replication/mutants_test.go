@@ -245,6 +245,62 @@ var mutants = []mutant.Mutant{
 		New:   "publish(&l.flush,",
 		Tests: []string{"-run=BothFailures", "."},
 	},
+	{
+		What:  "the same epoch of two starts is one checkpoint",
+		File:  "recover.go",
+		Old:   "return b.run != ID{} && o.run != ID{} && b.run != o.run",
+		New:   "return false",
+		Tests: []string{"-short", "-run=TwoStarts", "."},
+	},
+	{
+		What:  "a journal does not know from which start its checkpoint comes",
+		File:  "journal.go",
+		Old:   "\tif b.run != (ID{}) {\n\t\tp[superHasRun] = 1",
+		New:   "\tif false {\n\t\tp[superHasRun] = 1",
+		Tests: []string{"-short", "-run=FromWhichStart|ASuperblock", "."},
+	},
+	{
+		What:  "a disk that goes forward is of the generation that its journal has",
+		File:  "recover.go",
+		Old:   "\tif meta.kept() {\n\t\town :=",
+		New:   "\tif false {\n\t\town :=",
+		Tests: []string{"-short", "-run=RecoveryForward", "."},
+	},
+	{
+		What:  "disks are not told of a start that they have missed",
+		File:  "group.go",
+		Old:   "\t\tif len(g) > 1 {\n\t\t\tg.tellMissed(i)",
+		New:   "\t\tif false {\n\t\t\tg.tellMissed(i)",
+		Tests: []string{"-short", "-run=AStartThatOneDisk", "."},
+	},
+	{
+		What:  "a disk that lacked nothing stays at its older epoch",
+		File:  "secondary_start.go",
+		Old:   "\tif err := s.beginKept(); err != nil {\n\t\treturn err\n\t}\n",
+		New:   "",
+		Tests: []string{"-short", "-run=LackedNothing", "."},
+	},
+	{
+		What:  "a growth is not in the journal before it is made",
+		File:  "grow.go",
+		Old:   "if err := j.growing(size); err != nil {",
+		New:   "if err := error(nil); err != nil {",
+		Tests: []string{"-short", "-run=Grow", "."},
+	},
+	{
+		What:  "a primary grows past a secondary that is another process",
+		File:  "grow.go",
+		Old:   "if theirs.Copy != p.peer.run.Copy || theirs.instance != p.peer.instance {",
+		New:   "if theirs.Copy != p.peer.run.Copy {",
+		Tests: []string{"-short", "-run=Growth|Grows", "."},
+	},
+	{
+		What:  "what is read of a secondary that is gone is believed",
+		File:  "verify_online.go",
+		Old:   "if err := v.f.gone(); err != nil { // what was read",
+		New:   "if err := v.f.gone(); false { // what was read",
+		Tests: []string{"-short", "-run=ThatIsGone", "."},
+	},
 }
 
 // Planting them takes minutes, and is done now and then; that they can be is seen each time.
