@@ -301,6 +301,27 @@ var mutants = []mutant.Mutant{
 		New:   "if err := v.f.gone(); false { // what was read",
 		Tests: []string{"-short", "-run=ThatIsGone", "."},
 	},
+	{
+		What:  "the generation of a start is recorded after it",
+		File:  "secondary_start.go",
+		Old:   "\tif err := s.mayGoForward(); err != nil {\n\t\treturn err\n\t}\n",
+		New:   "",
+		Tests: []string{"-short", "-run=RecoveryForward", "."},
+	},
+	{
+		What:  "a disk that goes forward to a start keeps the start of before",
+		File:  "recover.go",
+		Old:   "b.epoch, b.id, b.run = 0, b.idForward(meta), b.start",
+		New:   "b.epoch, b.id, b.run = 0, b.idForward(meta), b.run",
+		Tests: []string{"-short", "-run=LackedNothing", "."},
+	},
+	{
+		What:  "a checkpoint that another disk has made is undone",
+		File:  "secondary_stop.go",
+		Old:   "\tif !outrun {",
+		New:   "\tif true {",
+		Tests: []string{"-short", "-run=TwoHostsThatLose", "."},
+	},
 }
 
 // Planting them takes minutes, and is done now and then; that they can be is seen each time.
