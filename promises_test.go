@@ -104,7 +104,7 @@ var promises = []promise{
 		"kvm.TestMemoryMovedByTheDirtyLogAloneStaysIdenticalOver30Generations", "kvm.TestARunningVMIsRolledBack20Times"}},
 	{"README.md", "with random writes, broken links and power cuts, 20,000 seeds.", []string{
 		"replication.TestModel", "..TestTheModelRunsAsManySeedsAsTheREADMESays"}},
-	{"README.md", "35 faults can be planted", []string{
+	{"README.md", "46 faults can be planted", []string{
 		"replication.TestEachMutantIsOneOfTheSourceAsItIs", "..TestTheREADMESaysHowManyFaultsOfDisksCanBePlanted"}},
 	{"README.md", "has what is exported, which a test compares.", []string{"..TestTheExportedAPIIsTheOneOnRecord"}},
 	{"README.md", "Streams of unknown devices, commands, return path.", []string{
@@ -137,6 +137,8 @@ var promises = []promise{
 	{"docs/operations.md", "that nobody answers is in the log", []string{"colo/protect.TestAHostThatNobodyAnswersSaysSoOnce"}},
 	{"docs/operations.md", "A host that waits and lacks what it follows with tells it, too, such as memory for its copy, a disk or its network. It refuses primaries with that reason", []string{"colo/protect.TestAHostThatLacksWhatItFollowsWithWaitsForIt"}},
 	{"docs/operations.md", "a host on which the storage that both reach is not mounted refuses to start", []string{"failover/sharedfile.TestWhatIsAboveADirectoryIsNotMade"}},
+	{"docs/operations.md", "It changes nothing then, and its error (`replication.ErrEpoch`) says of each disk where it is:", []string{"replication.TestDisksThatHaveNoEpochInCommonAreLeftAlone"}},
+	{"docs/operations.md", "The journals that were moved away fit these images no more after that.", []string{"replication.TestAJournalUndoesNothingThatWasWrittenWithoutIt"}},
 	{"docs/security.md", "A certificate that is renewed in its files is shown with the next connection, without another start of the host", []string{
 		"colo/protect.TestLoadTLSShowsTheCertificateThatTheFilesHaveNow", "examples/lockstep-qemu.TestRenewedCertificatesAreTakenWithoutAnotherStart"}},
 	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},

@@ -86,6 +86,8 @@ var judged = map[string]map[string][]string{
 	"says what an operator is to do": {
 		"docs/operations.md": {
 			"It needs `lookupcache=none`",
+			"Does the other host have the guest, or its images, nothing here is needed.",
+			"Is the other host lost for good, bring each disk back to its own checkpoint,",
 			"nothing; state, reason, generation and peer are in it",
 			"nothing: the first synchronisation",
 			"nothing: cause, pause and size of each checkpoint",
@@ -100,6 +102,8 @@ var judged = map[string]map[string][]string{
 		"README.md": {"It cannot be a COLO primary"},
 		"docs/operations.md": {
 			"Two hosts that lose each other cannot find out alone",
+			"It cannot where one of the journals was restored,",
+			"Each disk is whole then, as after a power cut,",
 			"the loss of the majority, while it lasts;",
 			"A leader that hears its clients, and not the other members, decides nothing;",
 			"everything that leaves the operator able to look",
@@ -114,6 +118,7 @@ var judged = map[string]map[string][]string{
 			"nothing of their own: they take a connection from the host,",
 			"It asks nobody for a password",
 			"Nothing is encrypted at rest",
+			"Over TCP nothing",
 			"With `Insecure` neither is a protection against somebody who listens.",
 			"Enough handshakes cost processor time;",
 			"The guest's memory is in clear in the memory of both processes;",

@@ -268,6 +268,9 @@ func TestGrowthThatCannotBeIsRefused(t *testing.T) {
 		t.Errorf("the primary's disk has %d bytes", x.p.Size())
 	}
 	must(t, x.p.Grow(ctx, 5<<20, x.remote()))
+	must(t, x.s.Grow(ctx, 6<<20))
+	must(t, x.s.Stop(ctx, false))
+	wantErr(t, "the same copy, which has gone back to its checkpoint", x.p.Grow(ctx, 6<<20, x.remote()), ErrIdentity)
 
 	p, err := NewPrimary(newFake(testSize, 0), PrimaryConfig{})
 	must(t, err)

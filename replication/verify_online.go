@@ -213,6 +213,10 @@ func (v *verifier) compare(_ context.Context, off, n int64, before []uint32) (ag
 	v.compared += n
 	for _, d := range v.found {
 		h := v.p.locks.lock(d[0], d[1], false)
+		if err := v.f.gone(); err != nil { // what was read may be of the time after
+			v.p.locks.unlock(h)
+			return nil, err
+		}
 		done := v.p.peer.changes.of(d[0], d[1])[0] == before[(d[0]-off)/ChunkSize] && !v.p.peer.dirty.Any(d[0], d[1])
 		if done {
 			done, err = v.differs(d, off)

@@ -1,12 +1,8 @@
 package qmp
 
 import (
-	"context"
-	"errors"
 	"net"
-	"os"
 	"strings"
-	"syscall"
 
 	"github.com/gocolo/lockstep/internal/socket"
 )
@@ -29,29 +25,4 @@ func Split(addr string) (network, address string) {
 // Listen listens on an address as [Split] takes it. A Unix socket that nobody
 // listens on any more is replaced; only the owner may connect to the new one. It
 // is removed when the listener is closed.
-func Listen(addr string) (net.Listener, error) {
-	network, address := Split(addr)
-	if network != "unix" {
-		return net.Listen(network, address)
-	}
-	if err := socket.CheckName(network, address); err != nil {
-		return nil, err
-	}
-	l, err := listenUnix(address)
-	if errors.Is(err, syscall.EADDRINUSE) && socket.RemoveDead(address) {
-		l, err = listenUnix(address)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(address, 0o600); err != nil && !strings.HasPrefix(address, "@") {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-func listenUnix(address string) (net.Listener, error) {
-	c := net.ListenConfig{Control: ownersOnly}
-	return c.Listen(context.Background(), "unix", address)
-}
+func Listen(addr string) (net.Listener, error) { return socket.ListenPrivate(Split(addr)) }

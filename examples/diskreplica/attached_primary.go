@@ -36,6 +36,10 @@ func (v *visit) arm() {
 	v.conn.SetReadDeadline(v.until)
 }
 
+// clients is how many connections a primary may have to its export: a second one takes the place of the
+// first when the disk has grown.
+const clients = 2
+
 // hello serves the disk and its identity to a primary, under a generation of their own. The
 // caller holds s.mu.
 func (v *visit) hello(ctx context.Context) (string, error) {
@@ -46,14 +50,14 @@ func (v *visit) hello(ctx context.Context) (string, error) {
 	s.generation++
 	v.generation = s.generation
 	var err error
-	v.disk, err = s.srv.Export(nbd.ExportConfig{Name: nbd.Name(diskName, s.generation), Disk: s.disk.Export(), Description: "what the primary writes"})
+	v.disk, err = s.srv.Export(nbd.ExportConfig{Name: nbd.Name(diskName, s.generation), Disk: s.disk.Export(), MaxClients: clients, Description: "what the primary writes"})
 	if err == nil {
 		err = v.disk.Gate(ctx)
 	}
 	if err == nil {
 		v.identity, err = s.srv.Export(nbd.ExportConfig{
 			Name: nbd.Name(identityName, s.generation), Disk: adopter{replication.NewIdentityDisk(s.disk), ctx, v},
-			Description: "whose copy the secondary disk is",
+			MaxClients: clients, Description: "whose copy the secondary disk is",
 		})
 	}
 	if err != nil {

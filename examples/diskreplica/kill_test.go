@@ -29,10 +29,11 @@ var (
 const (
 	trialBlock  = 4096
 	trialBlocks = 256
+	trialGrowth = 5 * trialBlocks // how much longer the disk becomes at most
 )
 
-// contents is what a disk has: which write of the trial was the last of each block.
-type contents [trialBlocks]uint64
+// contents is what a disk has: which write of the trial was the last of each block. It has not grown to the last ones.
+type contents [trialBlocks + trialGrowth]uint64
 
 // trialHost is a host: an image, a journal, and the process that uses them, if one does.
 type trialHost struct {
@@ -77,16 +78,27 @@ type killTrial struct {
 	kills        int
 	checkpoints  int
 	failovers    int
+	blocks       int64 // how long the guest's disk is
+	growing      bool  // it grows now and then
+	growths      int
 }
 
 // A primary, a secondary or both are killed with SIGKILL at any moment: while they synchronise, write, make a checkpoint or go
 // on alone. What the guest was told is written is on the primary's image afterwards; the secondary's
 // comes back as that of a checkpoint that was made, or was being made; "verify" finds no difference; and the
 // command "status" says of each image what it is.
-func TestDiskreplicasThatAreKilledLoseNothingAndSayTheTruth(t *testing.T) {
+func TestDiskreplicasThatAreKilledLoseNothingAndSayTheTruth(t *testing.T) { trialOfKills(t, false) }
+
+// The same while the disk grows, first on the secondary and then on the primary.
+func TestDiskreplicasThatAreKilledWhileTheirDiskGrowsLoseNothing(t *testing.T) { trialOfKills(t, true) }
+
+func trialOfKills(t *testing.T, growing bool) {
 	require.Outside(t, require.Processes)
 	seed := cmp.Or(*killSeed, uint64(time.Now().UnixNano()))
 	kills := *killCount
+	if growing {
+		kills = kills * 3 / 5
+	}
 	if testing.Short() {
 		kills = min(kills, 6)
 	}
@@ -95,9 +107,10 @@ func TestDiskreplicasThatAreKilledLoseNothingAndSayTheTruth(t *testing.T) {
 		at := filepath.Join(dir, name)
 		return &trialHost{image: at + ".img", journal: at, addr: at}
 	}
-	k := &killTrial{t: t, rng: rand.New(rand.NewPCG(seed, 0)), lead: host("a"), follow: host("b"), maybe: map[int64]uint64{}}
+	k := &killTrial{t: t, rng: rand.New(rand.NewPCG(seed, 0)), lead: host("a"), follow: host("b"), maybe: map[int64]uint64{},
+		blocks: trialBlocks, growing: growing}
 	t.Cleanup(func() {
-		t.Logf("seed %d: %d kills, %d checkpoints, %d failovers", seed, k.kills, k.checkpoints, k.failovers)
+		t.Logf("seed %d: %d kills, %d checkpoints, %d failovers, %d growths", seed, k.kills, k.checkpoints, k.failovers, k.growths)
 		if t.Failed() {
 			for _, h := range []*trialHost{k.lead, k.follow} {
 				if h.of != nil {
@@ -118,10 +131,10 @@ func TestDiskreplicasThatAreKilledLoseNothingAndSayTheTruth(t *testing.T) {
 func (k *killTrial) join(first bool) bool {
 	k.t.Helper()
 	f, l := k.follow, k.lead
-	size := []string{"-size", fmt.Sprint(trialBlock * trialBlocks)}
 	if f.dead() {
 		f.bury()
-		f.of = spawn(k.t, append([]string{"secondary", "-image", f.image, "-journal", f.journal, "-listen", f.addr}, size...)...)
+		k.lengthen(f, l)
+		f.of = spawn(k.t, append([]string{"secondary", "-image", f.image, "-journal", f.journal, "-listen", f.addr}, f.size()...)...)
 		said := f.of.hear("recovered", "waiting for a primary")
 		if strings.Contains(said, "recovered") {
 			k.recovered(said)
@@ -138,11 +151,19 @@ func (k *killTrial) join(first bool) bool {
 		if !first {
 			k.resolve()
 			f.next.has = k.has
+			k.lengthen(l, f)
+			k.blocks = max(k.blocks, l.length())
 		}
-		l.of = spawn(k.t, append([]string{"primary", "-image", l.image, "-secondary", f.addr, "-listen", l.addr}, size...)...)
+		l.of = spawn(k.t, append([]string{"primary", "-image", l.image, "-secondary", f.addr, "-listen", l.addr}, l.size()...)...)
 		command = ""
 	}
 	said := l.of.order(command, "replication runs", "error", "diskreplica:")
+	if strings.Contains(said, "let the local one grow") && f.length() > l.length() {
+		if k.grow(l, f.length()) {
+			k.blocks = f.length()
+			said = l.of.order(command, "replication runs", "error", "diskreplica:")
+		}
+	}
 	if !strings.Contains(said, "replication runs") {
 		if said != "" && !f.dead() {
 			k.t.Fatalf("the primary cannot connect: %q", said)
@@ -218,10 +239,24 @@ func (k *killTrial) guest() {
 		}
 		return
 	}
-	defer c.Close()
+	defer func() { c.Close() }()
 	for !k.lead.dead() && !k.follow.dead() {
+		if to := k.blocks + 1 + k.rng.Int64N(64); k.growing && k.rng.IntN(4) == 0 && to <= int64(len(k.has)) {
+			if k.grow(k.follow, to) && k.grow(k.lead, to) {
+				k.blocks = to
+				longer, err := nbd.Dial(ctx, "unix", k.lead.addr, nbd.ClientConfig{Export: diskName})
+				if err != nil {
+					if !k.lead.dead() {
+						k.t.Fatal(err)
+					}
+					return
+				}
+				c.Close()
+				c = longer
+			}
+		}
 		for range 1 + k.rng.IntN(12) {
-			b := k.rng.Int64N(trialBlocks)
+			b := k.rng.Int64N(c.Size() / trialBlock)
 			k.written++
 			k.maybe[b] = k.written
 			if _, err := c.WriteAt(bytes.Repeat(binary.LittleEndian.AppendUint64(nil, k.written), trialBlock/8), b*trialBlock); err != nil {
@@ -249,7 +284,7 @@ func (k *killTrial) read(h *trialHost) (has contents) {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	for i := range has {
+	for i := range has[:len(p)/trialBlock] {
 		block := p[i*trialBlock:][:trialBlock]
 		has[i] = binary.LittleEndian.Uint64(block)
 		if !bytes.Equal(block, bytes.Repeat(block[:8], trialBlock/8)) {
@@ -402,6 +437,7 @@ func (k *killTrial) failover() {
 		k.t.Fatalf("the newest of %v and %v is %d: %v, %v", here, there, n, err, failed)
 	}
 	if k.rng.IntN(2) == 0 { // somebody starts the old primary by mistake
+		k.lengthen(l, f)
 		old := spawn(k.t, "primary", "-image", l.image, "-secondary", f.addr, "-listen", l.addr)
 		if said := old.hear("replication runs", "outdated"); !strings.Contains(said, "outdated") {
 			k.t.Fatalf("the old primary says %q", said)

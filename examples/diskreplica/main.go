@@ -31,7 +31,7 @@ const about = `diskreplica keeps a disk image in two copies that agree at every 
 The first two serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
 or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket. A secondary
 serves NBD there, and takes checkpoints at the next port, or at the path with .control
-after it.
+after it. Only the user of the process may connect to a Unix socket.
 Both read commands from standard input: "help" lists them.
 
 A minute's trial, in three terminals:
@@ -63,7 +63,8 @@ its disk survives kill -9 or a power cut: the next start brings it back to the
 last checkpoint, and so it does if a synchronisation was interrupted. Both are sparse
 and twice as long as the image; they grow with it when they are clean.
 
-An image grows while no process uses it, on both sides: truncate -s makes a file longer.
+An image grows while no process uses it, on both sides: truncate -s makes a file longer. Or it grows
+while both run: say "grow SIZE" to the secondary, and then to the primary. Who uses the disk connects again to see it.
 
 FILE.lockstep, beside each image, says whose copy it is, how far in its history,
 and on a primary what its secondary may lack; "status" prints it, and which process uses
@@ -238,4 +239,6 @@ func network(addr string) string {
 	return "tcp"
 }
 
-func listen(addr string) (net.Listener, error) { return socket.Listen(network(addr), addr) }
+// listen listens at addr. A Unix socket is for the user of this process alone, whatever the umask: who
+// connects reads and writes the disk.
+func listen(addr string) (net.Listener, error) { return socket.ListenPrivate(network(addr), addr) }

@@ -16,14 +16,15 @@ import (
 // primary is the process of the primary's side.
 type primary struct {
 	*printer
-	events  event.Bus
-	o       options
-	disk    *replication.Primary
-	control *control
-	conn    *nbd.Client // to the secondary's disk, which has it; nil: there was none yet
-	epoch   uint64
-	due     chan func(context.Context) error // checkpoints that are due since an overlay of the secondary fills up
-	verdict error                            // of the last verify or repair; nil: the copies are the same, or none was ordered
+	events   event.Bus
+	o        options
+	disk     *replication.Primary
+	control  *control
+	conn     *nbd.Client // to the secondary's disk, which has it; nil: there was none yet
+	identity string      // the export of whose copy that is
+	epoch    uint64
+	due      chan func(context.Context) error // checkpoints that are due since an overlay of the secondary fills up
+	verdict  error                            // of the last verify or repair; nil: the copies are the same, or none was ordered
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -100,7 +101,7 @@ func (p *primary) join(ctx context.Context, to *reached) error {
 		err = p.lost(err, conn, identity)
 		return cmp.Or(ctx.Err(), errors.Join(err, remote.Close()))
 	}
-	p.conn = conn
+	p.conn, p.identity = conn, identity.Info().Name
 	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
 		return cmp.Or(ctx.Err(), p.lost(err, conn, sums))
 	}
@@ -216,10 +217,17 @@ failover    go on alone
 reconnect   attach the secondary again, and copy what it has missed
 verify      compare both copies, while the guest goes on
 repair      the same, and make the secondary's like the primary's
+grow SIZE   make the image longer, while the guest goes on; with a secondary, after its own
 status      state, epoch, and how much the secondary does not have
 quit        leave`
 
 func (p *primary) command(ctx context.Context, line string) (err error) {
+	if size, is, err := longer(line); is {
+		if err == nil {
+			err = p.meanwhile(ctx, func() error { return p.grow(ctx, size) })
+		}
+		return err
+	}
 	switch line {
 	case "checkpoint":
 		err = p.checkpoint(ctx)

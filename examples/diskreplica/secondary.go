@@ -182,10 +182,17 @@ func (s *secondary) status() {
 
 const secondaryHelp = `failover    go on alone, with the last checkpoint and the guest's own writes
 stop        end replication, and restore the last checkpoint
+grow SIZE   make the image longer, before the primary's, while both go on
 status      state, epoch, and what the overlays hold
 quit        leave`
 
 func (s *secondary) command(ctx context.Context, line string) error {
+	if size, is, err := longer(line); is {
+		if err != nil {
+			return err
+		}
+		return s.patiently(ctx, line, func() error { return s.grow(ctx, size) })
+	}
 	switch line {
 	case "failover", "stop":
 		return s.patiently(ctx, line, func() error { return s.end(ctx, line) })

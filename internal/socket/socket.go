@@ -1,9 +1,10 @@
 // Package socket finds places for listeners. Listen takes the place of a Unix socket that a killed
 // process has left: the name of that socket stays, though nobody listens at it, and would keep the
-// next process from listening. Dir and ChooseTCP return places that nobody else has.
+// next process from listening. ListenPrivate lets nobody else connect. Dir and ChooseTCP return places that nobody else has.
 package socket
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -14,12 +15,16 @@ import (
 // Listen is net.Listen, which takes the place of a Unix socket that nobody listens at any more, and
 // refuses one without a name.
 func Listen(network, address string) (net.Listener, error) {
+	return listen(net.ListenConfig{}, network, address)
+}
+
+func listen(by net.ListenConfig, network, address string) (net.Listener, error) {
 	if err := CheckName(network, address); err != nil {
 		return nil, err
 	}
-	l, err := net.Listen(network, address)
+	l, err := by.Listen(context.Background(), network, address)
 	if network == "unix" && errors.Is(err, syscall.EADDRINUSE) && RemoveDead(address) {
-		return net.Listen(network, address)
+		return by.Listen(context.Background(), network, address)
 	}
 	return l, err
 }

@@ -1,6 +1,6 @@
 //go:build !unix
 
-package qmp
+package socket
 
 import "syscall"
 
