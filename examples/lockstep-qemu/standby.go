@@ -168,7 +168,12 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		return exitFailed, err
 	}
 	s.events = new(event.Bus)
-	defer s.events.SubscribeAll(s.p.event)()
+	defer s.events.SubscribeAll(func(r event.Record) {
+		if !s.json && interruptedBy(ctx, r) {
+			return // that it was interrupted is told in the end
+		}
+		s.p.event(r)
+	})()
 	defer s.events.SubscribeAll(s.recorder.Record)()
 	defer event.Subscribe(s.events, func(c event.CheckpointCommit) {
 		s.epoch.Store(c.Epoch)
