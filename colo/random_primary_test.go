@@ -286,7 +286,7 @@ var errDrawn = errors.New("what was drawn")
 func takesOnlyWhatIsWhole(t *testing.T, r recording, base *victim, drawn []byte) (d *drawnPrimary) {
 	t.Helper()
 	d = &drawnPrimary{drawn: drawn, r: r, memory: bytes.Clone(base.memory), rounds: base.rounds[0]}
-	most := []int{1, 3, 100, 4096, 1 << 20}[d.draw(5)]
+	most := []int{13, 100, 1000, 4096, 1 << 20}[d.draw(5)]
 	d.play()
 	v := &victim{host: newHost(t, &world{cfg: small}, "secondary")}
 	defer v.close()
@@ -416,7 +416,7 @@ func TestASecondaryTakesOnlyWhatIsWholeOfWhateverIsSaid(t *testing.T) {
 	defer base.close()
 	before := leaks.Now(t)
 	commits, acts := 0, map[string]int{}
-	for seed := range uint64(require.Many(150, 1500, 20000)) {
+	for seed := range uint64(require.Many(80, 1500, 20000)) {
 		rnd := rand.New(rand.NewPCG(seed, 77))
 		drawn := make([]byte, 120)
 		for i := range drawn {
