@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -52,7 +53,7 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 	if o.listen != "" {
 		ln, err := listen(o.listen)
 		if err != nil {
-			return err
+			return cli.Listening("-listen", err)
 		}
 		srv := nbd.NewServer(nbd.ServerConfig{})
 		if _, err := srv.Export(nbd.ExportConfig{

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -90,7 +91,7 @@ func newSecondary(out *printer) *secondary {
 func (s *secondary) serve(ctx context.Context, addr string, commands io.Reader) error {
 	ln, err := listen(addr)
 	if err != nil {
-		return err
+		return cli.Listening("-listen", err)
 	}
 	at, err := controlAddr(addr)
 	if err != nil {
@@ -98,7 +99,7 @@ func (s *secondary) serve(ctx context.Context, addr string, commands io.Reader) 
 	}
 	cln, err := listen(at)
 	if err != nil {
-		return errors.Join(err, ln.Close())
+		return errors.Join(cli.Listening("-listen, where checkpoints are taken", err), ln.Close())
 	}
 	for _, e := range []nbd.ExportConfig{
 		{Name: "guest", Disk: s.disk, MaxClients: 8, Description: "what the secondary's guest sees"},

@@ -33,6 +33,9 @@ type hardware struct {
 	// image opens the image of the guest's disk. With keeps its metadata, if it is a
 	// replication.MetadataKeeper, outlives the process.
 	image func(name string) (_ image, keeps bool, err error)
+	// there returns an error if there is no disk that image could open. It takes no lock: somebody
+	// may be about to open the disk. nil: nobody looks.
+	there func(name string) error
 	// notify is signal.Notify.
 	notify func(c chan<- os.Signal, sig ...os.Signal)
 	// memory returns the place to read the memory of a saved guest from. nil: its file.
@@ -72,6 +75,7 @@ var thisHost = hardware{
 	},
 	cable:  openTAP,
 	image:  openImage,
+	there:  imageThere,
 	notify: signal.Notify,
 }
 
@@ -86,6 +90,15 @@ func openImage(name string) (_ image, keeps bool, err error) {
 		return nil, false, errors.Join(err, f.Close())
 	}
 	return f, st.Mode().IsRegular(), nil
+}
+
+// imageThere looks whether an image is there, and may be written to.
+func imageThere(name string) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // openTAP opens a TAP interface that is there. The kernel makes one that is not, which

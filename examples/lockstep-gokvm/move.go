@@ -75,6 +75,9 @@ func runRoaming(ctx context.Context, o options, c *console, p *printer) (err err
 		err = errors.Join(err, r.disk.give())
 	}()
 	if o.mode == modeReceive {
+		if err := r.disk.there(); err != nil {
+			return err
+		}
 		l, e := r.listen()
 		if e != nil {
 			return e

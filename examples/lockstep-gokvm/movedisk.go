@@ -14,6 +14,7 @@ import (
 // that has the guest: its lock keeps the other one out. The nil movingDisk is none.
 type movingDisk struct {
 	open  func() (image, error)
+	look  func() error
 	size  int64
 	phase func(name, format string, args ...any)
 
@@ -33,7 +34,16 @@ func moving(o options, p *printer) *movingDisk {
 	if o.disk == "" {
 		return nil
 	}
-	return &movingDisk{phase: p.phase, open: func() (image, error) {
+	look := func() error {
+		if o.hw.there == nil {
+			return nil
+		}
+		if err := o.hw.there(o.disk); err != nil {
+			return fmt.Errorf("-disk: %w", err)
+		}
+		return nil
+	}
+	return &movingDisk{phase: p.phase, look: look, open: func() (image, error) {
 		i, _, err := o.hw.image(o.disk)
 		if err != nil {
 			return nil, fmt.Errorf("-disk: %w", err)
@@ -61,6 +71,14 @@ func (d *movingDisk) here() error {
 	}
 	d.image, d.size = i, i.Size()
 	return nil
+}
+
+// there returns an error if no guest that comes could have the disk, whoever has it now.
+func (d *movingDisk) there() error {
+	if d == nil {
+		return nil
+	}
+	return d.look()
 }
 
 // same returns an error if -disk here is not the disk of a guest on another host. It is

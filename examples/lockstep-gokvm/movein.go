@@ -35,7 +35,7 @@ const maxArrivals = 64
 func (r *roamer) listen() (net.Listener, error) {
 	l, err := (&net.ListenConfig{KeepAliveConfig: linkAlive}).Listen(r.life, "tcp", r.o.on)
 	if err != nil {
-		return nil, fmt.Errorf("-listen: %w", err)
+		return nil, cli.Listening("-listen", err)
 	}
 	r.p.phase("listening", "on %v", l.Addr())
 	return l, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/internal/threads"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
@@ -202,7 +203,7 @@ func (h *host) reach() error {
 	if o.on != "" {
 		var err error
 		if l, err = net.Listen("tcp", o.on); err != nil {
-			return fmt.Errorf("-listen: %w", err)
+			return cli.Listening("-listen", err)
 		}
 		h.p.phase("listening", "on %v", l.Addr())
 	}

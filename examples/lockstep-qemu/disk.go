@@ -13,6 +13,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/examples/internal/strangers"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -89,7 +90,7 @@ func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.B
 		}
 	}
 	if d.listen, d.uri, err = listen(addr); err != nil {
-		return d, fmt.Errorf("-nbd: %w", err)
+		return d, cli.Listening("-nbd", err)
 	}
 	var ctx context.Context
 	ctx, d.stop = context.WithCancel(context.Background())

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // interrupted returns what is told of err. An error with nothing but the end of ctx at its
@@ -25,4 +28,10 @@ func interrupted(ctx context.Context, err error) error {
 	default:
 		return fmt.Errorf("interrupted: %w", cause)
 	}
+}
+
+// interruptedBy reports whether r says that a session has ended by nothing but the end of ctx.
+func interruptedBy(ctx context.Context, r event.Record) bool {
+	e, ok := r.Event.(event.COLOExit)
+	return ok && ctx.Err() != nil && strings.HasSuffix(e.Error, ": "+ctx.Err().Error())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo"
@@ -45,5 +46,20 @@ func TestAStandbyThatIsInterruptedWhileItWaitsSaysSo(t *testing.T) {
 	s.ends(exitInterrupted)
 	if r, said := s.summary(), s.errors(); r.Error != "interrupted" || said != "lockstep-qemu: interrupted\n" {
 		t.Errorf("it says %q in JSON and %q to a person", r.Error, said)
+	}
+}
+
+// A session that the end of the program has ended has not been lost.
+func TestAStandbyThatIsInterruptedInASessionHasLostNothing(t *testing.T) {
+	t.Parallel()
+	dir := qemutest.Dir(t)
+	s := start(t, "standby", "-listen", "unix:"+dir+"/s", "-insecure", "-state", dir)
+	eventually(t, "it listens", func() bool { return strings.Contains(s.output(), "waiting     for a primary") })
+	replica(t, dir+"/s")
+	eventually(t, "it has checkpoints", func() bool { return strings.Contains(s.output(), "checkpoint") })
+	s.cancel()
+	s.ends(exitInterrupted)
+	if said := s.output(); strings.Contains(said, "\nlost ") {
+		t.Errorf("it says: %s", said)
 	}
 }

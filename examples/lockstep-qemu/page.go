@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"net"
 	"net/http"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/metrics"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/rebind"
 )
 
@@ -50,7 +50,7 @@ func pageFlag(f *flag.FlagSet, addr *string, about string) {
 func (g *page) begin(ctx context.Context, all *sync.WaitGroup, addr string, p *printer) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("-http: %w", err)
+		return cli.Listening("-http", err)
 	}
 	p.say("watch       http://%v/, and /metrics there", l.Addr())
 	p.object(map[string]string{"http": l.Addr().String()})

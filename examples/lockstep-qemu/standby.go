@@ -21,6 +21,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/replication"
 )
@@ -168,7 +169,12 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		return exitFailed, err
 	}
 	s.events = new(event.Bus)
-	defer s.events.SubscribeAll(s.p.event)()
+	defer s.events.SubscribeAll(func(r event.Record) {
+		if !s.json && interruptedBy(ctx, r) {
+			return // that it was interrupted is told in the end
+		}
+		s.p.event(r)
+	})()
 	defer s.events.SubscribeAll(s.recorder.Record)()
 	defer event.Subscribe(s.events, func(c event.CheckpointCommit) {
 		s.epoch.Store(c.Epoch)
@@ -196,7 +202,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		}
 		l, uri, err := listen(addr)
 		if err != nil {
-			return exitFailed, fmt.Errorf("-listen: %w", err)
+			return exitFailed, cli.Listening("-listen", err)
 		}
 		addr = uri
 		waiting := func() {
@@ -252,7 +258,7 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 	if s.control != "" {
 		l, uri, err := listen(s.control)
 		if err != nil {
-			return fmt.Errorf("-control: %w", err)
+			return cli.Listening("-control", err)
 		}
 		s.p.say("waiting     for a guardian at %s", uri)
 		s.p.object(map[string]string{"control": uri})

@@ -9,6 +9,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect/watch"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -40,10 +41,10 @@ func checkAddresses(o *trial.Config) error {
 		monitor, _ := trial.MonitorOf(o.QMP, side)
 		page, _ := trial.PageOf(o.HTTP, side)
 		if err := canListen(monitor, qmp.Listen); err != nil {
-			return fmt.Errorf("-qmp: the monitor of the side %s: %w", side, err)
+			return cli.Listening(fmt.Sprintf("-qmp: the monitor of the side %s", side), err)
 		}
 		if err := canListen(page, watch.Listen); err != nil {
-			return fmt.Errorf("-http: the page of the side %s: %w", side, err)
+			return cli.Listening(fmt.Sprintf("-http: the page of the side %s", side), err)
 		}
 	}
 	return nil

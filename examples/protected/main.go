@@ -23,12 +23,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"time"
 
@@ -133,7 +136,11 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			cfg.Logger.Info("switchover", "error", err, "downtime", job.Query().Stats.Downtime)
 		}
 	}()
-	return handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, CheckpointDelay: cfg.CheckpointDelay, Quit: end, Logger: cfg.Logger})
+	err = handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, CheckpointDelay: cfg.CheckpointDelay, Quit: end, Logger: cfg.Logger})
+	if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "listen" && !strings.HasPrefix(err.Error(), "control: ") {
+		return cli.Listening("-listen", err)
+	}
+	return err
 }
 
 // lines is the network of the guest: each packet is written out as a line.
