@@ -20,9 +20,10 @@
 // and [NetworkFlowApart] and [NetworkFlowTogether] tell which flows are not compared for
 // a while, since the guests never agree about them.
 //
-// Events of QEMU that a session does not publish have types too ([BlockIOError],
-// [JobStatusChange], ...), for a host that watches QEMUs or offers a monitor of
-// its own. An [Order] checks that events come in an order that QEMU can produce; a
+// Other parts of the library publish more: package replication the [BlockIOError] of a request that
+// has failed, package protect the [JobStatusChange] of its job. Events of QEMU that nothing here
+// publishes have types too ([BlockJobReady], [DeviceDeleted], ...), for a host that watches QEMUs or
+// offers a monitor of its own. An [Order] checks that events come in an order that QEMU can produce; a
 // [Limiter] limits how often an event is published. Neither has a clock or a goroutine:
 // the caller tells them events and times.
 //

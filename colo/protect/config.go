@@ -232,7 +232,7 @@ type Config struct {
 	// see colo.PrimaryConfig.
 	LateResume bool
 
-	// NoMemoryCopy halves this host's memory while it follows. To roll its guest back
+	// NoMemoryCopy halves the memory that this host takes while it follows. To roll its guest back
 	// to the last checkpoint a secondary keeps a copy of the primary's memory, as much
 	// again as the guest has. With NoMemoryCopy it holds the pages of the last checkpoint
 	// and of the one under way, and its primary sends again, with each checkpoint, what
