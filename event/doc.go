@@ -5,8 +5,9 @@
 // data of the QMP event of that name. A session publishes it on a [Bus]; a
 // subscriber is a function that the publisher calls. There is no queue and no
 // goroutine in between, so nothing is lost and nothing has to be closed, and a
-// subscriber that is slow slows the checkpoint down. One that cannot promise
-// to be quick puts a [Buffered] in front of itself.
+// subscriber that is slow slows the checkpoint down. One that does not return stops the
+// checkpoints, and the guest's output waits for as long: no time of a session bounds that. One that
+// cannot promise to be quick puts a [Buffered] in front of itself.
 //
 // [Record] is an event with its time. It marshals to the envelope that QEMU
 // prints on its monitor, so a management layer that reads QMP events reads
