@@ -15,8 +15,8 @@ func (p *Primary) stop(ctx context.Context) error {
 	return p.pause(ctx)
 }
 
-// mark: the guest stands still, so memory, packets and disks agree on the same
-// instant.
+// mark ends the epoch for memory, packets and disks, at the same instant for all of them, since the
+// guest stands still.
 func (p *Primary) mark(ctx context.Context) error {
 	p.ends = time.Now()
 	p.holdDisks()

@@ -35,8 +35,8 @@ func addDuration(a, b time.Duration) time.Duration {
 	return 1<<63 - 1
 }
 
-// latencyClass: below 2^fine each microsecond has a class, above each sixteenth
-// of a power of two.
+// latencyClass returns the class of a number of microseconds: below 2^latencyFine each microsecond
+// has one of its own, above that each sixteenth of a power of two.
 func latencyClass(us uint64) int {
 	shift := max(bits.Len64(us)-latencyFine-1, 0)
 	i := shift<<latencyFine + int(us>>shift)

@@ -15,8 +15,8 @@ const (
 	keptSince           // they are being kept
 )
 
-// arm: the disk, whose identity is id, is kept from the next change on, or is not. If one is being
-// kept, that of the first attempt stays.
+// arm has the disk, whose identity is id, kept as it is from the next change on, or not kept. A disk that
+// is being kept already stays that of the first attempt.
 func (l *lifecycle) arm(keep bool, id Identity) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -29,14 +29,14 @@ func (l *lifecycle) arm(keep bool, id Identity) {
 	l.keptID = id
 }
 
-// keptBegan: stable storage says that the disk as arm was told of is kept.
+// keptBegan notes that stable storage says so: the disk of which arm was told is kept.
 func (l *lifecycle) keptBegan() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.kept, l.epoch = keptSince, l.keptID.Epoch
 }
 
-// keptEnded: stable storage says that it is kept no more.
+// keptEnded notes that the disk is kept no more, as stable storage says.
 func (l *lifecycle) keptEnded() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -113,7 +113,7 @@ func (l *lifecycle) ungate() {
 	l.gated = l.prepared
 }
 
-// began: replication begins, at epoch 0.
+// began notes that replication has begun, at epoch 0.
 func (l *lifecycle) began() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -121,7 +121,7 @@ func (l *lifecycle) began() {
 	l.due = false
 }
 
-// missedStart: stable storage says that the disk can be taken for started, and the group has not heard that it is.
+// missedStart notes that stable storage has the record of a start, of which the group has not been told.
 func (l *lifecycle) missedStart() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,7 +134,7 @@ func (l *lifecycle) startIsDue() bool {
 	return l.due
 }
 
-// prepare: the disk has all writes of epoch.
+// prepare notes that the disk has all writes of epoch.
 func (l *lifecycle) prepare(epoch uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -147,7 +147,8 @@ func (l *lifecycle) isPrepared(epoch uint64) bool {
 	return l.prepared && l.next == epoch
 }
 
-// outrunBy: another disk of the group is at epoch. That only matters to one that is prepared for it.
+// outrunBy notes that another disk of the group is at epoch. Only a disk that is prepared for that epoch
+// heeds it.
 func (l *lifecycle) outrunBy(epoch uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -163,7 +164,7 @@ func (l *lifecycle) toComplete() (epoch uint64, outrun bool) {
 	return l.next, l.outrun
 }
 
-// unprepare: the prepared checkpoint will not be made. It reports whether one was
+// unprepare gives the prepared checkpoint up, which will not be made. It reports whether one was
 // prepared.
 func (l *lifecycle) unprepare() bool {
 	l.mu.Lock()
@@ -175,22 +176,22 @@ func (l *lifecycle) unprepare() bool {
 	return was
 }
 
-// committed: the disk is at epoch.
+// committed notes that the disk is at epoch.
 func (l *lifecycle) committed(epoch uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epoch = epoch
 }
 
-// emptied: the overlays are empty.
+// emptied notes that the overlays are empty.
 func (l *lifecycle) emptied() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.asked, l.prepared, l.outrun = false, false, false
 }
 
-// promote: the guest of this side is about to go on from the disk of the identity last. It returns the disk's
-// identity from then on, which is the same each time.
+// promote begins the identity with which the guest of this side goes on from the disk that has had the
+// identity last, and returns it. It returns the same one each time.
 func (l *lifecycle) promote(last Identity) Identity {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -209,7 +210,7 @@ func (l *lifecycle) promotedTo() Identity {
 	return *l.promoted
 }
 
-// ordered: this side goes on alone, and stable storage says so. leaves are to be
+// ordered notes that this side goes on alone, as stable storage says, and that leaves are to be
 // copied down.
 func (l *lifecycle) ordered(leaves []uint32) {
 	l.mu.Lock()
@@ -221,7 +222,7 @@ func (l *lifecycle) ordered(leaves []uint32) {
 	l.promised, l.state = true, Failover
 }
 
-// commitFailed: this side goes on alone, and its overlays could not be copied down, or
+// commitFailed notes that this side goes on alone over overlays that could not be copied down, or
 // must not be.
 func (l *lifecycle) commitFailed() {
 	l.mu.Lock()
@@ -232,22 +233,22 @@ func (l *lifecycle) commitFailed() {
 	l.state = FailoverFailed
 }
 
-// revoked: the failover that was ordered must not change the disk, since stable storage
-// does not say what has to be said before.
+// revoked takes the order of a failover back: it must not change the disk, since stable storage
+// could not record it before.
 func (l *lifecycle) revoked() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.promised, l.state, l.behind = false, FailoverFailed, make(map[uint32]bool)
 }
 
-// ended: replication is over, and the overlays do not count any more.
+// ended notes that replication is over, and forgets the overlays.
 func (l *lifecycle) ended() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state, l.err, l.behind, l.standing, l.instance = Done, nil, nil, nil, newID()
 }
 
-// readmitted: a primary that comes back may fill the disk.
+// readmitted lets a primary that comes back fill the disk.
 func (l *lifecycle) readmitted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -301,8 +302,8 @@ func (l *lifecycle) takeUntold() *BrokenError {
 	return l.err
 }
 
-// adopt: the disk is to become a copy of the disk that the identity of names;
-// nil: it has become one.
+// adopt notes that the disk is to become a copy of the disk that the identity of names, or,
+// with nil, that it has become one.
 func (l *lifecycle) adopt(of *Identity) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -316,7 +317,7 @@ func (l *lifecycle) adoption() *Identity {
 	return l.adopted
 }
 
-// stand: the disk has the identity id at a checkpoint, to which it goes back.
+// stand notes the identity of the disk at a checkpoint, to which it may be brought back.
 func (l *lifecycle) stand(id *Identity) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -187,7 +187,8 @@ type Config struct {
 	// Events gets what happens. An event is published on the goroutine that carries out what it
 	// tells of, so a subscriber that calls a verb which waits for the end of a session (Pause,
 	// Cancel, Complete, Switchover, Migrate, Save) does so on another goroutine; so does a method
-	// of Guest or Network. Nil: nobody listens.
+	// of Guest or Network. A subscriber that does not return stops the checkpoints, and the guest's
+	// output waits for as long, while the state stays as it is: see event.Buffered. Nil: nobody listens.
 	Events *event.Bus
 	// Logger is told of each change of state (Info); of the events of the sessions and, with
 	// Events, of the disks, at their event.Level, but for a DISK_BROKEN of a primary (Info), which
@@ -198,7 +199,8 @@ type Config struct {
 	// not reached). No record calls it a loss when a session has been ended on purpose, on either
 	// host. Error and Warn are what an operator must see to, Info is what an operator wants to
 	// know, Debug is each step. All records have guest, side, generation and checkpoint where there
-	// are any. Nil: nothing is logged.
+	// are any. A Handler that blocks, as one does whose pipe is full, is like such a subscriber. Nil:
+	// nothing is logged.
 	Logger *slog.Logger
 
 	// Machine is the machine type, which must be the same on both sides.
@@ -232,7 +234,7 @@ type Config struct {
 	// see colo.PrimaryConfig.
 	LateResume bool
 
-	// NoMemoryCopy halves this host's memory while it follows. To roll its guest back
+	// NoMemoryCopy halves the memory that this host takes while it follows. To roll its guest back
 	// to the last checkpoint a secondary keeps a copy of the primary's memory, as much
 	// again as the guest has. With NoMemoryCopy it holds the pages of the last checkpoint
 	// and of the one under way, and its primary sends again, with each checkpoint, what

@@ -21,11 +21,12 @@ type Stats struct {
 
 // Progress is how far a synchronisation has come, or, in a switchover, how much of the last
 // checkpoint has been sent while the guest still runs. It is an estimate: memory that the
-// guest dirties meanwhile is sent again.
+// guest dirties meanwhile is sent again, and a page of zeros, or a compressed one, takes fewer bytes
+// than it has. So the synchronisation of a guest with much unused memory ends long before Remaining is 0.
 type Progress struct {
 	Total     uint64 // the guest's memory, in bytes; in a switchover what it has written
 	Sent      uint64 // on the wire, in bytes
-	Remaining uint64 // in bytes, as if nothing were dirtied again
+	Remaining uint64 // in bytes, as if nothing were dirtied again, and no page took fewer bytes than it has
 	// Left is the time that Remaining takes at the rate so far; 0: not known.
 	Left time.Duration
 }

@@ -13,9 +13,10 @@ import (
 // host does these things, in this order:
 //
 //   - It pauses the guest, by Pause, and calls Drain.
-//   - It ends Run, and calls Promote.
-//   - It gives the Primary the network, by Run, registers it in the Secondary's
-//     place, and gives it to the next session.
+//   - It ends Run, which closes the network if that has a Close, and calls Promote.
+//   - It gives the Primary's Run a network that is opened again, or whose end of a read the
+//     host has seen to itself, registers the Primary with a registry of the next session,
+//     and gives it to that session.
 //
 // VM, Deliver, Limit and Gate are taken from the Secondary where cfg has none, and
 // VNetHdr always is. The guest is still paused; Resume of the Primary resumes it. The

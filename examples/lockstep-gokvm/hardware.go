@@ -23,15 +23,15 @@ import (
 
 // hardware opens the parts of the host that this program needs; a test has others.
 type hardware struct {
-	// machine makes a paused machine with its guest loaded, but where there is no
-	// kernel: that guest comes over the wire, all of it.
+	// machine makes a paused machine and loads the kernel into it, if there is one. Where there
+	// is none, the guest comes over the wire.
 	machine func(options, gokvmhost.Config) (machine, error)
 	// probe returns an error, in one line, if machine cannot succeed.
 	probe func() error
 	// cable opens the interface that the guest's network card is connected to.
 	cable func(options) (cable, error)
-	// image opens the image of the guest's disk. With keeps its metadata, if it is a
-	// replication.MetadataKeeper, outlives the process.
+	// image opens the image of the guest's disk. keeps says that the metadata of one that is a
+	// replication.MetadataKeeper outlives the process.
 	image func(name string) (_ image, keeps bool, err error)
 	// there returns an error if there is no disk that image could open. It takes no lock: somebody
 	// may be about to open the disk. nil: nobody looks.
@@ -42,7 +42,7 @@ type hardware struct {
 	memory func(*os.File) io.ReaderAt
 	// dial connects to the other host's address. nil: by TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
-	// silence is how long a host may say nothing whose guest is on its way here. 0: silentTime.
+	// silence is how long the host that sends a guest here may say nothing. 0: silentTime.
 	silence time.Duration
 }
 

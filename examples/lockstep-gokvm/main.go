@@ -29,8 +29,8 @@ import (
 func main() {
 	ctx, status := cli.Notify()
 	cli.OutliveReader()
-	out := cli.NewOutput(os.Stdout)
-	own := gokvm(ctx, os.Args[1:], stdio{os.Stdin, out, os.Stderr})
+	out, std := streams(os.Stdin, os.Stdout, os.Stderr)
+	own := gokvm(ctx, os.Args[1:], std)
 	os.Exit(out.Status(status(own), "lockstep-gokvm", os.Stderr))
 }
 
@@ -38,6 +38,13 @@ func main() {
 type stdio struct {
 	in       io.Reader
 	out, err io.Writer
+}
+
+// streams returns what the program reads and writes. No write waits for a reader: a vCPU that waits to write
+// to the console cannot be paused, nor a checkpoint made that waits to be told of.
+func streams(stdin, stdout, stderr *os.File) (*cli.Output, stdio) {
+	out, errs := cli.Detached(stdout, stderr)
+	return out, stdio{stdin, out, errs}
 }
 
 // gokvm is the program; it returns its exit status: 0 when the guest has ended

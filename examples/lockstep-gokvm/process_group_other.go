@@ -4,5 +4,5 @@ package main
 
 import "os/exec"
 
-// together knows no groups of processes here, where no guest runs either.
+// together does nothing: this system has no groups of processes, and runs no guest.
 func together(*exec.Cmd) {}

@@ -7,7 +7,7 @@ import (
 	"net"
 )
 
-// findQEMU knows nothing here.
+// findQEMU finds no process on this system.
 func findQEMU(net.Conn, string, int) (running, error) {
-	return running{}, errors.New("no other process's is known on this system")
+	return running{}, errors.New("the command line of another process cannot be read on this system")
 }

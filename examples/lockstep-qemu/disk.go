@@ -115,7 +115,7 @@ func (d *disks) uses(conn net.Conn, _ *nbd.Export) { d.room.Leave(conn) }
 // shutOut lets nobody connect from now on, and ends the connections that have not
 // come to a disk yet. A QEMU whose connection has broken makes another one by
 // itself with its next write, and what it could not write meanwhile is never
-// written: a copy is one connection's.
+// written: a copy has to come over one connection.
 func (d *disks) shutOut() { d.room.Shut() }
 
 // letIn undoes shutOut, when the migration has come to nothing: another one has its

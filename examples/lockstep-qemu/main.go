@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/gocolo/lockstep/internal/cli"
 )
@@ -88,9 +89,20 @@ var commands = map[string]command{
 func main() {
 	ctx, status := cli.Notify() // a second signal ends it the hard way
 	cli.OutliveReader()
-	out := cli.NewOutput(os.Stdout)
-	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, cli.IsTerminal(os.Stdout)})
+	out, t := output(os.Args[1:], os.Stdout, os.Stderr)
+	own := run(ctx, os.Args[1:], t)
 	os.Exit(out.Status(status(own), "lockstep-qemu", os.Stderr))
+}
+
+// output returns where a command prints. One on which a guest depends waits for no reader.
+func output(args []string, stdout, stderr *os.File) (*cli.Output, terminal) {
+	live := cli.IsTerminal(stdout)
+	if len(args) > 0 && slices.Contains([]string{"standby", "relay", "protect", "drill"}, args[0]) {
+		out, errs := cli.Detached(stdout, stderr)
+		return out, terminal{out, errs, live}
+	}
+	out := cli.NewOutput(stdout)
+	return out, terminal{out, stderr, live}
 }
 
 func run(ctx context.Context, args []string, t terminal) int {

@@ -305,7 +305,8 @@ func play(ctx context.Context, w io.Writer, secure bool, mode string) error {
 	return nil
 }
 
-// compared: the two guests agree, and when they have looked at the clock they do not.
+// compared waits until lines have left because both guests have said them, and others with a
+// checkpoint, since guests that have looked at the clock differ.
 func compared(ctx context.Context, w io.Writer, p *pair) error {
 	for {
 		match, checkpoint := p.released()
@@ -321,7 +322,7 @@ func compared(ctx context.Context, w io.Writer, p *pair) error {
 	}
 }
 
-// killed: the host with the guest dies, and the other goes on.
+// killed kills the host with the guest, and waits for the other to go on.
 func killed(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	time.Sleep(300 * time.Millisecond)
 	next := other(*lead)
@@ -337,7 +338,7 @@ func killed(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	return nil
 }
 
-// returned: it comes back, and protects.
+// returned starts the host again that was killed, and waits until it protects the guest.
 func returned(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	after := p.mark(*lead)
 	if err := p.start(other(*lead), false); err != nil {
@@ -350,8 +351,8 @@ func returned(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	return nil
 }
 
-// stoppedAndContinued: the host with the guest is stopped for longer than it may
-// act for it. When it goes on, nothing leaves it, and it follows.
+// stoppedAndContinued stops the host with the guest for longer than it may act for the guest. When
+// that host goes on, nothing leaves it, and it follows.
 func stoppedAndContinued(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	time.Sleep(200 * time.Millisecond)
 	was, next := *lead, other(*lead)
@@ -385,7 +386,7 @@ func stoppedAndContinued(ctx context.Context, w io.Writer, p *pair, lead *string
 	return nil
 }
 
-// switched: the host with the guest hands it over.
+// switched has the host with the guest hand it over.
 func switched(ctx context.Context, w io.Writer, p *pair, lead *string) error {
 	next := other(*lead)
 	p.client.mark(next)

@@ -23,7 +23,8 @@ type Output struct {
 	w  io.Writer
 	mu sync.Mutex
 
-	err error
+	err     error
+	backlog *backlog // nil: a write waits until w has taken it
 }
 
 // NewOutput returns an Output that writes to w.
@@ -31,20 +32,38 @@ func NewOutput(w io.Writer) *Output { return &Output{w: w} }
 
 // Write writes b.
 func (w *Output) Write(b []byte) (int, error) {
+	if w.backlog != nil {
+		return w.backlog.put(w, b)
+	}
+	return w.write(b)
+}
+
+func (w *Output) write(b []byte) (int, error) {
 	n, err := w.w.Write(b)
 	if err != nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.err == nil {
-			w.err = err
-		}
+		w.keep(err)
 	}
 	return n, err
+}
+
+// keep keeps the first error, and returns err.
+func (w *Output) keep(err error) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+	}
+	return err
 }
 
 // Status returns the exit status of a program that has chosen own. If that is 0 and something
 // could not be written, Status says so on stderr, after the name of the program, and returns 1.
 func (w *Output) Status(own int, program string, stderr io.Writer) int {
+	if w.backlog != nil {
+		if err := w.backlog.drain(); err != nil {
+			w.keep(err)
+		}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if own != 0 || w.err == nil {

@@ -256,8 +256,8 @@ type Key struct {
 	Outer    uint32 // the VLAN around it, and the number of the session, mixed with its two stations
 }
 
-// dst returns where the address is of the last destination of a packet: of the end of
-// a connection, which the checksum has too (RFC 9293 section 3.1, RFC 8200 section 8.1).
+// dst returns where the address of the last destination of a packet is. That destination is the end of
+// the connection, and the checksum covers its address (RFC 9293 section 3.1, RFC 8200 section 8.1).
 func (p *Packet) dst() int {
 	switch {
 	case p.last > 0 && !p.Routed:

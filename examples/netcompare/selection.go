@@ -19,8 +19,8 @@ type selection struct {
 	addrs []netip.Addr
 	vlan  int // the VLAN of the frames that are looked at; -1: all
 
-	strip  bool // the tags off
-	unwrap bool // out of the session of PPP over Ethernet
+	strip  bool // take the tags off each frame
+	unwrap bool // take each packet out of its session of PPP over Ethernet
 }
 
 // guest adds those who are named by a MAC or an IP address.
@@ -37,6 +37,7 @@ func (s *selection) guest(names string) error {
 	return nil
 }
 
+// only has the frames of one VLAN looked at.
 func (s *selection) only(vlan string) error {
 	n, err := strconv.ParseUint(vlan, 10, 12)
 	if err != nil {
