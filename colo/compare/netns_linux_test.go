@@ -258,7 +258,7 @@ func newWorldWith(t *testing.T, dev tap.Config, ahead uint32, change func(*link)
 	back := filter.NewOutbox(64 << 20)
 	back.Lost = func() { w.problem("a packet to compare was lost") }
 	in := filter.NewInlet()
-	w.rew = filter.NewRewriter(filter.RewriterConfig{})
+	w.rew = filter.NewRewriter(filter.RewriterConfig{KeepLate: true})
 	w.chain = &filter.Chain{Deliver: func(d filter.Direction, f filter.Frame) error {
 		if d == filter.ToGuest {
 			if n := w.drops.Load(); n > 0 && w.given.Add(1)%n == 0 {

@@ -141,9 +141,16 @@ const patience = 100 * time.Second
 
 func (w *world) dial(t *testing.T, network, addr string) net.Conn {
 	t.Helper()
+	return w.dialBy(t, net.Dialer{}, network, addr)
+}
+
+// dialBy is dial with other settings of the socket.
+func (w *world) dialBy(t *testing.T, d net.Dialer, network, addr string) net.Conn {
+	t.Helper()
+	d.Timeout = 20 * time.Second
 	var c net.Conn
 	w.client.In(t, func() (err error) {
-		c, err = net.DialTimeout(network, addr, 20*time.Second)
+		c, err = d.Dial(network, addr)
 		return err
 	})
 	t.Cleanup(func() { c.Close() })

@@ -280,10 +280,21 @@ func (c *Chain) Failover() error {
 // Process makes a Rewriter a [Filter], for both directions.
 func (r *Rewriter) Process(at Place, d Direction, f Frame) bool {
 	if d == ToGuest {
-		return r.Inbound(f.Data, f.VNetHdr)
+		deliver := r.Inbound(f.Data, f.VNetHdr)
+		r.sendLate(at)
+		return deliver
 	}
 	if early := r.Outbound(f.Data, f.VNetHdr); early != nil {
 		at.Emit(ToGuest, Frame{early, r.earlyVNet})
 	}
-	return true
+	kept := r.Kept()
+	r.sendLate(at)
+	return !kept
+}
+
+// sendLate emits what Late returns.
+func (r *Rewriter) sendLate(at Place) {
+	for late := r.Late(); late != nil; late = r.Late() {
+		at.Emit(FromGuest, Frame{late, r.lateVNet})
+	}
 }

@@ -41,6 +41,10 @@ type conversation struct {
 	// the conversation begins.
 	carried bool
 
+	// fast says that the guest has taken data with the client's SYN, and so may speak before its
+	// SYN|ACK is answered. It is set when the conversation begins.
+	fast bool
+
 	// first is the number that the guest's SYN|ACK acknowledges. It is set when the
 	// conversation begins, or when it is crossed.
 	first uint32
@@ -60,6 +64,10 @@ type conversation struct {
 	// removed when it can be translated and is delivered.
 	early    []byte
 	earlySeq uint32 // the sequence number of early
+
+	// late are packets of the guest that were sent before they could be translated. They are removed
+	// when they are sent; see Rewriter.Late.
+	late []byte
 
 	closed bool // it is over and its key is in Rewriter.ended; set once
 }

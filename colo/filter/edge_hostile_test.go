@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -115,72 +116,82 @@ func hostile(r *rand.Rand) *tables {
 func TestWhateverACheckpointSaysOfConnectionsIsRefusedOrServes(t *testing.T) {
 	served, refused, held := 0, 0, 0
 	for seed := range require.Many[uint64](300, 2000, 100_000) {
-		r := rand.New(rand.NewPCG(seed, 41))
-		e, x := new(filter.Edge), hostile(r)
-		e.Adopt(established(true))
-		if err := loadEdge(t, e, save(t, x)); err != nil {
-			var fe *filter.Error
-			if !errors.Is(err, filter.ErrEdge) || !errors.As(err, &fe) || e.Len() != 1 {
-				t.Fatalf("seed %d: %v, and %d connections", seed, err, e.Len())
-			}
+		steps := 60
+		ok, n := serveHostile(t, fmt.Sprintf("seed %d", seed), rand.New(rand.NewPCG(seed, 41)), func() bool { steps--; return steps >= 0 })
+		if held += n; ok {
+			served++
+		} else {
 			refused++
-			continue
-		}
-		served++
-		most := e.Len()
-		if most != int(x.nConns+x.nHalves) && !x.old {
-			t.Fatalf("seed %d: %d connections of %d and %d", seed, most, x.nConns, x.nHalves)
-		}
-		rw := filter.NewRewriter(filter.RewriterConfig{Edge: e})
-		for epoch := uint64(0); epoch < 60; epoch++ {
-			toGuest, flags := r.IntN(2) == 0, uint8(r.IntN(64))
-			opts := slices.Concat([]byte{1, 1, 8, 10}, numbersOf(r, 2), []byte{1, 1, 5, 10}, numbersOf(r, 2))
-			f := segment(toGuest, false, odd(r), odd(r), flags, opts[:[...]int{0, 12, 24}[r.IntN(3)]], make([]byte, r.IntN(3)))
-			at := 34
-			if !toGuest {
-				at = 36
-			}
-			binary.BigEndian.PutUint16(f[at:], uint16(40000+r.IntN(8)))
-			resealed(f)
-			n := len(f)
-			switch k := r.IntN(12); {
-			case k == 0:
-				e.Mark(epoch)
-			case k == 1:
-				e.Received(epoch)
-			case k == 2 && r.IntN(4) == 0:
-				e.Failover()
-			case k == 3 && r.IntN(4) == 0: // another host takes over
-				state := save(t, e)
-				if e = new(filter.Edge); loadEdge(t, e, state) != nil {
-					t.Fatalf("seed %d: what was saved does not load", seed)
-				}
-				rw = filter.NewRewriter(filter.RewriterConfig{Edge: e})
-			case k < 6:
-				rw.Outbound(f, 0)
-			case toGuest:
-				if !e.Inbound(f, 0) {
-					held++
-				}
-			default:
-				e.Outbound(f, 0)
-			}
-			var p packet.Packet
-			if p.Parse(f); len(f) != n || !p.IsTCP() || p.TCP().Checksum() != p.TCPChecksum() || p.TCP().Flags() != flags {
-				t.Fatalf("seed %d: %x", seed, f)
-			}
-			if e.Len() > most {
-				t.Fatalf("seed %d: %d connections have become %d", seed, most, e.Len())
-			}
-		}
-		again := new(filter.Edge)
-		if state := save(t, e); loadEdge(t, again, state) != nil || !bytes.Equal(save(t, again), state) {
-			t.Fatalf("seed %d: what is saved loads otherwise", seed)
 		}
 	}
 	if served < refused || refused < served/20 || held < served/10 {
 		t.Errorf("%d tables have served, %d were refused, %d segments were held: nothing was tried", served, refused, held)
 	}
+}
+
+// serveHostile gives an Edge hostile tables, and traffic as long as there is more. It reports
+// whether the tables were taken, and how many segments were held.
+func serveHostile(t *testing.T, name string, r *rand.Rand, more func() bool) (served bool, held int) {
+	e, x := new(filter.Edge), hostile(r)
+	e.Adopt(established(true))
+	if err := loadEdge(t, e, save(t, x)); err != nil {
+		var fe *filter.Error
+		if !errors.Is(err, filter.ErrEdge) || !errors.As(err, &fe) || e.Len() != 1 {
+			t.Fatalf("%s: %v, and %d connections", name, err, e.Len())
+		}
+		return false, 0
+	}
+	most := e.Len()
+	if most != int(x.nConns+x.nHalves) && !x.old {
+		t.Fatalf("%s: %d connections of %d and %d", name, most, x.nConns, x.nHalves)
+	}
+	rw := filter.NewRewriter(filter.RewriterConfig{Edge: e})
+	for epoch := uint64(0); more(); epoch++ {
+		toGuest, flags := r.IntN(2) == 0, uint8(r.IntN(64))
+		opts := slices.Concat([]byte{1, 1, 8, 10}, numbersOf(r, 2), []byte{1, 1, 5, 10}, numbersOf(r, 2))
+		f := segment(toGuest, false, odd(r), odd(r), flags, opts[:[...]int{0, 12, 24}[r.IntN(3)]], make([]byte, r.IntN(3)))
+		at := 34
+		if !toGuest {
+			at = 36
+		}
+		binary.BigEndian.PutUint16(f[at:], uint16(40000+r.IntN(8)))
+		resealed(f)
+		n := len(f)
+		switch k := r.IntN(12); {
+		case k == 0:
+			e.Mark(epoch)
+		case k == 1:
+			e.Received(epoch)
+		case k == 2 && r.IntN(4) == 0:
+			e.Failover()
+		case k == 3 && r.IntN(4) == 0: // another host takes over
+			state := save(t, e)
+			if e = new(filter.Edge); loadEdge(t, e, state) != nil {
+				t.Fatalf("%s: what was saved does not load", name)
+			}
+			rw = filter.NewRewriter(filter.RewriterConfig{Edge: e})
+		case k < 6:
+			rw.Outbound(f, 0)
+		case toGuest:
+			if !e.Inbound(f, 0) {
+				held++
+			}
+		default:
+			e.Outbound(f, 0)
+		}
+		var p packet.Packet
+		if p.Parse(f); len(f) != n || !p.IsTCP() || p.TCP().Checksum() != p.TCPChecksum() || p.TCP().Flags() != flags {
+			t.Fatalf("%s: %x", name, f)
+		}
+		if e.Len() > most {
+			t.Fatalf("%s: %d connections have become %d", name, most, e.Len())
+		}
+	}
+	again := new(filter.Edge)
+	if state := save(t, e); loadEdge(t, again, state) != nil || !bytes.Equal(save(t, again), state) {
+		t.Fatalf("%s: what is saved loads otherwise", name)
+	}
+	return true, held
 }
 
 func TestHandshakesThatNoGuestIsInAreRefused(t *testing.T) {

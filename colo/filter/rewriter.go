@@ -64,6 +64,10 @@ type Rewriter struct {
 	copied []byte // memory for a copy of such a frame
 
 	earlyVNet int // the length of the virtio-net header of the packet that Outbound returned last
+
+	kept     bool          // the packet of the last Outbound is kept
+	ready    *conversation // what Late returns packets of, if not nil
+	lateVNet int           // as earlyVNet, of the packet that Late returned last
 }
 
 // maxWindow is the greatest window, in bytes (RFC 7323 section 2.3).
@@ -160,6 +164,9 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 		r.clientResets(k, c, h)
 		return true
 	}
+	if len(c.late) > 0 && c.known() {
+		r.ready = c
+	}
 	was := headSum(h)
 	if t != (translation{}) {
 		t.inward(h)
@@ -248,6 +255,7 @@ func (r *Rewriter) OutboundCopy(frame []byte, vnetHdr int) (out, early []byte) {
 }
 
 func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
+	r.kept = false
 	r.pkt.ParseVNet(frame, vnetHdr)
 	if !r.pkt.IsTCP() {
 		return r.parts(frame, vnetHdr, false), nil
@@ -265,10 +273,12 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	c := r.conn(&k)
 	flags := h.Flags()
 	if flags&packet.SYN != 0 {
+		fast := r.takesData(k, h)
 		if c = r.guestOpens(k, c, h); c == nil {
 			r.ticks(k, h)
 			return frame, r.unfollowed(k, h)
 		}
+		c.fast = c.fast || fast
 		if c.known() { // it is repeated, and the client has acknowledged the primary's
 			frame = r.outward(c.translation(), frame, vnetHdr)
 		}
@@ -284,6 +294,9 @@ func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	}
 	if !c.known() || r.pkt.Signed() {
 		c.says(h)
+		if c.fast && !c.signed && flags&packet.RST == 0 {
+			r.keepLate(c, frame, vnetHdr)
+		}
 		return frame, nil
 	}
 	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) && !(c.carried && h.Ack()-c.next < c.flight()) {
@@ -344,7 +357,7 @@ func (r *Rewriter) Commit(epoch uint64) error {
 	clear(r.conns)
 	clear(r.opens)
 	clear(r.clocks)
-	r.last, r.held = nil, 0
+	r.last, r.ready, r.held = nil, nil, 0
 	r.ended, r.halves, r.asked = queue{}, queue{}, queue{}
 	return nil
 }

@@ -19,6 +19,14 @@ type RewriterConfig struct {
 	// each connection, and must not block or call the Rewriter.
 	Untranslatable func()
 
+	// KeepLate has the packets kept that a guest sends before the client has answered its
+	// SYN|ACK, as a guest may that has taken data with a SYN (TCP Fast Open, RFC 7413): until
+	// that answer they cannot be translated. The host then asks [Rewriter.Kept] after each Outbound,
+	// and [Rewriter.Late] after each Inbound and Outbound; a [Chain] does,
+	// and package proxy sets KeepLate. Without KeepLate they pass as
+	// they are, so that they differ, and a checkpoint follows.
+	KeepLate bool
+
 	// Edge, if it is not nil, translates connections of the same guest between the guest
 	// and the network. The Rewriter tells it when the guest opens a connection in the
 	// place of one of those.
@@ -28,7 +36,7 @@ type RewriterConfig struct {
 // RewriterStats counts packets since the Rewriter was made.
 type RewriterStats struct {
 	Rewritten uint64
-	Held      uint64 // came before their connection's numbers were known, and were delivered later
+	Held      uint64 // came before their connection's numbers were known, and were passed on later
 	Dropped   uint64 // came too early, and were too many to be held
 	Conns     int    // now: followed, or asked for by a client
 	Signed    uint64 // connections that were left alone, because their segments are signed

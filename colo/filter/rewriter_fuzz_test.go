@@ -34,8 +34,13 @@ func (s *script) take(n int) []byte {
 // quotes it, a fragment, a tag, a tunnel, or one of these cut or changed anywhere.
 func (s *script) frame(toGuest, v6 bool) []byte {
 	kind, flags := s.next(), uint8(s.next())
-	seq := 1<<20 + uint32(s.next())<<16 // nowhere near what the two sides use
-	ack := uint32(s.next())<<24 | uint32(s.next())
+	seq, a, b := 1<<20+uint32(s.next())<<16, uint32(s.next()), uint32(s.next()) // nowhere near what the two sides use
+	ack := a<<24 | b
+	if toGuest {
+		seq += b
+	} else {
+		ack = 1<<20 + a<<16 + b // it may answer another client
+	}
 	opts := s.take(s.next() % 41 &^ 3)
 	f := segment(toGuest, v6, seq, ack, flags, opts, s.take(s.next()%32))
 	port := packet.EthernetLen + packet.IPv4Len
@@ -43,8 +48,12 @@ func (s *script) frame(toGuest, v6 bool) []byte {
 		port = packet.EthernetLen + packet.IPv6Len
 	}
 	switch kind & 15 {
-	case 0: // another connection
+	case 0: // another connection, by the client's port
+		if !toGuest {
+			port += 2
+		}
 		f[port] = byte(s.next())
+		resealed(f)
 	case 1: // an error, about a segment of the other direction
 		quoted := f[packet.EthernetLen:]
 		h := bytes.Clone(f[:port])
@@ -82,11 +91,17 @@ func FuzzRewriter(f *testing.F) {
 	f.Add([]byte{1, 1, 0, 9, 2, 7, 0, 0, 0, 0, 0, 9, 16, 3, 3, 3, 0, 0, 0, 1, 9, 16})
 	f.Add(append([]byte{2, 0, 1, 16, 1, 1, 1, 0, 12, 3, 0}, bytes.Repeat([]byte{0, 9, 4, 200, 1, 0, 0, 12, 1}, 20)...))
 	f.Add(append([]byte{3, 0, 1, 16, 1, 1, 1, 0, 12, 3, 0}, bytes.Repeat([]byte{2, 1, 4, 200, 5, 0, 0, 40, 1}, 20)...))
+	// A guest that has taken data with the SYN of another connection, speaks, and is answered.
+	f.Add([]byte{8,
+		0, 0, packet.SYN, 1, 0, 0, 0, 4, 'a', 's', 'k', '!', 77,
+		5, 0, synAck, 9, 1, 5, 0, 0, 77,
+		5, 0, packet.ACK, 9, 1, 5, 0, 2, 'h', 'i', 77,
+		0, 0, packet.ACK, 1, 7, 5, 0, 0, 77})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := &script{b}
 		how := s.next()
 		v6, byGuest := how&1 != 0, how&2 != 0
-		r := newTwice(t, filter.RewriterConfig{MaxConns: 3, Strict: how&4 != 0, Edge: new(filter.Edge)})
+		r := newTwice(t, filter.RewriterConfig{MaxConns: 3, Strict: how&4 != 0, KeepLate: how&8 != 0, Edge: new(filter.Edge)})
 		if byGuest {
 			r.Outbound(segment(false, v6, 9000, 0, packet.SYN, nil, nil), 0)
 			r.Inbound(segment(true, v6, 500, 1001, synAck, nil, nil), 0)
@@ -125,6 +140,8 @@ func FuzzRewriter(f *testing.F) {
 				vnet := s.next()%26 - 1
 				fr := append(s.take(max(vnet, 0)), s.frame(true, v6)...)
 				r.Inbound(fr, vnet)
+			}
+			for r.Late() != nil {
 			}
 		}
 		if how&4 != 0 {

@@ -87,9 +87,12 @@ func (r *Rewriter) roomForOpening() bool {
 }
 
 func (r *Rewriter) remove(k packet.Key, c *conversation) {
-	r.held -= len(c.early)
+	r.held -= len(c.early) + len(c.late)
 	delete(r.conns, k)
 	r.last = nil
+	if r.ready == c {
+		r.ready = nil
+	}
 }
 
 func (r *Rewriter) withdraw(k packet.Key, o *opening) {

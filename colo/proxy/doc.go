@@ -75,6 +75,10 @@
 // What leaves may differ from what the guest gave in its acknowledgment number,
 // window, SACK blocks and timestamp, with the checksum: see package compare.
 //
+// What guests answer to the data of a SYN (TCP Fast Open, RFC 7413) leaves when the client has
+// answered their SYN|ACK, and no sooner: by that answer the secondary learns the number under which it
+// is compared. A SYN of Multipath TCP, and data with a SYN that the guests send, wait for the checkpoint.
+//
 // A flow whose guests never agree is not compared for a while; it leaves with the
 // checkpoints, one of which is asked for (event.CausePace) when some of it waits and
 // the last is long enough ago.

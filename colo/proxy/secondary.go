@@ -114,6 +114,7 @@ func NewSecondary(cfg SecondaryConfig) *Secondary {
 		panic("proxy: SecondaryConfig needs VM and Deliver")
 	}
 	cfg.Limit = limitOf(cfg.Limit)
+	cfg.Rewriter.KeepLate = true
 	known, edge := new(Neighbors), new(filter.Edge)
 	if cfg.Rewriter.Edge == nil {
 		cfg.Rewriter.Edge = edge
@@ -150,7 +151,11 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	s.scales.FromGuest(packet, s.cfg.VNetHdr)
 	out, early := s.rewriter.OutboundCopy(packet, s.cfg.VNetHdr)
 	early = bytes.Clone(early)
-	err := s.send(out)
+	var err error
+	if !s.rewriter.Kept() {
+		err = s.send(out)
+	}
+	s.sendLate()
 	s.mu.Unlock()
 	s.give(early)
 	return err
@@ -182,7 +187,11 @@ func (s *Secondary) compose(n int, compose func(packet []byte) bool) (early []by
 	defer s.mu.Unlock()
 	s.scales.FromGuest(s.draft, s.cfg.VNetHdr)
 	early = bytes.Clone(s.rewriter.Outbound(s.draft, s.cfg.VNetHdr))
-	return early, s.send(s.draft)
+	if !s.rewriter.Kept() {
+		err = s.send(s.draft)
+	}
+	s.sendLate()
+	return early, err
 }
 
 // send takes a packet of the guest that has been translated. mu is held.
@@ -193,33 +202,6 @@ func (s *Secondary) send(packet []byte) error {
 		_ = s.out.WriteFrame(filter.Frame{Data: packet, VNetHdr: s.cfg.VNetHdr}) // if there is no room or no connection, it is missing at the primary
 	}
 	return err
-}
-
-// give delivers a packet that came before it could be translated; nil: there is none. If the
-// guest is paused, or is about to be, the packet is dropped: the client will send it again.
-func (s *Secondary) give(early []byte) {
-	if early == nil {
-		return
-	}
-	s.gate.mu.Lock()
-	defer s.gate.mu.Unlock()
-	if s.gate.open {
-		s.mu.Lock()
-		s.scales.ToGuest(early, s.cfg.VNetHdr)
-		s.mu.Unlock()
-		s.note(s.cfg.Deliver(early))
-	}
-}
-
-// note counts a packet to the guest.
-func (s *Secondary) note(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err == nil {
-		s.count.delivered++
-	} else {
-		s.count.refused++
-	}
 }
 
 // Room returns a channel that receives a value when there may be room again for a packet
@@ -366,6 +348,7 @@ func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) erro
 				if deliver {
 					s.scales.ToGuest(packet, s.cfg.VNetHdr)
 				}
+				s.sendLate()
 				s.mu.Unlock()
 				if !deliver {
 					return
