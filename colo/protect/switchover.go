@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 )
 
 // Switchover changes the sides without loss: the guest stands still, its last
@@ -20,7 +21,8 @@ import (
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
 // and ctx bounds it all up to the word that the other host is to go on. Where ctx ends before this
 // host begins to give back its grant, the guest runs on here, in the same session, and the pair stays
-// protected; later the session ends. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
+// protected; later the session ends. It is the same where the arbiter is known not to answer: neither host
+// could be granted the guest, which would stand still. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
 // returns PeerTimeout after the end of ctx: the error is ctx's too, and what becomes of the guest shows
 // in the state. A host that dies in the moment between the arbiter's grant and its first output takes
 // the guest with it, as a lone host does: nobody knows what it said, and Switchover returns an error.
@@ -67,7 +69,7 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	if err == nil {
 		epoch, err = j.sendLast(ctx, s)
 	}
-	if err != nil && ctx.Err() != nil && j.callOff(s, verb, err) {
+	if err != nil && (ctx.Err() != nil || errors.Is(err, errNoArbiter)) && j.callOff(s, verb, err) {
 		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, err)
 	}
 	if err == nil {
@@ -131,6 +133,9 @@ func (j *Job) settled(ctx context.Context, s *session) (State, error) {
 	}
 }
 
+// errNoArbiter calls a switchover off: a pair in step goes on without its arbiter, and a switchover does not.
+var errNoArbiter = errors.New("the arbiter does not answer")
+
 // makeReady does what a switchover begins with: the guest runs, and the other side knows nothing of
 // the switchover.
 func (j *Job) makeReady(ctx context.Context, s *session) error {
@@ -139,10 +144,16 @@ func (j *Job) makeReady(ctx context.Context, s *session) error {
 	if deaf { // before the guest stands still for an order that nobody hears
 		return fmt.Errorf("the control connection with %s is silent, or has ended", s.peer.host)
 	}
-	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+	err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.tellArbiter(ctx, s.peer.generation) // while the guest runs: nothing else can be released
-	}); err != nil {
+	})
+	switch {
+	case err != nil && !errors.Is(err, failover.ErrRefused):
+		return fmt.Errorf("%w: %w", errNoArbiter, err)
+	case err != nil:
 		return err
+	case j.asked.away.Load(): // the guest would stand still until it is back
+		return errNoArbiter
 	}
 	return j.commitsFirst(ctx, s)
 }
