@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/require"
 )
 
@@ -90,6 +92,49 @@ func TestASwitchoverIsGivenUpAtAnyMoment(t *testing.T) {
 	if heard == 0 || stood == 0 {
 		t.Error("none was called off after the other host had heard of it, or none while the guest stood still")
 	}
+}
+
+// unresumable is a guest that cannot be resumed any more from when that is said.
+type unresumable struct {
+	*colotest.VM
+	fails *atomic.Bool
+}
+
+func (g unresumable) Resume(ctx context.Context) error {
+	if g.fails.Load() {
+		return errors.New("it is stuck")
+	}
+	return g.VM.Resume(ctx)
+}
+
+// A guest that stands still for a switchover that is given up, and cannot be resumed, runs on the other host.
+func TestAGuestThatCannotRunOnAfterASwitchoverIsTheOtherHosts(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval = 20 * time.Millisecond
+		fails := new(atomic.Bool)
+		slow := &slowly{each: time.Second}
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			c.Guest = unresumable{c.Guest.(*colotest.VM), fails}
+			c.Network = []Network{slowNIC{c.Network[0].(paced), slow}}
+		})
+		a.is(Protected)
+		b.is(Following)
+		slow.on.Store(true) // the guest stands still by then
+		ctx, cancel := context.WithTimeout(t.Context(), slow.each/2)
+		defer cancel()
+		time.AfterFunc(slow.each/4, func() { fails.Store(true) })
+		err := a.job.Switchover(ctx)
+		if !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "runs on here") {
+			t.Errorf("%v", err)
+		}
+		slow.on.Store(false)
+		a.slow.Store(0)
+		b.passed(Alone)
+		w.hearsMore()
+		a.halt()
+		b.halt()
+	})
 }
 
 // momentsOf returns the moments of a switchover, with a step between them.

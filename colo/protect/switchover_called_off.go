@@ -6,7 +6,8 @@ import (
 )
 
 // callOff ends a switchover that has come no further than sendLast, leaves the session as it is, and has the
-// guest run on here. It returns false if that is over, or about to end over a disk here that has failed.
+// guest run on here. It returns false if the session is over, or has to end: a disk here has failed,
+// or the guest cannot be resumed, and the other host may have it.
 //
 // Nobody else can have the guest then. This host has not begun to give its grant back, so the arbiter grants
 // it to nobody; the secondary has promised not to claim it, and was not told to go on. Whatever ends
@@ -27,10 +28,8 @@ func (j *Job) callOff(s *session, verb input, why error) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.over), j.cfg.PeerTimeout)
 	defer cancel()
 	if err := j.vm.runOn(ctx); err != nil {
-		err = fmt.Errorf("protect: resume the guest: %w", err)
-		j.note(err)
-		s.colo.Lost(err) // where it cannot run here, the other host may have it
-		return true
+		j.note(fmt.Errorf("protect: resume the guest: %w", err))
+		return false
 	}
 	s.peer.say(note{Say: sayStays})
 	return true
