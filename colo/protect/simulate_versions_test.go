@@ -55,15 +55,15 @@ func (v versions) wrap(name string, c net.Conn) net.Conn {
 type versionedConn struct {
 	net.Conn
 	by   *atomic.Int32
-	said bool // the hello; only one goroutine writes before that
+	said atomic.Bool // the hello
 }
 
 func (c *versionedConn) Write(p []byte) (int, error) {
-	if by := c.by.Load(); !c.said && by != 0 && len(p) >= 10 && bytes.HasPrefix(p, []byte(helloMagic)) {
+	if by := c.by.Load(); by != 0 && !c.said.Load() && len(p) >= 10 && bytes.HasPrefix(p, []byte(helloMagic)) {
 		p = bytes.Clone(p)
 		binary.BigEndian.PutUint16(p[len(helloMagic):], uint16(helloVersion+by))
 	}
-	c.said = true
+	c.said.Store(true)
 	return c.Conn.Write(p)
 }
 
