@@ -201,6 +201,8 @@ var promises = []promise{
 	{"docs/operations.md", "For any other copy of a disk checksums are compared and what differs is sent, and all of the memory is sent.", []string{
 		"replication.TestSynchroniseSendsOnlyWhatDiffersByItsSum", "colo/protect.TestAHostThatIsNotWhoItWasGetsAll"}},
 	{"docs/operations.md", "If anything fails on the way, the guest runs on where the arbiter says.", []string{"colo/protect.TestSwitchoverThatFailsLeavesTheGuestRunning"}},
+	{"docs/operations.md", "leaves the pair protected, in the same session.", []string{"colo/protect.TestASwitchoverIsGivenUpAtAnyMoment"}},
+	{"docs/operations.md", "While the arbiter does not answer, no order is carried out.", []string{"colo/protect.TestASwitchoverIsRefusedWhileTheArbiterIsAway"}},
 	{"docs/operations.md", "`Switchover` and `Migrate` return an error then.", []string{"colo/protect.TestAVerbThatGaveTheGuestToAHostThatDiedIsAnError"}},
 	{"docs/operations.md", "One that lives and cannot run the guest says so, and the old primary goes on.", []string{"colo/protect.TestAGenerationThatIsNotUsedGoesBack"}},
 	{"docs/operations.md", "is made again by the host that has the guest, beside the session", []string{

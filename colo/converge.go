@@ -142,7 +142,10 @@ func (p *Primary) converged(round int, left uint64, sent int64, took time.Durati
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	in := &p.info.Sync
-	in.Passes, in.Done, in.Remaining = round, uint64(sent), left
+	in.Passes, in.Done, in.Remaining, in.Left = round, uint64(sent), left, left
+	if in.Total == 0 {
+		in.Total = left
+	}
 	if sent > 0 && took > 0 {
 		in.Rate = float64(sent) / took.Seconds()
 	}

@@ -18,6 +18,10 @@ var (
 	// ended. Whether the guest runs here is what the first Run returned.
 	ErrEnded = errors.New("session has ended")
 
+	// ErrEndedByPeer is for the Expect of a host whose peer has ended the protection on purpose, and
+	// has said so over a connection of the two hosts' own: PROTECTION_ENDED says that it was ordered there.
+	ErrEndedByPeer = errors.New("the peer's host has ended the protection on purpose")
+
 	// ErrGoodbye: the peer has ended the protection on purpose, or has said
 	// that it cannot take part in it; the error is then a *GoodbyeError. A
 	// secondary that was ended by End returns it from Run, too. A secondary

@@ -107,6 +107,8 @@ func (f *Figure) add(d time.Duration) {
 type Progress struct {
 	Passes           int           `json:"passes"`               // over memory, the one under way included
 	Done             uint64        `json:"done"`                 // bytes sent
+	Total            uint64        `json:"total"`                // bytes of memory that were to be sent when the first pass began
+	Left             uint64        `json:"left"`                 // bytes of memory that are still to be sent in this pass, pages of zeros included, which cost nothing to send
 	Remaining        uint64        `json:"remaining"`            // bytes to be sent when the pass began; 0 in the first
 	Rate             float64       `json:"rate"`                 // bytes per second, lately
 	ExpectedDowntime time.Duration `json:"expected-downtime-ns"` // what is left, at this rate; 0: not known yet

@@ -289,7 +289,11 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 		return nil
 	}
 	if expected {
-		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode, Reason: cause.Error()})
+		by := p.mode
+		if errors.Is(p.expected(), ErrEndedByPeer) {
+			by = event.ModeSecondary
+		}
+		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: by, Reason: cause.Error()})
 		return cause
 	}
 	p.events.Publish(event.ProtectionRefused{Mode: p.mode, Error: cause.Error()})
@@ -304,6 +308,9 @@ func (p *Primary) progress(left uint64) {
 	defer p.mu.Unlock()
 	in := &p.info.Sync
 	in.Passes, in.Done, in.Remaining, in.Rate = p.pass, uint64(w.Transferred()), left, w.Rate()
+	if in.Left, _ = p.state.Pending(false); in.Total == 0 {
+		in.Total = in.Left
+	}
 	if in.ExpectedDowntime = 0; in.Rate > 0 {
 		in.ExpectedDowntime = time.Duration(float64(left) / in.Rate * float64(time.Second))
 	}

@@ -212,7 +212,7 @@ func (s *session) wasHanded() bool {
 // whose connection may break before the host comes to say so. COLO_EXIT's reason
 // is request then, and without an error; a primary that has handed nothing over yet publishes
 // PROTECTION_ENDED in place of PROTECTION_REFUSED. A Lost whose reason matches cause publishes
-// no HEARTBEAT_LOST. If the order is carried out by a refusal of the arbiter, and that
+// no HEARTBEAT_LOST. A cause that matches ErrEndedByPeer says that the peer's host has ordered it. If the order is carried out by a refusal of the arbiter, and that
 // error matches cause, the event says that it was wanted (Released in event.Arbitration).
 // Who goes on is settled as ever, but a primary that hears a goodbye asks its arbiter, if it
 // has one, nevertheless: the host may have given the guest back to it. Nil: no end is expected any

@@ -39,6 +39,10 @@ func (j *Job) heard(s *session, n note) {
 		if _, whole := s.committed(); s.primary == nil && whole && !compares(j.cfg.Network) {
 			j.leaveStanding()
 		}
+	case sayStays:
+		if s.primary == nil && !s.wasHanded() {
+			j.letRun()
+		}
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:
@@ -83,11 +87,17 @@ func (j *Job) pledges(s *session, term time.Duration) bool {
 // leaveStanding keeps the guest of this secondary paused when it is in the state of the epoch in
 // which this host is to go on: if it ran, it would only be paused again, while nobody runs the guest. A
 // session that has ended resumes what it has left standing.
-func (j *Job) leaveStanding() {
+func (j *Job) leaveStanding() { j.keepFollowing(func() {}) }
+
+// letRun takes leaveStanding back: the next checkpoint resumes the guest of this secondary again.
+func (j *Job) letRun() { j.keepFollowing(nil) }
+
+// keepFollowing calls keep of the vm, if this host follows.
+func (j *Job) keepFollowing(held func()) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.m.state == Following {
-		j.vm.keep(func() {})
+		j.vm.keep(held)
 	}
 }
 

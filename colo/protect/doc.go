@@ -113,8 +113,7 @@
 // # A switchover
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
-// nothing is lost, nor the session if its context ends before the secondary has been told anything:
-// the control connection is there, the arbiter has heard of the generation,
+// nothing is lost: the control connection is there, the arbiter has heard of the generation,
 // what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
 // compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
 //
@@ -129,7 +128,16 @@
 // not speak for the guest at a time, so the primary's last output leaves before the secondary's
 // first, and it may only leave when the secondary has the state that it belongs to.
 //
-// Where it breaks before the release, the guest runs on where it ran. After it whoever claims
+// Where it breaks before the release, the guest runs on where it ran. Where its context ends before the
+// release it is called off, and the session goes on:
+//
+//	primary      is protected again, and a last checkpoint that is still to come is an ordinary one
+//	primary      resumes the guest, if it stands still; its grant has been its own all the while
+//	primary      says that the guest stays                                     half a turn
+//	secondary    lets its guest run again from its next commit on; it has promised not to claim the guest
+//
+// A secondary that does not hear this keeps its copy paused between checkpoints, which nobody sees.
+// After the release whoever claims
 // the guest first has it: the secondary if it was told, or notices that the primary is gone,
 // and has committed; the primary if the secondary says that it cannot, or is gone.
 //

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"github.com/gocolo/lockstep/colo"
 )
 
 // A session that somebody ends on purpose. Whoever does so says it before it closes a connection,
@@ -18,7 +20,7 @@ const hearTime = 250 * time.Millisecond
 var (
 	// errInOrder is matched by endedError, leavesError and ownEnd, in which the ends below reach
 	// a session. The session expects it from the moment on in which somebody has ended it on
-	// purpose, whichever side is heard of first.
+	// purpose, whichever side is heard of first; colo.ErrEndedByPeer in its place, if that is the other side.
 	errInOrder = errors.New("the session was ended on purpose")
 
 	// errEnded is how a session ends when the other side says that it ends it on purpose, and that
@@ -36,7 +38,7 @@ var (
 // because Run's context has ended.
 type ownEnd struct{ error }
 
-func (e *ownEnd) Is(target error) bool { return target == errInOrder }
+func (e *ownEnd) Is(target error) bool { return isInOrder(target) }
 func (e *ownEnd) Unwrap() error        { return e.error }
 
 // An endedError is errEnded in the words in which an operator reads it. It matches errEnded, and
@@ -50,14 +52,14 @@ func (e *endedError) Error() string { return e.words }
 
 // Is reports whether it matches target.
 func (e *endedError) Is(target error) bool {
-	return target == errEnded || target == errInOrder || e.complete && target == ErrCompleted
+	return target == errEnded || isInOrder(target) || e.complete && target == ErrCompleted
 }
 
 // A leavesError is errLeaves, with the name of the host that leaves.
 type leavesError struct{ host string }
 
 func (e *leavesError) Error() string        { return e.host + " leaves" }
-func (e *leavesError) Is(target error) bool { return target == errLeaves || target == errInOrder }
+func (e *leavesError) Is(target error) bool { return target == errLeaves || isInOrder(target) }
 
 // endedWhy returns an error that says that the other side ends the session on purpose, or has
 // gone on, and why; nil if it does not.
@@ -98,11 +100,14 @@ func (p *peer) endWords() string {
 	return p.reason
 }
 
+// isInOrder reports whether an error is one of those that a session expects which somebody has ended on purpose.
+func isInOrder(err error) bool { return err == errInOrder || err == colo.ErrEndedByPeer }
+
 // endsInOrder ends the session because the other side has said that it ends it. That is not taken
 // for a loss.
 func (s *session) endsInOrder(why error) {
 	if s.getPurpose() == noPurpose && !s.wasHanded() {
-		s.colo.Expect(errInOrder)
+		s.colo.Expect(colo.ErrEndedByPeer)
 	}
 	s.colo.Lost(why)
 }

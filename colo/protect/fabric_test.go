@@ -54,6 +54,7 @@ func newFabric() *fabric {
 type listener struct {
 	f      *fabric
 	name   string
+	wrap   func(net.Conn) net.Conn // nil: a connection is as it comes
 	in     chan net.Conn
 	closed chan struct{}
 	once   sync.Once
@@ -79,6 +80,9 @@ func (f *fabric) open(l *listener) {
 func (l *listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.in:
+		if l.wrap != nil {
+			c = l.wrap(c)
+		}
 		return c, nil
 	case <-l.closed:
 		return nil, net.ErrClosed

@@ -295,6 +295,7 @@ const (
 	sayLeaves   = "leaves"   // the sender's Run is about to end, and with it the session; the guest may be claimed
 	sayFarewell = "farewell" // answers sayLeaves: that was heard
 	sayLast     = "last"     // primary: a switchover has begun, leave the guest standing from the next commit on
+	sayStays    = "stays"    // primary: the switchover was called off, the guest runs on where it ran; takes sayLast back
 	sayGo       = "go"       // primary: the guest is released, claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
 	sayWhy      = "why"      // the sender ends the session by itself, and why; who goes on is settled as if it had not said so

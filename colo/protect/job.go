@@ -30,6 +30,7 @@ type Job struct {
 	vm       *vm
 	keeper   *failover.Keeper
 	manual   *failover.Manual // nil: there is an arbiter
+	asked    *toldArbiter     // the arbiter, if there is one
 	channels []string         // of disks and networks
 	token    string           // of this process, for the arbiter
 	verbs    chan struct{}    // capacity one: of the verbs that take time, one at a time
@@ -115,7 +116,8 @@ func newJob(cfg Config) (*Job, error) {
 	if cfg.Arbiter != nil {
 		j.cfg.Arbiter = j.outsideOf(cfg.Arbiter)
 	}
-	keep := failover.KeeperConfig{Arbiter: &toldArbiter{Arbiter: j.cfg.Arbiter, j: j}, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
+	j.asked = &toldArbiter{Arbiter: j.cfg.Arbiter, j: j}
+	keep := failover.KeeperConfig{Arbiter: j.asked, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
 		j.manual = failover.NewManual(failover.Record{})
 		keep.Arbiter, keep.Term = j.manual, -1

@@ -102,7 +102,7 @@ const (
 	left                   // the session was ended on purpose, and the guest runs on here
 	handed                 // the other side runs the guest
 	migrated               // and this host is done with it
-	calledOff              // a switchover was given up before the other side had heard of it
+	calledOff              // a switchover was given up before the grant was given back for it
 	entrusted              // the primary has handed the guest to this host, and there is no arbiter to be asked
 	gaveUp                 // this host was entrusted with the guest, and cannot have it
 	stopped                // the context of Run has ended

@@ -45,13 +45,13 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a secondary does not keep its promise",
-		File: "colo/protect/settle.go",
+		File: "colo/protect/arbitrate.go",
 		Old:  "wait = time.Until(s.peer.pledge)",
 		New:  "wait = 0",
 	},
 	{
 		What: "a primary that is refused goes on",
-		File: "colo/protect/settle.go",
+		File: "colo/protect/arbitrate.go",
 		Old:  "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil {",
 		New:  "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil && s.primary == nil {",
 	},
@@ -77,7 +77,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a switchover that was not carried out counts as an order to the end",
-		File: "colo/protect/settle.go",
+		File: "colo/protect/arbitrate.go",
 		Old:  "\t\ts.setPurpose(noPurpose)\n\t}\n\tif s.over.Err()",
 		New:  "\t}\n\tif s.over.Err()",
 		// What is told of the loss is all that differs.
@@ -130,19 +130,19 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a primary whose disk has failed leaves its guest to a secondary that is dead",
-		File: "colo/protect/better_there.go",
+		File: "colo/protect/give_away.go",
 		Old:  "if !j.takenOver(waiting, s) {\n\t\treturn context.Cause(ctx)",
 		New:  "if !j.takenOver(waiting, s) {\n\t\treturn why",
 	},
 	{
 		What: "a secondary whose primary has died leaves the guest to it",
-		File: "colo/protect/settle.go",
+		File: "colo/protect/arbitrate.go",
 		Old:  "\t\t\tj.hearOut(ctx, s)\n\t\t}",
 		New:  "\t\t\tif j.hearOut(ctx, s); s.peer.gone {\n\t\t\t\treturn failover.ErrRefused\n\t\t\t}\n\t\t}",
 	},
 	{
 		What: "a primary leaves what it has released to a host that has died",
-		File: "colo/protect/settle.go",
+		File: "colo/protect/arbitrate.go",
 		Old:  "if j.handedOver(ctx, s) {",
 		New:  "if j.handedOver(ctx, s) || s.peer.gone {",
 		// The simulator finds it too, in two of 600 seeds or in none.
@@ -150,7 +150,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "an error of long ago keeps a secondary from its claim",
-		File: "colo/protect/settle.go",
+		File: "colo/protect/arbitrate.go",
 		Old:  "if err := j.keepPromise(ctx, s); err != nil {",
 		New:  "if err := errors.Join(j.keepPromise(ctx, s), j.Query().LastError); err != nil {",
 	},
@@ -290,7 +290,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "nobody believes what was said in a switchover whose link is lost",
-		File:  "colo/protect/settle.go",
+		File:  "colo/protect/arbitrate.go",
 		Old:   " || s.saidWhose()",
 		New:   "",
 		Tests: []string{"-run=^TestAHostWithoutAnArbiter(RunsOn|ThatWasTold)", "."},
@@ -311,14 +311,14 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a primary without an arbiter gives its guest to one that was started anew",
-		File:  "colo/protect/overtaken.go",
+		File:  "colo/protect/peer_goes_on.go",
 		Old:   `p.token != "" && h.TookOver == p.token`,
 		New:   `p.token != ""`,
 		Tests: []string{"-run=^TestAPrimaryIsNotOvertakenByAnotherGuest$", "."},
 	},
 	{
 		What:  "a primary whose secondary has gone on claims the guest",
-		File:  "colo/protect/settle.go",
+		File:  "colo/protect/arbitrate.go",
 		Old:   "\tif why := s.peer.goneOnWhy(); why != nil && err != nil {\n\t\treturn 0, fmt.Errorf(\"%w: %w\", failover.ErrRefused, why)\n",
 		New:   "\tif why := s.peer.goneOnWhy(); why != nil && err != nil {\n\t\treturn j.acquire(ctx, s.peer.generation, true)\n",
 		Tests: []string{"-run=^TestAPrimaryIsNotOvertakenByAnotherGuest$", "."},
@@ -375,7 +375,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a host whose process begins anew does not wait for what it may have promised",
-		File:  "colo/protect/begin.go",
+		File:  "colo/protect/start.go",
 		Old:   "if after > 0 && j.manual == nil {",
 		New:   "if false {",
 		Tests: []string{"-run=^TestAHostThatIsStartedWaitsForWhatItMayHavePromisedBefore$", "."},
@@ -403,7 +403,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a renewal opens the gate of a host whose fencer runs",
-		File:  "colo/protect/settle.go",
+		File:  "colo/protect/arbitrate.go",
 		Old:   "\t\tj.keeper.Bar() //",
 		New:   "\t\t//",
 		Tests: []string{"-run=^TestFencerRunsBeforeTheGuestDoes$", "."},

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
 )
 
@@ -215,22 +214,17 @@ func TestAFailoverThatIsRefusedIsARequestWhereItWasOrdered(t *testing.T) {
 	})
 }
 
-// A switchover that does not come about when the other host has heard of it has ended the session by a
-// failure.
+// A switchover that is given up while this host gives its grant back has ended the session by a failure.
 func TestASwitchoverThatIsGivenUpIsNoRequest(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
-		slow := &slowly{each: time.Second}
-		b := w.boot("b", false, nil)
-		a := w.boot("a", true, func(c *Config) { c.Guest = slowGuest{c.Guest.(*colotest.VM), slow} })
-		a.is(Protected)
-		b.is(Following)
-		slow.on.Store(true)
-		ctx, cancel := context.WithTimeout(t.Context(), slow.each+slow.each/2) // in the pause of the second checkpoint, which is the last one
+		a, b := w.protected()
+		a.slow.Store(int64(400 * time.Millisecond))
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond) // in the release, which comes soon
 		defer cancel()
 		if err := a.job.Switchover(ctx); err == nil {
 			t.Error("no error")
 		}
-		slow.on.Store(false)
+		a.slow.Store(0)
 		a.is(Protected) // again: the session that was ended is over on both hosts
 		for _, h := range []*host{a, b} {
 			if exits, _, _ := h.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError || exits[0].Error == "" {

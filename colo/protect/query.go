@@ -22,11 +22,11 @@ type Stats struct {
 // Progress is how far a synchronisation has come, or, in a switchover, how much of the last
 // checkpoint has been sent while the guest still runs. It is an estimate: memory that the
 // guest dirties meanwhile is sent again, and a page of zeros, or a compressed one, takes fewer bytes
-// than it has. So the synchronisation of a guest with much unused memory ends long before Remaining is 0.
+// on the wire than it has.
 type Progress struct {
 	Total     uint64 // the guest's memory, in bytes; in a switchover what it has written
-	Sent      uint64 // on the wire, in bytes
-	Remaining uint64 // in bytes, as if nothing were dirtied again, and no page took fewer bytes than it has
+	Sent      uint64 // on the wire, in bytes; pages of zeros cost nothing there
+	Remaining uint64 // of the memory, in bytes, as if nothing were dirtied again
 	// Left is the time that Remaining takes at the rate so far; 0: not known.
 	Left time.Duration
 }
@@ -99,9 +99,13 @@ func (j *Job) Query() Info {
 		for _, b := range j.cfg.Guest.Blocks() {
 			p.Total += uint64(len(b.Host))
 		}
-		p.Remaining = p.Total - min(p.Total, p.Sent)
-		if p.Sent > 0 {
-			p.Left = time.Duration(float64(time.Since(s.began)) * float64(p.Remaining) / float64(p.Sent))
+		p.Remaining = p.Total
+		sync := session.Sync
+		if sync.Passes > 0 {
+			p.Remaining = min(p.Total, sync.Left)
+		}
+		if done := sync.Total - min(sync.Total, sync.Left); done > 0 {
+			p.Left = time.Duration(float64(time.Since(s.began)) * float64(p.Remaining) / float64(done))
 		}
 		in.Progress = p
 	}

@@ -33,23 +33,24 @@ type session struct {
 
 	promises promises
 
-	mu       sync.Mutex
-	purpose  purpose
-	migrates bool      // the switchover is a Migrate: the host that gives the guest away ends, the one that takes it protects it when told to
-	failure  error     // why a switchover did not come about
-	epoch    uint64    // the last one committed
-	whole    bool      // a checkpoint was committed, so that epoch counts
-	rounds   bool      // on a primary: the last checkpoint before its guest is handed over was asked for
-	last     uint64    // on a primary: the checkpoint whose pause its guest does not leave any more; 0: none
-	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
-	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
-	denied   bool      // the arbiter has refused this host the generation after the session's
-	refusal  error     // the answer by which this host does not go on; nil: there was none
-	saidRuns bool      // on a secondary: it has told the primary that the guest, which that has handed over, runs here
-	trusted  bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
-	cause    error     // why the session has ended; nil: it has not, or nothing is known
-	loss     error     // the same in words, where that was by no order of this host, and it was settled who goes on
-	began    time.Time // when the synchronisation began
+	mu        sync.Mutex
+	purpose   purpose
+	migrates  bool      // the switchover is a Migrate: the host that gives the guest away ends, the one that takes it protects it when told to
+	failure   error     // why a switchover did not come about
+	epoch     uint64    // the last one committed
+	whole     bool      // a checkpoint was committed, so that epoch counts
+	rounds    bool      // on a primary: the last checkpoint before its guest is handed over was asked for
+	last      uint64    // on a primary: the checkpoint whose pause its guest does not leave any more; 0: none
+	received  uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
+	calledOff int       // on a primary: how many of its switchovers were called off
+	early     *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
+	denied    bool      // the arbiter has refused this host the generation after the session's
+	refusal   error     // the answer by which this host does not go on; nil: there was none
+	saidRuns  bool      // on a secondary: it has told the primary that the guest, which that has handed over, runs here
+	trusted   bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
+	cause     error     // why the session has ended; nil: it has not, or nothing is known
+	loss      error     // the same in words, where that was by no order of this host, and it was settled who goes on
+	began     time.Time // when the synchronisation began
 
 	handed bool // the other side has said that it runs the guest, and the state says so; guarded by the job's mu
 }

@@ -27,6 +27,7 @@ const pairName = "pair"
 // certificates are those of a world.
 type certificates struct {
 	t         *testing.T
+	days      bool // the clock of the day is set
 	dir       string
 	at        time.Time // when the last file was written
 	renewed   int       // files that were written with a right certificate
@@ -89,6 +90,7 @@ var certificatesOfAll = sync.OnceValue(func() map[string][]issued {
 		"of another authority": asIs,
 		"of another host":      func(c *x509.Certificate) { c.DNSNames = []string{"stranger"} },
 		"that has expired":     func(c *x509.Certificate) { c.NotAfter = time.Date(1990, 1, 1, 0, 0, 0, 0, time.UTC) },
+		"that expires soon":    func(c *x509.Certificate) { c.NotAfter = epochOfBubbles.Add(20 * time.Second) },
 		"for servers only":     func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} },
 	} {
 		with, by := key(1), root
@@ -107,6 +109,7 @@ var certificatesOfAll = sync.OnceValue(func() map[string][]issued {
 var wrongSerials = map[string]*big.Int{
 	"of another authority": big.NewInt(2001), "of another host": big.NewInt(2002),
 	"that has expired": big.NewInt(2003), "for servers only": big.NewInt(2004),
+	"that expires soon": big.NewInt(2005), // until then it is accepted
 }
 
 // wrongKinds are all kinds of wrong certificates. The last three LoadTLS does not take.
@@ -164,6 +167,9 @@ func (c *certificates) config(name string) *tls.Config {
 		return cert, err
 	}
 	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		if leaf := state.PeerCertificates[0]; leaf.SerialNumber.Cmp(wrongSerials["that expires soon"]) == 0 && !c.days && time.Now().After(leaf.NotAfter) {
+			c.t.Errorf("%s accepts a certificate that has expired meanwhile", name)
+		}
 		for _, what := range wrongKinds {
 			if n := wrongSerials[what]; what != "of another host" && n != nil && state.PeerCertificates[0].SerialNumber.Cmp(n) == 0 {
 				c.t.Errorf("%s accepts a certificate %s", name, what)

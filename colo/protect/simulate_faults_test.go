@@ -33,7 +33,7 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
-	if s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() {
+	if s.befallsVersions(h) || s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() {
 		return
 	}
 	if s.later != nil && s.later.IntN(6) == 0 {
@@ -212,6 +212,9 @@ func (s *simulation) heal(reset bool) {
 		}
 		h = s.live[name]
 		h.resume()
+		if v := s.versions[name]; v != nil {
+			v.Store(0)
+		}
 		h.noArbiter.Store(false)
 		h.deaf.Store(false)
 		h.twice.Store(false)

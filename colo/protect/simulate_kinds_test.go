@@ -57,6 +57,7 @@ func (s *simulation) hasItsKind(seed uint64) {
 	}
 	if s.kinds.certs {
 		s.certificates = newCertificates(s.t, seed, s.names)
+		s.certificates.days = s.kinds.days
 	}
 }
 

@@ -21,7 +21,8 @@ import (
 // over guests that differ now and then; in one seed of four the guest has two NICs and two
 // disks. From kindSeeds on clocks run at other rates, the clock of the day is set, certificates are
 // renewed, or three hosts have disks that outlive them; from oddSeeds on persons make mistakes, too, and
-// from furtherSeeds on verbs are given up and methods take their time. An operator switches over, migrates,
+// from furtherSeeds on verbs are given up and methods take their time, and from versionSeeds on
+// hosts speak other versions. An operator switches over, migrates,
 // pauses, and says who is dead. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
@@ -35,32 +36,33 @@ import (
 // pair is in step again, in bounded time; and nothing is left running.
 type simulation struct {
 	*world
-	rng      *rand.Rand
-	stands   bool             // a host stands still for longer than anybody waits for it
-	wears    bool             // the disk of a primary fails while its secondary dies
-	breaks   bool             // a switchover is broken off
-	begins   bool             // the beginning of a session is broken off
-	more     *rand.Rand       // of what was added later, so that a seed does as before what it did
-	newer    *rand.Rand       // and later still; nil: of a seed that is kept, and does none of that
-	wide     *rand.Rand       // the same, of what was added then
-	latest   *rand.Rand       // of what was added last; nil: of any seed that is kept
-	fresh    *rand.Rand       // of what befalls one host and nobody else; nil: of seeds below freshSeeds
-	later    *rand.Rand       // of what was added after that; nil: of seeds below laterSeeds
-	kinds    kinds            // of seeds from kindSeeds on
-	odd      odd              // of seeds from oddSeeds on
-	further  further          // of seeds from furtherSeeds on
-	uneven   bool             // the hosts are configured differently
-	cuts     bool             // they have fencers
-	alone    bool             // there is no arbiter, unless there are three hosts
-	insists  bool             // host a is always told to start the guest
-	live     map[string]*host // by name, the process that was booted last; nil: none was
-	dead     []*host
-	ended    []*host // that followed nobody, and were booted anew
-	steps    steps
-	early    early
-	swift    bool          // faults follow each other soon
-	patience time.Duration // for which a host that is not heard counts as alive; 0: what it is by default
-	lostAt   time.Time     // when the guest was seen to be lost; zero: it is not
+	rng       *rand.Rand
+	stands    bool             // a host stands still for longer than anybody waits for it
+	wears     bool             // the disk of a primary fails while its secondary dies
+	breaks    bool             // a switchover is broken off
+	begins    bool             // the beginning of a session is broken off
+	more      *rand.Rand       // of what was added later, so that a seed does as before what it did
+	newer     *rand.Rand       // and later still; nil: of a seed that is kept, and does none of that
+	wide      *rand.Rand       // the same, of what was added then
+	latest    *rand.Rand       // of what was added last; nil: of any seed that is kept
+	fresh     *rand.Rand       // of what befalls one host and nobody else; nil: of seeds below freshSeeds
+	later     *rand.Rand       // of what was added after that; nil: of seeds below laterSeeds
+	kinds     kinds            // of seeds from kindSeeds on
+	odd       odd              // of seeds from oddSeeds on
+	further   further          // of seeds from furtherSeeds on
+	versioned versioned        // of seeds from versionSeeds on
+	uneven    bool             // the hosts are configured differently
+	cuts      bool             // they have fencers
+	alone     bool             // there is no arbiter, unless there are three hosts
+	insists   bool             // host a is always told to start the guest
+	live      map[string]*host // by name, the process that was booted last; nil: none was
+	dead      []*host
+	ended     []*host // that followed nobody, and were booted anew
+	steps     steps
+	early     early
+	swift     bool          // faults follow each other soon
+	patience  time.Duration // for which a host that is not heard counts as alive; 0: what it is by default
+	lostAt    time.Time     // when the guest was seen to be lost; zero: it is not
 
 	pausing  atomic.Int64  // verbs that will resume what they pause
 	migrated int           // hosts that have ended so
@@ -152,6 +154,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	w.manual = s.fresh != nil && s.alone && len(w.names) == 2
 	s.lasts()
 	s.hasItsKind(seed)
+	s.isVersioned(seed)
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
 	s.begins = seed%8 == 7 && s.newer != nil

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 )
 
 // Switchover changes the sides without loss: the guest stands still, its last
@@ -18,9 +19,10 @@ import (
 // and does not hear it, is waited for as long as twice PeerTimeout: until it has heard that, and
 // until it has said that it runs the guest. The arbiter and the output that is on its way out are
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
-// and ctx bounds it all up to the word that the other host is to go on. Where ctx ends before the
-// other host has heard of the switchover, the pair stays protected and nothing else changes; later the
-// session ends. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
+// and ctx bounds it all up to the word that the other host is to go on. Where ctx ends before this
+// host begins to give back its grant, the guest runs on here, in the same session, and the pair stays
+// protected; later the session ends. It is the same where the arbiter is known not to answer: neither host
+// could be granted the guest, which would stand still. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
 // returns PeerTimeout after the end of ctx: the error is ctx's too, and what becomes of the guest shows
 // in the state. A host that dies in the moment between the arbiter's grant and its first output takes
 // the guest with it, as a lone host does: nobody knows what it said, and Switchover returns an error.
@@ -63,11 +65,15 @@ func (j *Job) change(ctx context.Context, verb input) error {
 		return err
 	}
 	err = j.makeReady(ctx, s)
-	if err != nil && ctx.Err() != nil && j.callOff(s, verb, err) {
+	var epoch uint64
+	if err == nil {
+		epoch, err = j.sendLast(ctx, s)
+	}
+	if err != nil && (ctx.Err() != nil || errors.Is(err, errNoArbiter)) && j.callOff(s, verb, err) {
 		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, err)
 	}
 	if err == nil {
-		err = j.handOver(ctx, s)
+		err = j.handOver(ctx, s, epoch)
 	}
 	if err != nil {
 		s.fail(err)
@@ -127,6 +133,9 @@ func (j *Job) settled(ctx context.Context, s *session) (State, error) {
 	}
 }
 
+// errNoArbiter calls a switchover off: a pair in step goes on without its arbiter, and a switchover does not.
+var errNoArbiter = errors.New("the arbiter does not answer")
+
 // makeReady does what a switchover begins with: the guest runs, and the other side knows nothing of
 // the switchover.
 func (j *Job) makeReady(ctx context.Context, s *session) error {
@@ -135,42 +144,32 @@ func (j *Job) makeReady(ctx context.Context, s *session) error {
 	if deaf { // before the guest stands still for an order that nobody hears
 		return fmt.Errorf("the control connection with %s is silent, or has ended", s.peer.host)
 	}
-	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+	err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.tellArbiter(ctx, s.peer.generation) // while the guest runs: nothing else can be released
-	}); err != nil {
+	})
+	switch {
+	case err != nil && !errors.Is(err, failover.ErrRefused):
+		return fmt.Errorf("%w: %w", errNoArbiter, err)
+	case err != nil:
 		return err
+	case j.asked.away.Load(): // the guest would stand still until it is back
+		return errNoArbiter
 	}
 	return j.commitsFirst(ctx, s)
 }
 
-// callOff ends a switchover that has come no further than makeReady, and leaves the session as it is.
-// It returns false if that is over, or about to end over a disk here that has failed.
-func (j *Job) callOff(s *session, verb input, why error) bool {
-	if j.diskFailed() != nil {
-		return false
-	}
-	if _, err := j.enter(calledOff, fmt.Sprintf("the %v was given up: %v", verb, why), s); err != nil {
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.migrates = false
-	return true
-}
-
-// handOver does the primary's part of a switchover after makeReady, up to the note that tells the
-// other side to go on.
-func (j *Job) handOver(ctx context.Context, s *session) error {
+// sendLast does the primary's part of a switchover after makeReady, for as long as it can be called off: the
+// guest stands still, and the other side has all of it. It returns the checkpoint that is the last.
+func (j *Job) sendLast(ctx context.Context, s *session) (epoch uint64, err error) {
 	if !compares(j.cfg.Network) {
 		s.peer.say(note{Say: sayLast}) // where it is not heard in time the other side pauses its guest once more
 	}
 	// The guest is left standing by the checkpoint that has sent most of its memory before its
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.
-	s.converge(func() {
-		j.keep(s.stands) // otherwise the switchover is over already, as is said below
+	s.converge(func(stands func()) {
+		j.keep(stands) // otherwise the switchover is over already, as is said below
 	})
-	var epoch uint64
 	// The checkpoint under way, if there is one, and the last one end the session if they take
 	// too long.
 	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
@@ -183,12 +182,21 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 			return s.last > 0 && epoch >= s.last
 		})
 	}); err != nil {
-		return err
+		return 0, err
 	}
 	// What this host has let go is out before the other may say anything.
 	if err := bounded(ctx, j.cfg.PeerTimeout, nets(j.cfg.Network).Drain); err != nil {
-		return err
+		return 0, err
 	}
+	if ctx.Err() != nil { // from here on nobody can say any more that the guest is this host's
+		return 0, context.Cause(ctx)
+	}
+	return epoch, nil
+}
+
+// handOver does the primary's part of a switchover after sendLast, up to the note that tells the
+// other side to go on.
+func (j *Job) handOver(ctx context.Context, s *session, epoch uint64) error {
 	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
@@ -240,11 +248,27 @@ func (j *Job) awaitHearing(s *session) {
 
 // converge asks for the last checkpoint. Up to then the progress of the session is that of its
 // synchronisation.
-func (s *session) converge(ready func()) {
+//
+// ready is called right before the pause of that checkpoint, with what is to be called when the guest is
+// left standing. Both do nothing once the switchover has been called off: a checkpoint that comes
+// later, maybe in another switchover of the same session, is not this one's last.
+func (s *session) converge(ready func(stands func())) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.primary.Converge(ready)
+	turn := s.calledOff
+	s.primary.Converge(func() {
+		if s.isTurn(turn) {
+			ready(func() { s.stands(turn) })
+		}
+	})
 	s.rounds = true
+}
+
+// isTurn reports whether no switchover of the session has been called off since so many had been.
+func (s *session) isTurn(turn int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calledOff == turn
 }
 
 // converges reports whether the last checkpoint has been asked for.
@@ -255,10 +279,10 @@ func (s *session) converges() bool {
 }
 
 // stands is called when the guest of a primary is left standing.
-func (s *session) stands() {
+func (s *session) stands(turn int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.last == 0 {
+	if s.last == 0 && s.calledOff == turn {
 		s.last = s.epoch + 1
 	}
 }

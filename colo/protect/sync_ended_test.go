@@ -32,10 +32,13 @@ func (c *resetConn) Write(p []byte) (int, error) {
 // connection that the other host closes for it is noticed before its word is, or before the end here.
 func TestASynchronisationThatIsEndedOnPurposeIsNoLoss(t *testing.T) {
 	t.Parallel()
-	for why, begins := range map[string]func(*session){ // to end, as the session hears
-		"the protection was paused on this host": func(s *session) { s.setPurpose(toPause) },
-		"the protection was ended on this host":  func(s *session) { s.setPurpose(toCancel) },
-		"b leaves":                               func(s *session) { s.peer.set(func() { s.peer.departs = true }) },
+	for why, begins := range map[string]func(*session){ // to end, as the session hears and expects
+		"the protection was paused on this host": func(s *session) { s.setPurpose(toPause); s.colo.Expect(errInOrder) },
+		"the protection was ended on this host":  func(s *session) { s.setPurpose(toCancel); s.colo.Expect(errInOrder) },
+		"b leaves": func(s *session) {
+			s.peer.set(func() { s.peer.departs = true })
+			s.endsInOrder(&leavesError{s.peer.host})
+		},
 	} {
 		bubble(t, why, func(t *testing.T, w *world) {
 			b := w.boot("b", false, nil)
@@ -57,7 +60,6 @@ func TestASynchronisationThatIsEndedOnPurposeIsNoLoss(t *testing.T) {
 								<-booted
 								s := a.job.session()
 								begins(s)
-								s.colo.Expect(errInOrder)
 								conn.before = nil
 								close(ended)
 							}
@@ -73,6 +75,13 @@ func TestASynchronisationThatIsEndedOnPurposeIsNoLoss(t *testing.T) {
 			}
 			if !log.has("msg=PROTECTION_ENDED", "why="+strconv.Quote(why)) {
 				t.Errorf("the end of the protection is not told with %q:\n%s", why, strings.Join(log.all(), "\n"))
+			}
+			by := event.ModePrimary
+			if why == "b leaves" {
+				by = event.ModeSecondary
+			}
+			if ends := said[event.ProtectionEnded](a); len(ends) != 1 || ends[0].By != by {
+				t.Errorf("%+v, which was ordered on the %s", ends, by)
 			}
 			if q := a.job.Query(); q.LastError != nil {
 				t.Errorf("a says %v", q.LastError)

@@ -85,6 +85,11 @@ func (v *vm) Resume(ctx context.Context) error {
 		return err
 	}
 	defer v.leave()
+	return v.resume(ctx)
+}
+
+// resume does what Resume does. The caller has entered.
+func (v *vm) resume(ctx context.Context) error {
 	resumes, held := false, func() {}
 	v.change(func() {
 		switch {
@@ -181,15 +186,27 @@ func (v *vm) Waits() bool {
 	})
 }
 
-// runOn resumes a guest that Resume has left standing, since nobody else will.
+// runOn resumes a guest that Resume has left standing, since nobody else will. One that a session has
+// paused since is that session's to resume.
 func (v *vm) runOn(ctx context.Context) error {
-	v.mu.Lock()
-	left := v.stands && v.pauses == 0
-	v.mu.Unlock()
-	if !left {
+	if !v.isLeft() { // maybe because it is being paused, which may last
 		return nil
 	}
-	return v.Resume(ctx)
+	if err := v.enter(ctx); err != nil {
+		return err
+	}
+	defer v.leave()
+	if !v.isLeft() {
+		return nil
+	}
+	return v.resume(ctx)
+}
+
+// isLeft reports whether Resume has left the guest standing, and nobody has paused or resumed it since.
+func (v *vm) isLeft() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.stands && v.pauses == 0
 }
 
 // Throttle implements colo.Throttler, as far as the guest does.

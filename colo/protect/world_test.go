@@ -48,6 +48,7 @@ type world struct {
 	apart        bool               // rates differ by more than hosts allow for: that two act at a time is counted
 	together     atomic.Int64       // how often
 	certificates *certificates      // nil: connections are plain
+	versions     versions           // of the hello that hosts speak; nil: all speak this one
 	spoilt       atomic.Bool        // what the arbiter has is no record
 
 	compared bool   // the guests' output is, instead of waiting for checkpoints
@@ -227,6 +228,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		w.t.Fatal(err)
 	}
 	l := newListener(w.f, name)
+	l.wrap = func(c net.Conn) net.Conn { return w.versions.wrap(name, c) }
 	terms := PortConfig{Insecure: true}
 	if w.certificates != nil {
 		terms = PortConfig{TLS: w.certificates.config(name)}
@@ -245,7 +247,11 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 				if h.killed.Load() {
 					return nil, errDead
 				}
-				return w.f.dial(ctx, name, w.other(name))
+				conn, err := w.f.dial(ctx, name, w.other(name))
+				if err != nil {
+					return nil, err
+				}
+				return w.versions.wrap(name, conn), nil
 			},
 		},
 		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay, LateResume: w.late,
