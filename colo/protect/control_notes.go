@@ -39,6 +39,8 @@ func (j *Job) heard(s *session, n note) {
 		if _, whole := s.committed(); s.primary == nil && whole && !compares(j.cfg.Network) {
 			j.leaveStanding()
 		}
+	case sayGrow:
+		j.heardGrow(s, n)
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:

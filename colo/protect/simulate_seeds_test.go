@@ -100,6 +100,7 @@ func TestSimulatedFaults(t *testing.T) {
 	var of ofKinds
 	var odds ofOdds
 	var furthers ofFurther
+	var growths ofGrowth
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -124,6 +125,7 @@ func TestSimulatedFaults(t *testing.T) {
 			of.add(s)
 			odds.add(s)
 			furthers.add(s)
+			growths.add(s)
 			if s.begins {
 				begins++
 			}
@@ -166,7 +168,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if !isSet("seed") {
 		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i)) // of 32, each kind in turn
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i), growSeeds+5*uint64(i)) // of 32, each kind in turn
 		}
 	}
 	for i := range n {
@@ -205,6 +207,7 @@ func TestSimulatedFaults(t *testing.T) {
 	of.check(t)
 	odds.check(t)
 	furthers.check(t)
+	growths.check(t)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {
