@@ -43,7 +43,7 @@ type DiskConfig struct {
 	// Grown, if it is not nil, is called with Disk.Size where the guest runs, or is about to, and the disk is
 	// longer than Grown was told last: after Job.Grow, and when this host goes on with the guest after
 	// its disk has become longer. A device tells its guest then. It is called on any goroutine, with the guest
-	// running or not, and must not wait for the guest, nor for the Job.
+	// running or not, one call at a time, and must not wait for the guest, nor for the Job.
 	Grown func(size int64)
 }
 
@@ -119,7 +119,8 @@ type Disk struct {
 	idle     atomic.Bool  // secondary has stopped, and the guest here does not go on: see rest
 	waits    diskWaits    // what has been asked of it and not been answered
 	size     atomic.Int64 // in bytes, as the guest's device sees it; Image may be longer for a moment
-	told     atomic.Int64 // the size that Grown was told last, or that of NewDisk
+	telling  sync.Mutex   // held while Grown is called
+	told     int64        // the size that Grown was told last, or that of NewDisk; guarded by telling
 	lost     error        // why what stood below before is not to be trusted any more; it stays for the life of the Disk
 }
 
@@ -139,7 +140,7 @@ func NewDisk(cfg DiskConfig) (*Disk, error) {
 		d.image = &remembered{Disk: cfg.Image}
 	}
 	d.size.Store(cfg.Image.Size())
-	d.told.Store(cfg.Image.Size())
+	d.told = cfg.Image.Size()
 	return d, nil
 }
 

@@ -103,15 +103,25 @@ func (d *Disk) grow(ctx context.Context, p *replication.Primary, size int64, rem
 	defer d.waits.end(d.waits.begin(opGrow))
 	err := p.Grow(ctx, size, remote)
 	if err == nil {
-		d.size.Store(size)
+		d.lengthens(size)
 	}
 	return err
 }
 
+// lengthens notes how long the disk has become, which may have become longer still meanwhile.
+func (d *Disk) lengthens(size int64) {
+	for is := d.size.Load(); is < size && !d.size.CompareAndSwap(is, size); is = d.size.Load() {
+	}
+}
+
 // tellGrown tells the guest's device how long the disk is, if that has not been told.
 func (d *Disk) tellGrown() {
-	if size := d.size.Load(); d.told.Swap(size) != size && d.cfg.Grown != nil {
-		d.cfg.Grown(size)
+	d.telling.Lock()
+	defer d.telling.Unlock()
+	if size := d.size.Load(); size > d.told {
+		if d.told = size; d.cfg.Grown != nil {
+			d.cfg.Grown(size)
+		}
 	}
 }
 

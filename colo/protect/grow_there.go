@@ -131,7 +131,7 @@ func (d *Disk) growCopy(ctx context.Context, size int64) error {
 	defer d.waits.end(d.waits.begin(opGrow))
 	err := s.Grow(ctx, size)
 	if err == nil {
-		d.size.Store(size)
+		d.lengthens(size)
 	}
 	return err
 }
