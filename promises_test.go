@@ -144,6 +144,9 @@ var promises = []promise{
 	{"docs/security.md", "is told nothing, not even whether a guest is here; the latter is in the log", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS", "colo/protect.TestACertificateForAnotherNameIsToldOnceUpToTheNextConnection"}},
 	{"docs/operations.md", "A host that has lost the other one says so in words", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
 	{"docs/operations.md", "That stays in `LastError` until the guest is protected again", []string{"colo/protect.TestALossIsToldInWordsUntilTheGuestIsProtectedAgain"}},
+	{"docs/operations.md", "A disk of a protected guest is made larger while the guest runs", []string{"colo/protect.TestADiskGrowsWhileItsGuestIsProtected"}},
+	{"docs/operations.md", "a growth that has ended in between is finished so, or when the two hosts next meet", []string{"colo/protect.TestAGrowthIsInterruptedAtEachOfItsSteps", "colo/protect.TestAHostThatCannotCatchUpSaysSo"}},
+	{"docs/operations.md", "A host that was away while the disk grew makes its copy longer when it comes back", []string{"colo/protect.TestAHostThatWasAwayWhileADiskGrewCatchesUp"}},
 	{"docs/operations.md", "both warn when a session begins", []string{"colo/protect.TestHostsWithArbitersOfDifferentKindsWarn"}},
 	{"docs/operations.md", "A host that follows, and whose arbiter does not know of the other host's grant within a term, warns of it", []string{
 		"colo/protect.TestAHostThatFollowsTellsOfAnArbiterThatDoesNotKnowOfThePrimary", "colo/protect.TestAnArbiterThatIsSlowIsTheSame"}},

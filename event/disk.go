@@ -50,7 +50,7 @@ type DiskStalled struct {
 	// Operation is what is waited for: "read", "write", "flush", "zero" or "trim" of the
 	// guest; "prepare", "mark", "loaded" or "checkpoint" of a checkpoint; "start" or "stop" of
 	// a session, with which a takeover ends it too; "generation" where the disk is to record of
-	// which generation it is. With Ended, what was waited for first. A primary's "mark"
+	// which generation it is; "grow" where it is to become longer. With Ended, what was waited for first. A primary's "mark"
 	// and "loaded" wait for the disk of the other host too, and may be late because of that alone.
 	Operation string `json:"operation"`
 	WaitedNS  int64  `json:"waited-ns"` // since that was asked for, nanoseconds

@@ -43,6 +43,8 @@ func (j *Job) heard(s *session, n note) {
 		if s.primary == nil && !s.wasHanded() {
 			j.letRun()
 		}
+	case sayGrow:
+		j.heardGrow(s, n)
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:

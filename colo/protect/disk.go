@@ -18,8 +18,8 @@ type DiskConfig struct {
 	// Name tells the guest's disks apart, the same on both hosts.
 	Name string
 	// Image is this host's copy. It is the Disk's alone from New on, and
-	// must be as long as the other host's. It becomes longer while no job of either host
-	// has it, on both. A replication.File knows whose copy it
+	// must be as long as the other host's. One that is a replication.Grower becomes longer by
+	// Job.Grow, any other while no job of either host has it, on both. A replication.File knows whose copy it
 	// is, also after the host was down (a replication.MetadataKeeper); what is
 	// known of any other image ends with the Disk.
 	Image replication.Disk
@@ -37,7 +37,18 @@ type DiskConfig struct {
 	// session gives it up; a flush may take three times as long. The image has failed then (an
 	// event.DiskFailed), see replication.HungError. Zero means replication.DefaultHungAfter; if it is negative, nothing is given up.
 	HungAfter time.Duration
+	// MaxSize bounds, in bytes, how long the other host can have this host's copy made: the memory that a
+	// disk takes here grows with its length. Zero means DefaultMaxSize.
+	MaxSize int64
+	// Grown, if it is not nil, is called with Disk.Size where the guest runs, or is about to, and the disk is
+	// longer than Grown was told last: after Job.Grow, and when this host goes on with the guest after
+	// its disk has become longer. A device tells its guest then. It is called on any goroutine, with the guest
+	// running or not, one call at a time, and must not wait for the guest, nor for the Job.
+	Grown func(size int64)
 }
+
+// DefaultMaxSize is DiskConfig.MaxSize where it is zero: 16 TiB.
+const DefaultMaxSize = 16 << 40
 
 // A Disk is one disk of a guest for its life, whichever side its host is: the
 // guest's device reads and writes it, and what stands below changes with the side,
@@ -105,9 +116,12 @@ type Disk struct {
 	below    *below // the gate of the last secondary
 	exports  []*nbd.Export
 	server   *nbd.Server
-	idle     atomic.Bool // secondary has stopped, and the guest here does not go on: see rest
-	waits    diskWaits   // what has been asked of it and not been answered
-	lost     error       // why what stood below before is not to be trusted any more; it stays for the life of the Disk
+	idle     atomic.Bool  // secondary has stopped, and the guest here does not go on: see rest
+	waits    diskWaits    // what has been asked of it and not been answered
+	size     atomic.Int64 // in bytes, as the guest's device sees it; Image may be longer for a moment
+	telling  sync.Mutex   // held while Grown is called
+	told     int64        // the size that Grown was told last, or that of NewDisk; guarded by telling
+	lost     error        // why what stood below before is not to be trusted any more; it stays for the life of the Disk
 }
 
 var _ replication.Disk = (*Disk)(nil)
@@ -115,8 +129,8 @@ var _ replication.Disk = (*Disk)(nil)
 // NewDisk makes a disk. It may be used when New has been given it. An Image that cannot be the
 // disk of a guest is refused with the error of replication.CheckDisk.
 func NewDisk(cfg DiskConfig) (*Disk, error) {
-	if cfg.Name == "" || len(cfg.Name) > maxDiskName || cfg.Image == nil {
-		return nil, fmt.Errorf("protect: DiskConfig needs an Image and a Name of at most %d bytes", maxDiskName)
+	if cfg.Name == "" || len(cfg.Name) > maxDiskName || cfg.Image == nil || cfg.MaxSize < 0 {
+		return nil, fmt.Errorf("protect: DiskConfig needs an Image, a Name of at most %d bytes, and a MaxSize that is not negative", maxDiskName)
 	}
 	if err := replication.CheckDisk(cfg.Image); err != nil {
 		return nil, fmt.Errorf("protect: disk %q: %w", cfg.Name, err)
@@ -125,6 +139,8 @@ func NewDisk(cfg DiskConfig) (*Disk, error) {
 	if _, ok := cfg.Image.(replication.MetadataKeeper); !ok && cfg.Journal == nil {
 		d.image = &remembered{Disk: cfg.Image}
 	}
+	d.size.Store(cfg.Image.Size())
+	d.told = cfg.Image.Size()
 	return d, nil
 }
 
@@ -219,5 +235,6 @@ func (d *Disk) Trim(off, n int64) error {
 	return v.Trim(off, n)
 }
 
-// Size implements replication.Disk.
-func (d *Disk) Size() int64 { return d.cfg.Image.Size() }
+// Size implements replication.Disk. It changes when Job.Grow has made the disk of both hosts
+// longer, and on a host that follows a moment earlier. It does not wait.
+func (d *Disk) Size() int64 { return d.size.Load() }

@@ -46,6 +46,15 @@ func (r *remembered) Extents(off, n int64, yield func(n int64, flags uint32) boo
 	return replication.Extents(r.Disk, off, n, yield)
 }
 
+// Grow implements replication.Grower if the image does.
+func (r *remembered) Grow(size int64) error {
+	g, ok := r.Disk.(replication.Grower)
+	if !ok {
+		return fmt.Errorf("%w: the image cannot grow", errors.ErrUnsupported)
+	}
+	return g.Grow(size)
+}
+
 // Align implements replication.Aligner.
 func (r *remembered) Align() int64 {
 	if a, ok := r.Disk.(replication.Aligner); ok {

@@ -98,6 +98,7 @@ func (f *followed) Stop(ctx context.Context, failover bool) error {
 		f.d.mu.Lock()
 		errs = append(errs, f.d.lead(over))
 		f.d.mu.Unlock()
+		f.d.tellGrown()
 	}
 	return errors.Join(errs...)
 }

@@ -89,6 +89,7 @@ func (d *Disk) lead(over replication.Disk) error {
 		d.below.led.Store(true)
 	}
 	d.primary, d.secondary, d.exports, d.server = p, nil, nil, nil
+	d.size.Store(p.Size())
 	d.idle.Store(false)
 	return nil
 }
@@ -230,7 +231,11 @@ func (d *Disk) follow(ctx context.Context) error {
 	d.exports, d.server = nil, server
 	sides := [...]nbd.Disk{d.secondary.Export(), replication.NewIdentityDisk(d.secondary), replication.NewSums(d.secondary.Export())}
 	for i, ch := range d.channels() {
-		export, err := server.Export(nbd.ExportConfig{Name: ch, Disk: sides[i], ReadOnly: i == 2})
+		cfg := nbd.ExportConfig{Name: ch, Disk: sides[i], ReadOnly: i == 2}
+		if i < 2 && d.canGrow() {
+			cfg.MaxClients = maxLengths
+		}
+		export, err := server.Export(cfg)
 		if err != nil {
 			return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
 		}
@@ -265,6 +270,7 @@ func (d *Disk) step(ctx context.Context) error {
 	}
 	d.keepFailure()
 	d.primary, d.promoted, d.secondary, d.below = nil, nil, s, gate
+	d.size.Store(s.Size())
 	return nil
 }
 

@@ -61,7 +61,11 @@ func (d *image) writeAs(h *host, p []byte, off int64) (int, error) {
 	return copy(d.b[off:], p), nil
 }
 
-func (d *image) Size() int64 { return int64(len(d.b)) }
+func (d *image) Size() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return int64(len(d.b))
+}
 
 func (d *image) Sync() error {
 	d.wait()
@@ -223,7 +227,7 @@ func (w *world) verifyDisk(h *host) {
 	w.mu.Unlock()
 	got := make([]byte, 0, w.size)
 	for _, d := range h.allDisks() {
-		part := make([]byte, d.image.Size())
+		part := make([]byte, w.size/len(h.allDisks())) // it may have grown since
 		if !d.image.failed.Load() {
 			d.image.ReadAt(part, 0)
 		} else if _, err := d.disk.ReadAt(part, 0); err != nil { // the guest may have gone on over what could not be written there

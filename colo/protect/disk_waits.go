@@ -21,11 +21,12 @@ const (
 	opStart
 	opStop
 	opGeneration
+	opGrow
 )
 
 // diskOpNames are the words of event.DiskStalled.
 var diskOpNames = [...]string{
-	"read", "write", "flush", "zero", "trim", "prepare", "mark", "loaded", "checkpoint", "start", "stop", "generation",
+	"read", "write", "flush", "zero", "trim", "prepare", "mark", "loaded", "checkpoint", "start", "stop", "generation", "grow",
 }
 
 // gated reports whether the answer to the guest waits for the job's gate, so that it is not the disk

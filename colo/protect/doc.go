@@ -74,6 +74,7 @@
 //	cancel      alone, synchronising, protected, paused
 //	save        alone, synchronising, protected, paused, cancelled
 //	set-delay   created, waiting, alone, synchronising, protected, paused, cancelled, following, asking, taking-over, switching-over
+//	grow        alone, protected, paused, cancelled
 //
 // # Who goes on
 //
@@ -168,6 +169,15 @@
 // anything else than primary and secondary of each other. So a primary leaves the dirty log on
 // while it is alone and seeks a secondary, and a secondary keeps its copy of the memory while
 // it waits.
+//
+// # A disk that grows
+//
+// [Job.Grow] makes a disk longer while the guest runs: the secondary's copy first, by a note of the control
+// connection, and then, over connections that see the new length, the primary's, whose guest
+// is told. The session goes on meanwhile. So a host that goes on with the guest has a disk that is at
+// least as long as the guest was told, wherever the growth ends. Whichever copy is shorter when
+// the two hosts next meet is made as long as the other, before anything is synchronised, if both are known to be of the
+// same disk. Until then a write beyond the old end is refused.
 //
 // # Cold starts
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -146,6 +147,10 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 	}
 	if h.Channel == chAgain {
 		j.reconnected(conn, h)
+		return
+	}
+	if strings.HasPrefix(h.Channel, chGrown) {
+		j.regrown(conn, h)
 		return
 	}
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}
@@ -355,6 +360,9 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 		return nil, err
 	}
 	if err := j.followDisks(ctx); err != nil {
+		return nil, err
+	}
+	if err := j.followSizes(ctx, p); err != nil {
 		return nil, err
 	}
 	cfg := colo.SecondaryConfig{

@@ -105,6 +105,7 @@ type offer struct {
 	Machine  string   `json:"machine"`
 	Memory   []part   `json:"memory"`
 	Disks    []part   `json:"disks,omitempty"`
+	Growing  []grower `json:"growing,omitempty"` // those of Disks that can become longer
 	Devices  []device `json:"devices,omitempty"`
 	Networks []link   `json:"networks,omitempty"` // those that have a connection of their own
 	Extra    []byte   `json:"extra,omitempty"`    // opaque; see Config.Offer
@@ -117,6 +118,12 @@ type offer struct {
 type part struct {
 	Name string `json:"name"`
 	Size uint64 `json:"size"`
+}
+
+// A grower is a disk that the sender's Job.Grow, or that of the other side, can make longer.
+type grower struct {
+	Name string `json:"name"`
+	ID   string `json:"id,omitempty"` // of the guest's disk, the same for all copies; "": a blank copy
 }
 
 // A link is a network that has a connection of its own, and on what terms.
@@ -134,10 +141,10 @@ func (o *offer) fits(other *offer) error {
 	if o.Machine != other.Machine {
 		return refuse("the machine here is %q, there %q", o.Machine, other.Machine)
 	}
-	if err := fit("memory block", o.Memory, other.Memory); err != nil {
+	if err := fit("memory block", o.Memory, other.Memory, func(string) bool { return false }); err != nil {
 		return err
 	}
-	if err := fit("disk", o.Disks, other.Disks); err != nil {
+	if err := fit("disk", o.Disks, other.Disks, func(name string) bool { return oneDisk(o, other, name) }); err != nil {
 		return err
 	}
 	return fitLinks(o.Networks, other.Networks)
@@ -159,13 +166,14 @@ func fitLinks(here, there []link) error {
 	return nil
 }
 
-func fit(what string, here, there []part) error {
+// fit compares parts by name. may reports whether one of them may have another size there.
+func fit(what string, here, there []part, may func(name string) bool) error {
 	for _, h := range here {
 		i := slices.IndexFunc(there, func(p part) bool { return p.Name == h.Name })
 		if i < 0 {
 			return refuse("the %s %q is not there on the other side", what, h.Name)
 		}
-		if there[i].Size != h.Size {
+		if there[i].Size != h.Size && !may(h.Name) {
 			return refuse("the %s %q has %d bytes here, %d there", what, h.Name, h.Size, there[i].Size)
 		}
 	}
@@ -256,7 +264,7 @@ func (h *hello) check() error {
 	if h.Heard >= max(1, h.Generation) || h.Heard > 0 && h.Generation-h.Heard > maxWords {
 		return fmt.Errorf("%w: generation %d by an operator's word, after generation %d", ErrHello, h.Generation, h.Heard)
 	}
-	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
+	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Growing) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))
 	}
 	if o := h.Offer; o != nil && (o.Channels < 0 || o.Channels > maxChannels) {
@@ -270,7 +278,7 @@ func (h *hello) check() error {
 type note struct {
 	Say string `json:"say"`
 	// Seq, of sayAsk and sayPromise: the number of the question. Of sayGo: that of the
-	// checkpoint. Of a secondary's sayCannot and sayEnd: the generation that it may have
+	// checkpoint. Of sayGrow and sayGrown: the number of the growth in the session. Of a secondary's sayCannot and sayEnd: the generation that it may have
 	// been granted, and will not use; 0: it cannot say so.
 	Seq    uint64 `json:"seq,omitempty"`
 	Reason string `json:"reason,omitempty"`
@@ -283,6 +291,9 @@ type note struct {
 	// Verb, of sayEnd: by which the session was ended, as an input is called; "": by none, or
 	// the sender does not say it.
 	Verb string `json:"verb,omitempty"`
+	// Disk and Size, of sayGrow: which disk is to become how long, in bytes.
+	Disk string `json:"disk,omitempty"`
+	Size int64  `json:"size,omitempty"`
 }
 
 const (
@@ -299,6 +310,8 @@ const (
 	sayGo       = "go"       // primary: the guest is released, claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
 	sayWhy      = "why"      // the sender ends the session by itself, and why; who goes on is settled as if it had not said so
+	sayGrow     = "grow"     // primary: make that disk of yours longer
+	sayGrown    = "grown"    // secondary: it is that long, or why it is not; answers sayGrow
 	sayCannot   = "cannot"   // secondary: the guest does not run here; or, before the first checkpoint, it cannot follow
 )
 

@@ -218,6 +218,9 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	if err := j.judge(answer.Offer); err != nil {
 		return nil, err
 	}
+	if err := j.catchUp(ctx, p); err != nil {
+		return nil, err
+	}
 	h.Offer, h.Arbiter, h.Heard, h.TookOver, h.Token = nil, "", 0, "", answer.Token
 	p.channels = j.cfg.Channels.agree(answer.Offer)
 	if j.base.fits(answer.Holds, j.cfg.Guest.Blocks()) && j.base.worth(answer.Holds, answer.Offer) {
@@ -320,6 +323,9 @@ func (j *Job) offer() *offer {
 	}
 	for _, d := range j.cfg.Disks {
 		o.Disks = append(o.Disks, part{d.cfg.Name, uint64(d.Size())})
+		if d.canGrow() {
+			o.Growing = append(o.Growing, grower{d.cfg.Name, d.id()})
+		}
 	}
 	o.Devices = j.devices()
 	sided(j.cfg.Network, func(s Sided) error {
@@ -333,6 +339,9 @@ func (j *Job) offer() *offer {
 // judge says whether what the other side has fits.
 func (j *Job) judge(o *offer) error {
 	if err := j.offer().fits(o); err != nil {
+		return err
+	}
+	if err := j.reaches(o); err != nil {
 		return err
 	}
 	if j.cfg.Judge != nil {

@@ -119,13 +119,14 @@ const (
 	doCancel
 	doSave
 	doSetDelay
+	doGrow
 	inputs // how many there are
 )
 
 var inputNames = [...]string{
 	"granted", "refused", "agreed", "joined", "in-step", "unharmed", "unborn", "broke", "took-over", "torn", "deposed", "left",
 	"handed-over", "migrated", "called-off", "entrusted", "gave-up", "stopped", "failed",
-	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "save", "set-delay",
+	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "save", "set-delay", "grow",
 }
 
 func (i input) String() string { return inputNames[i] }
@@ -138,17 +139,17 @@ var transitions = map[State]map[input]State{
 	Waiting: {joined: Following, granted: Alone},
 	Alone: {
 		agreed: Synchronising, deposed: Waiting,
-		doPause: Paused, doCancel: Cancelled, doComplete: Concluded, doSave: Alone,
+		doPause: Paused, doCancel: Cancelled, doComplete: Concluded, doSave: Alone, doGrow: Alone,
 	},
-	Paused:    {deposed: Waiting, doResume: Alone, doCancel: Cancelled, doComplete: Concluded, doSave: Paused},
-	Cancelled: {deposed: Waiting, doComplete: Concluded, doSave: Cancelled},
+	Paused:    {deposed: Waiting, doResume: Alone, doCancel: Cancelled, doComplete: Concluded, doSave: Paused, doGrow: Paused},
+	Cancelled: {deposed: Waiting, doComplete: Concluded, doSave: Cancelled, doGrow: Cancelled},
 	Synchronising: {
 		inStep: Protected, unharmed: Alone, broke: Asking, deposed: Waiting, left: Alone,
 		doPause: Synchronising, doCancel: Synchronising, doComplete: Synchronising, doSave: Synchronising,
 	},
 	Protected: {
 		broke: Asking, deposed: Waiting, left: Alone,
-		doPause: Protected, doCancel: Protected, doComplete: Protected, doSave: Protected,
+		doPause: Protected, doCancel: Protected, doComplete: Protected, doSave: Protected, doGrow: Protected,
 		doCheckpoint: Protected, doFailover: Asking, doFenced: TakingOver, doSwitchover: SwitchingOver, doMigrate: SwitchingOver,
 	},
 	SwitchingOver: {handed: Waiting, migrated: Concluded, calledOff: Protected, broke: Asking, left: Alone, deposed: Waiting},

@@ -118,7 +118,7 @@ func TestSecondaryRunsOnlyWithAGrantOrAWord(t *testing.T) {
 
 func TestVerbsAreAllowedWhereTheTableOfThePackageCommentSays(t *testing.T) {
 	var b strings.Builder
-	verbs := []input{doPause, doResume, doComplete, doCheckpoint, doFailover, doFenced, doSwitchover, doMigrate, doCancel, doSave, doSetDelay}
+	verbs := []input{doPause, doResume, doComplete, doCheckpoint, doFailover, doFenced, doSwitchover, doMigrate, doCancel, doSave, doSetDelay, doGrow}
 	for _, v := range verbs {
 		var in []string
 		for s := range Concluded {

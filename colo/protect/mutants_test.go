@@ -416,6 +416,27 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=^TestTheGateIsShutBeforeTheGuestIsGivenBack$", "../../failover"},
 	},
 	{
+		What:  "an image that is not known to be of the same disk is made longer",
+		File:  "colo/protect/grow_there.go",
+		Old:   "return id != \"\" && id == idOf(there)",
+		New:   "return len(id) >= 0",
+		Tests: []string{"-run=^TestAHostThatWasAwayWhileADiskGrewCatchesUp$", "."},
+	},
+	{
+		What:  "a guest is not told of a disk that has grown on the host that goes on with it",
+		File:  "colo/protect/disk_session.go",
+		Old:   "\t\tf.d.mu.Unlock()\n\t\tf.d.tellGrown()\n",
+		New:   "\t\tf.d.mu.Unlock()\n",
+		Tests: []string{"-run=^TestADiskGrowsWhileItsGuestIsProtected$", "."},
+	},
+	{
+		What:  "a primary does not finish a growth that has ended in between",
+		File:  "colo/protect/lead.go",
+		Old:   "if err := j.catchUp(ctx, p); err != nil {",
+		New:   "if err := error(nil); err != nil {",
+		Tests: []string{"-timeout=9m", "-run=^TestSimulatedFaults$", "-seed=137438953472", "-seeds=400", "."}, // in which disks grow
+	},
+	{
 		What:  "a disk that a job has is brought back for another",
 		File:  "colo/protect/job.go",
 		Old:   "if err := d.isFree(); err != nil {",

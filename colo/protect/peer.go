@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"math"
 	"net"
 	"os"
 	"slices"
@@ -27,6 +28,9 @@ type peer struct {
 	heard uint64
 
 	arbiter string // what decides there who goes on; "": the peer has not said so
+
+	growing []string         // names of the disks of the other side that can become longer while the guest is protected
+	sizes   map[string]int64 // how long its disks were when the session began, in bytes
 
 	resumes *position // the checkpoint that the secondary's memory holds, where the session sends only what has changed since; nil: all of it is sent
 
@@ -64,11 +68,22 @@ type peer struct {
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
 	released bool          // on a secondary: the primary has released the guest for it
 	goneOn   error         // on a primary: that its secondary has gone on with the guest; nil: nobody has said so
+	grown    *note         // on a primary: what the secondary has said last of a disk that is to become longer
 	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, arbiter: h.Arbiter, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
+	p := &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, arbiter: h.Arbiter, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
+	if o := h.Offer; o != nil {
+		p.sizes = map[string]int64{}
+		for _, d := range o.Disks {
+			p.sizes[d.Name] = int64(min(d.Size, math.MaxInt64))
+		}
+		for _, g := range o.Growing {
+			p.growing = append(p.growing, g.Name)
+		}
+	}
+	return p
 }
 
 func (p *peer) close() {
@@ -230,6 +245,8 @@ func (p *peer) hear(on func(note), while time.Duration, silent func()) (control 
 			p.set(func() { p.parted = true })
 		case sayWhy:
 			p.set(func() { p.why = n.Reason })
+		case sayGrown:
+			p.set(func() { p.grown = &n })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:

@@ -35,22 +35,26 @@ type session struct {
 
 	mu        sync.Mutex
 	purpose   purpose
-	migrates  bool      // the switchover is a Migrate: the host that gives the guest away ends, the one that takes it protects it when told to
-	failure   error     // why a switchover did not come about
-	epoch     uint64    // the last one committed
-	whole     bool      // a checkpoint was committed, so that epoch counts
-	rounds    bool      // on a primary: the last checkpoint before its guest is handed over was asked for
-	last      uint64    // on a primary: the checkpoint whose pause its guest does not leave any more; 0: none
-	received  uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
-	calledOff int       // on a primary: how many of its switchovers were called off
-	early     *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
-	denied    bool      // the arbiter has refused this host the generation after the session's
-	refusal   error     // the answer by which this host does not go on; nil: there was none
-	saidRuns  bool      // on a secondary: it has told the primary that the guest, which that has handed over, runs here
-	trusted   bool      // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
-	cause     error     // why the session has ended; nil: it has not, or nothing is known
-	loss      error     // the same in words, where that was by no order of this host, and it was settled who goes on
-	began     time.Time // when the synchronisation began
+	migrates  bool                        // the switchover is a Migrate: the host that gives the guest away ends, the one that takes it protects it when told to
+	failure   error                       // why a switchover did not come about
+	epoch     uint64                      // the last one committed
+	whole     bool                        // a checkpoint was committed, so that epoch counts
+	rounds    bool                        // on a primary: the last checkpoint before its guest is handed over was asked for
+	last      uint64                      // on a primary: the checkpoint whose pause its guest does not leave any more; 0: none
+	received  uint64                      // on a primary: that one, when the secondary has all of it; 0: not yet
+	calledOff int                         // on a primary: how many of its switchovers were called off
+	early     *note                       // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
+	work      func(func(context.Context)) // begins something that ends with the session; nil: that is not on
+	growth    uint64                      // on a primary: how many times a disk was to become longer; of the verb alone
+	grows     bool                        // on a secondary: a disk is being made longer
+	regrown   int                         // on a secondary: connections of disks that have become longer
+	denied    bool                        // the arbiter has refused this host the generation after the session's
+	refusal   error                       // the answer by which this host does not go on; nil: there was none
+	saidRuns  bool                        // on a secondary: it has told the primary that the guest, which that has handed over, runs here
+	trusted   bool                        // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
+	cause     error                       // why the session has ended; nil: it has not, or nothing is known
+	loss      error                       // the same in words, where that was by no order of this host, and it was settled who goes on
+	began     time.Time                   // when the synchronisation began
 
 	handed bool // the other side has said that it runs the guest, and the state says so; guarded by the job's mu
 }
@@ -225,7 +229,9 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	// closes its connections then.
 	with, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
+	s.works(func(f func(context.Context)) { group.Go(func() { f(with) }) })
 	defer func() {
+		s.works(nil)
 		end(nil)
 		s.peer.close()
 		group.Wait()

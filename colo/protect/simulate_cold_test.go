@@ -33,6 +33,9 @@ func (w *world) keepsImages(journals bool) {
 func (h *host) diskConfig(name, image string) DiskConfig {
 	at := ofProcess{h.w.images[image], h}
 	cfg := DiskConfig{Name: name, Image: at}
+	if h.w.growing {
+		cfg.Image, cfg.Grown = growable{at, at}, h.hasGrown
+	}
 	k := h.w.kept[image]
 	if k == nil {
 		return cfg
@@ -45,7 +48,9 @@ func (h *host) diskConfig(name, image string) DiskConfig {
 	if err != nil {
 		h.w.t.Fatalf("%s: %v", h.name, err)
 	}
-	cfg.Image = kept{at, m}
+	if cfg.Image = (kept{at, m}); h.w.growing {
+		cfg.Image = growableKept{growable{at, at}, m}
+	}
 	return cfg
 }
 
@@ -149,7 +154,7 @@ func (w *world) startsAnew(h *host) {
 	var content []byte
 	for _, d := range h.allDisks() {
 		d.image.settle()
-		part := make([]byte, d.image.Size())
+		part := make([]byte, w.size/len(h.allDisks()))
 		d.image.ReadAt(part, 0)
 		content = append(content, part...)
 	}

@@ -33,7 +33,7 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
-	if s.befallsVersions(h) || s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() {
+	if s.befallsVersions(h) || s.befallsGrowth(h) || s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() {
 		return
 	}
 	if s.later != nil && s.later.IntN(6) == 0 {
@@ -204,6 +204,7 @@ func (s *simulation) heal(reset bool) {
 	s.f.ways.mend(reset)
 	s.reach.Store(0)
 	s.further.calm.Store(true)
+	s.growth.fails.Store(0)
 	s.alike()
 	for _, name := range s.names {
 		h := s.live[name]

@@ -101,6 +101,7 @@ func TestSimulatedFaults(t *testing.T) {
 	var odds ofOdds
 	var furthers ofFurther
 	var versions ofVersions
+	var growths ofGrowth
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -126,6 +127,7 @@ func TestSimulatedFaults(t *testing.T) {
 			odds.add(s)
 			furthers.add(s)
 			versions.add(s)
+			growths.add(s)
 			if s.begins {
 				begins++
 			}
@@ -168,7 +170,7 @@ func TestSimulatedFaults(t *testing.T) {
 	if !isSet("seed") {
 		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i), versionSeeds+5*uint64(i)) // of 32, each kind in turn
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i), growSeeds+5*uint64(i), versionSeeds+5*uint64(i)) // of 32, each kind in turn
 		}
 	}
 	for i := range n {
@@ -208,6 +210,7 @@ func TestSimulatedFaults(t *testing.T) {
 	odds.check(t)
 	furthers.check(t)
 	versions.check(t)
+	growths.check(t)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {

@@ -21,8 +21,8 @@ import (
 // over guests that differ now and then; in one seed of four the guest has two NICs and two
 // disks. From kindSeeds on clocks run at other rates, the clock of the day is set, certificates are
 // renewed, or three hosts have disks that outlive them; from oddSeeds on persons make mistakes, too, and
-// from furtherSeeds on verbs are given up and methods take their time, and from versionSeeds on
-// hosts speak other versions. An operator switches over, migrates,
+// from furtherSeeds on verbs are given up and methods take their time; from growSeeds on disks grow, and from
+// versionSeeds on hosts speak other versions. An operator switches over, migrates,
 // pauses, and says who is dead. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
@@ -50,6 +50,7 @@ type simulation struct {
 	kinds     kinds            // of seeds from kindSeeds on
 	odd       odd              // of seeds from oddSeeds on
 	further   further          // of seeds from furtherSeeds on
+	growth    growth           // of seeds from growSeeds on
 	versioned versioned        // of seeds from versionSeeds on
 	uneven    bool             // the hosts are configured differently
 	cuts      bool             // they have fencers
@@ -153,6 +154,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	}
 	w.manual = s.fresh != nil && s.alone && len(w.names) == 2
 	s.lasts()
+	s.mayGrow(seed)
 	s.hasItsKind(seed)
 	s.isVersioned(seed)
 	s.wears = w.disks && seed%8 == 6
@@ -295,7 +297,9 @@ func (s *simulation) run() (lost bool) {
 		if s.odd.back {
 			time.Sleep(2 * s.longestTerm()) // whoever has the guest hears that its grant is over
 		}
-		lost = !s.inStep(within)
+		if lost = !s.inStep(within); !lost {
+			s.haveGrown()
+		}
 	}
 	if !concluded && !lost && !s.leaves() {
 		s.t.Error("nothing leaves")

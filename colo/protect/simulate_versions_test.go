@@ -18,7 +18,7 @@ import (
 // certificate expires while a session goes on that has begun with it.
 
 // versionSeeds is the first of them.
-const versionSeeds = 1 << 37
+const versionSeeds = 1 << 38
 
 // versioned says what a seed has of this.
 type versioned struct {

@@ -48,6 +48,7 @@ type host struct {
 	twice     atomic.Bool   // and all of it again
 	lag       atomic.Int64  // how slow the host is, in nanoseconds
 	asked     atomic.Int64  // when its gate last said that a frame may leave
+	toldSize  atomic.Int64  // how long the disk is, as the guest was told last; 0: it has not been told
 	migrates  atomic.Bool   // it was asked to
 	token     string        // of its claims
 	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy

@@ -55,17 +55,19 @@ type world struct {
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
 	diverged uint64 // checkpoints that a divergence asked for
 
-	disks  bool                // the guest has one
-	size   int                 // of it
-	file   []byte              // what a guest was saved to, from which the next that is told to start goes on
-	images map[string]*image   // by host; a host that comes back finds its own
-	kept   map[string]*lasting // of each image, what outlives a process; nil: nothing does
-	base   []byte              // what the disk had when the guest was started anew; nil: nothing
-	before int                 // how many frames had left by then
-	anew   atomic.Int64        // how often the guest was started from disks
-	byWord atomic.Bool         // a person has said that they will do
-	record *trace              // nil: nothing is recorded
-	counts *counts             // nil: nothing is counted
+	disks   bool                            // the guest has one
+	growing bool                            // it can become longer
+	grows   func(h *host, size int64) error // called before an image becomes longer; nil: it does
+	size    int                             // of it
+	file    []byte                          // what a guest was saved to, from which the next that is told to start goes on
+	images  map[string]*image               // by host; a host that comes back finds its own
+	kept    map[string]*lasting             // of each image, what outlives a process; nil: nothing does
+	base    []byte                          // what the disk had when the guest was started anew; nil: nothing
+	before  int                             // how many frames had left by then
+	anew    atomic.Int64                    // how often the guest was started from disks
+	byWord  atomic.Bool                     // a person has said that they will do
+	record  *trace                          // nil: nothing is recorded
+	counts  *counts                         // nil: nothing is counted
 
 	announced atomic.Int64 // frames in which hosts have said where the guest is
 

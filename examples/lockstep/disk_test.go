@@ -31,8 +31,11 @@ func TestAnImageThatIsNotTheGuestsDiskIsRefused(t *testing.T) {
 		}
 		return err
 	}
-	if err := open(name, 32<<10); err == nil || !strings.Contains(err.Error(), "has 65536 bytes, the guest's disk has 32768") {
-		t.Errorf("of another size: %v", err)
+	if err := open(name, 128<<10); err == nil || !strings.Contains(err.Error(), "has 65536 bytes, the guest's disk has 131072") {
+		t.Errorf("a shorter one: %v", err)
+	}
+	if err := open(name, 32<<10); err != nil {
+		t.Errorf("a longer one, as one is that has grown: %v", err)
 	}
 	if err := open(name+"x", 64<<10); !os.IsNotExist(err) {
 		t.Errorf("none: %v", err)

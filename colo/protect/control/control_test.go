@@ -36,6 +36,8 @@ func TestAMonitorSteersAJob(t *testing.T) {
 		{"protection-fenced", nil, "fenced"},
 		{"protection-complete", nil, "complete"},
 		{"protection-migrate", nil, "migrate"},
+		{"block_resize", map[string]any{"device": "root", "size": 1 << 40}, "grow root to 1099511627776"},
+		{"block_resize", map[string]any{"node-name": "data", "size": 4096}, "grow data to 4096"},
 		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 0}, "delay 1ms"},
 		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 250}, "delay 250ms"},
 	} {
@@ -49,6 +51,11 @@ func TestAMonitorSteersAJob(t *testing.T) {
 	}
 	if got := do(t, c, "query-migrate-parameters", nil); got != "map[x-checkpoint-delay:250]" {
 		t.Error(got)
+	}
+	for _, args := range []map[string]any{{"size": 4096}, {"device": "a", "node-name": "b", "size": 4096}} {
+		if got, want := do(t, c, "block_resize", args), "GenericError: "+errWhichDisk.Error(); got != want {
+			t.Errorf("%v: %s, want %s", args, got, want)
+		}
 	}
 	j.set(func(in *protect.Info) { in.State = protect.Paused })
 	if got := do(t, c, "job-resume", id{"db1"}); got != "map[]" || j.ordered()[len(j.ordered())-1] != "resume" {
@@ -94,6 +101,7 @@ func TestAJobWithoutAVerbSaysSo(t *testing.T) {
 	for command, want := range map[string]string{
 		"migrate-set-parameters":   "CommandNotFound: The command migrate-set-parameters has not been found",
 		"query-migrate-parameters": "CommandNotFound: The command query-migrate-parameters has not been found",
+		"block_resize":             "CommandNotFound: The command block_resize has not been found",
 		"quit":                     "CommandNotFound: The command quit has not been found",
 		"stop":                     "GenericError: " + errNoGuest.Error(),
 		"cont":                     "map[]", // it runs

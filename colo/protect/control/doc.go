@@ -28,6 +28,7 @@
 //	xen-colo-do-checkpoint       protect.Job.Checkpoint
 //	query-xen-replication-status whether a disk of the present session is broken
 //	xen-set-replication          answers where the job has done it by itself; anything else is an error
+//	block_resize                 protect.Job.Grow, where the job has it; device, or node-name, is the disk's name
 //	quit                         Config.Quit
 //
 // And some that QEMU does not have:
@@ -45,7 +46,7 @@
 //
 // A command that the state of the job does not allow gets a GenericError with the text
 // of the protect.StateError. A command is carried out even if the client leaves before
-// the answer. One that asks the arbiter ends after a minute, and one that moves the guest after
+// the answer. One that asks the arbiter, or makes a disk longer, ends after a minute, and one that moves the guest after
 // ten, with an error that says so; protection-save has no such bound.
 //
 // The state of the guest is, in words of QEMU's RunState:

@@ -103,6 +103,10 @@ func (j richer) Migrate(ctx context.Context) error { return j.order(ctx, "migrat
 
 func (j richer) SetDelay(d time.Duration) error { return j.note("delay " + d.String()) }
 
+func (j richer) Grow(ctx context.Context, disk string, size int64) error {
+	return j.order(ctx, fmt.Sprint("grow ", disk, " to ", size))
+}
+
 // vm counts pauses as a colo.VM does.
 type vm struct {
 	mu     sync.Mutex

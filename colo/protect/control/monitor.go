@@ -133,6 +133,11 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	if g, ok := job.(migrator); ok {
 		m.verb("protection-migrate", moving, g.Migrate)
 	}
+	if g, ok := job.(grower); ok {
+		qmp.Register(c, "block_resize", func(ctx context.Context, a resizeArguments) (qmp.None, error) {
+			return qmp.None{}, m.ordered("block_resize", within(ctx, asking, func(ctx context.Context) error { return a.resize(ctx, g) }))
+		})
+	}
 	if cfg.Save != nil {
 		qmp.Register(c, "protection-save", func(ctx context.Context, a saveArguments) (qmp.None, error) {
 			return qmp.None{}, m.ordered("protection-save", cfg.Save(context.WithoutCancel(ctx), a.Filename))
@@ -151,6 +156,27 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 // saveArguments are the arguments of protection-save.
 type saveArguments struct {
 	Filename string `json:"filename"`
+}
+
+// resizeArguments are the arguments of block_resize: the disk, by one of two names, and its new length in bytes.
+type resizeArguments struct {
+	Device   string `json:"device,omitempty"`
+	NodeName string `json:"node-name,omitempty"`
+	Size     int64  `json:"size"`
+}
+
+var errWhichDisk = errors.New("block_resize takes a device or a node-name, which is that of a disk of the guest")
+
+func (a resizeArguments) resize(ctx context.Context, g grower) error {
+	if (a.Device == "") == (a.NodeName == "") {
+		return errWhichDisk
+	}
+	return g.Grow(ctx, a.Device+a.NodeName, a.Size)
+}
+
+// grower is a job whose disks can become longer.
+type grower interface {
+	Grow(ctx context.Context, disk string, size int64) error
 }
 
 // delayer is a job whose checkpoint delay can be changed.
