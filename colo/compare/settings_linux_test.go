@@ -19,8 +19,8 @@ import (
 // A settings is how the stacks of a world are set up, by the names below /proc/sys/net.
 type settings map[string]string
 
-// set sets up a stack.
-func (s settings) set(t *testing.T, h *netns.Stack) {
+// apply sets up a stack.
+func (s settings) apply(t *testing.T, h *netns.Stack) {
 	t.Helper()
 	if err := h.Do(func() error {
 		for name, v := range s {
@@ -131,11 +131,11 @@ func TestStacksOfOtherSettingsAreFoundEqual(t *testing.T) {
 					}
 				})
 				for _, h := range []*netns.Stack{w.client, w.primary, w.secondary} {
-					c.all.set(t, h)
+					c.all.apply(t, h)
 				}
-				c.client.set(t, w.client)
-				c.primary.set(t, w.primary)
-				c.secondary.set(t, w.secondary)
+				c.client.apply(t, w.client)
+				c.primary.apply(t, w.primary)
+				c.secondary.apply(t, w.secondary)
 				startServers(t, w)
 				var conn net.Conn
 				begun := false
