@@ -96,10 +96,7 @@ func (b *Bus) publish(r Record) {
 		b.begin(true)
 	}
 	for ok := true; ok; {
-		for ; ok; r, ok = b.next() {
-			b.deliver(b.stamped(r))
-		}
-		b.end()
+		b.deliverAll(r)
 		// A subscriber of another bus, on another goroutine, may have queued
 		// something since.
 		if !b.begin(false) {
@@ -108,6 +105,16 @@ func (b *Bus) publish(r Record) {
 		if r, ok = b.next(); !ok {
 			b.end()
 		}
+	}
+}
+
+// deliverAll delivers r and what subscribers have published meanwhile, and lets another goroutine
+// deliver, also where a subscriber panics or ends its goroutine: a host may recover, and others
+// go on publishing.
+func (b *Bus) deliverAll(r Record) {
+	defer b.end()
+	for ok := true; ok; r, ok = b.next() {
+		b.deliver(b.stamped(r))
 	}
 }
 
