@@ -82,8 +82,8 @@ func (d *drawnSecondary) answer(op string) (say []byte, ends bool) {
 	case halfWord:
 		return append(say, be32(uint32(want))[:1+d.draw(3)]...), true
 	case saysBye:
-		n := []int{0, 3, 1 << 10, 1<<10 + 1, 1 << 31}[d.draw(5)]
-		return slices.Concat(say, be32(uint32(colo.Goodbye), uint32(n)), bytes.Repeat([]byte{27}, min(n, 2000))), true
+		n := []uint32{0, 3, 1 << 10, 1<<10 + 1, 1 << 31}[d.draw(5)]
+		return slices.Concat(say, be32(uint32(colo.Goodbye), n), bytes.Repeat([]byte{27}, int(min(n, 2000)))), true
 	}
 	say = append(say, be32(uint32(want))...)
 	if want == colo.VMStateReceived || want == colo.CheckpointReady {

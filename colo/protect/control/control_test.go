@@ -36,7 +36,7 @@ func TestAMonitorSteersAJob(t *testing.T) {
 		{"protection-fenced", nil, "fenced"},
 		{"protection-complete", nil, "complete"},
 		{"protection-migrate", nil, "migrate"},
-		{"block_resize", map[string]any{"device": "root", "size": 1 << 40}, "grow root to 1099511627776"},
+		{"block_resize", map[string]any{"device": "root", "size": int64(1) << 40}, "grow root to 1099511627776"},
 		{"block_resize", map[string]any{"node-name": "data", "size": 4096}, "grow data to 4096"},
 		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 0}, "delay 1ms"},
 		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 250}, "delay 250ms"},
