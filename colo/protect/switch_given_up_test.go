@@ -111,6 +111,7 @@ func (g unresumable) Resume(ctx context.Context) error {
 func TestAGuestThatCannotRunOnAfterASwitchoverIsTheOtherHosts(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.guest.Interval = 20 * time.Millisecond
+		w.delay = time.Minute // no checkpoint has the guest paused at the moment in which it is to run on
 		fails := new(atomic.Bool)
 		slow := &slowly{each: time.Second}
 		b := w.boot("b", false, nil)
