@@ -137,6 +137,11 @@ func TestStacksOfOtherSettingsAreFoundEqual(t *testing.T) {
 				c.primary.apply(t, w.primary)
 				c.secondary.apply(t, w.secondary)
 				startServers(t, w)
+				if c.dialer.Control != nil {
+					// A stack whose address of IPv6 is not ready yet loses a packet: the guest that has not
+					// seen the client ask for a cookie gives none, and the two SYN|ACKs differ.
+					download(t, w.dialBy(t, net.Dialer{}, "tcp", at(addr)), 1000, 10, func() {})
+				}
 				var conn net.Conn
 				begun := false
 				for i := range 3 { // the first gets the cookie
