@@ -56,6 +56,11 @@ type Claim struct {
 	After uint64
 	Term  time.Duration // how long the grant shall last after each renewal. 0: until it is released
 	Note  string        // at most MaxNote bytes
+	// From is the token of the holder of generation After, if that has shut its gate for good and has told the claimant
+	// to go on: the guest is granted then without a release, and without waiting for the end of
+	// a term (see Keeper.Yield). "": no holder has told the claimant so. Where an arbiter does not
+	// heed it (HeedsFrom), the claim waits as any other does.
+	From string
 }
 
 // A Grant is the answer of an arbiter that has given a guest to a host.
@@ -81,6 +86,24 @@ const (
 // ErrClaim means that a claim, a name or a note is not valid.
 var ErrClaim = errors.New("failover: claim not valid")
 
+// A HandoverArbiter is an Arbiter that says whether it heeds Claim.From. A guest that is handed over
+// stands still while the arbiter is asked: where the claimant's arbiter heeds From it is asked once, and
+// otherwise twice, since the holder has to release the guest first.
+type HandoverArbiter interface {
+	Arbiter
+
+	// HeedsFrom reports whether Acquire grants a claim at once whose From is the token of the
+	// holder and whose After is the holder's generation. It does not block. An Arbiter that wraps
+	// another one returns what the other does, see the function HeedsFrom.
+	HeedsFrom() bool
+}
+
+// HeedsFrom reports whether an arbiter is a HandoverArbiter that heeds Claim.From.
+func HeedsFrom(a Arbiter) bool {
+	h, ok := a.(HandoverArbiter)
+	return ok && h.HeedsFrom()
+}
+
 // Check returns an error that matches ErrClaim if the claim cannot be made.
 func (c Claim) Check() error {
 	switch {
@@ -88,7 +111,9 @@ func (c Claim) Check() error {
 		return fmt.Errorf("%w: a holder's name has 1 to %d bytes, this one %d", ErrClaim, MaxName, len(c.Holder))
 	case c.Token == "" || len(c.Token) > MaxName:
 		return fmt.Errorf("%w: a token has 1 to %d bytes, this one %d", ErrClaim, MaxName, len(c.Token))
-	case !utf8.ValidString(c.Holder) || !utf8.ValidString(c.Token):
+	case len(c.From) > MaxName:
+		return fmt.Errorf("%w: the token of a holder has at most %d bytes, this one %d", ErrClaim, MaxName, len(c.From))
+	case !utf8.ValidString(c.Holder) || !utf8.ValidString(c.Token) || !utf8.ValidString(c.From):
 		return fmt.Errorf("%w: names are UTF-8", ErrClaim)
 	case c.Term < 0:
 		return fmt.Errorf("%w: term %v", ErrClaim, c.Term)

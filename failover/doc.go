@@ -53,6 +53,11 @@
 // the new generation refuses the secondary that it leaves behind, whose copy is
 // old from then on.
 //
+// A holder that hands the guest over on purpose gives it up by [Keeper.Yield]: it shuts its gate for good and asks
+// nobody. It tells the other host under which token it is known, and that host claims the guest from
+// it ([Claim], From), which is granted at once. If that host is not heard of again the old holder claims the guest itself, and
+// the arbiter decides between the two.
+//
 // The place that both reach need only be a [Store]: [StoreArbiter] makes an
 // Arbiter of it. failover/sharedfile is a Store on a file system, failover/etcd
 // (a module of its own) one in etcd. [Manual] is an Arbiter that asks a person.

@@ -107,6 +107,12 @@ func (k *Keeper) SetNote(note string) error {
 // deadline that this host has of the generation after that one is not asked for again: a person
 // who has said yes to one of two questions is not waited for with the other.
 func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
+	return k.AcquireFrom(ctx, after, "")
+}
+
+// AcquireFrom does what Acquire does where the holder of that generation, whose token from is, has given the guest up
+// for this host by Yield and has told it so. See Claim.From.
+func (k *Keeper) AcquireFrom(ctx context.Context, after uint64, from string) (uint64, error) {
 	var last error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		k.mu.Lock()
@@ -115,7 +121,7 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 			k.mu.Unlock()
 			return held, nil
 		}
-		c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: after, Term: k.cfg.Term, Note: k.note}
+		c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: after, Term: k.cfg.Term, Note: k.note, From: from}
 		ask, end := k.asks(ctx, after)
 		k.mu.Unlock()
 		g, err := k.cfg.Arbiter.Acquire(ask, c)
@@ -236,6 +242,25 @@ func (k *Keeper) ReleaseGeneration(ctx context.Context, generation uint64, note 
 	k.shut(generation)
 	defer k.wake() // which the guest, which may stand still for this, need not wait for
 	return k.cfg.Arbiter.Release(ctx, g, note)
+}
+
+// Yield shuts the gate for a generation for good and returns the token under which the arbiter knows this
+// host as its holder. It asks the arbiter nothing: the caller tells the token to the one host
+// that is to go on, which claims the guest by AcquireFrom. Nothing is renewed from then on, so a
+// claim that does not name this holder is granted at the end of the term. A claim by this Keeper after the same
+// generation is granted if that host has not been: it is the arbiter that decides between the two.
+// If another generation is held by now, or none, or the arbiter does not know of it, Yield does nothing,
+// and its error matches ErrRefused.
+func (k *Keeper) Yield(generation uint64) (token string, err error) {
+	k.mu.Lock()
+	g, held := k.grant, k.holder.Generation()
+	k.mu.Unlock()
+	if generation == 0 || held != generation || g.Generation != generation {
+		return "", fmt.Errorf("%w: to give up generation %d, where %d is held", ErrRefused, generation, held)
+	}
+	k.shut(generation)
+	k.wake()
+	return g.Token, nil
 }
 
 // Run renews what is held until ctx ends, and returns the context's cause. What

@@ -26,7 +26,7 @@ func (r Record) Held() bool { return r.Token != "" }
 // that is the next one:
 //
 //   - If nobody has the guest, or its holder's term has run out (lapsed), or the
-//     claimant has it itself, the claim is granted.
+//     claimant has it itself, or its holder has given it up for the claimant (From), the claim is granted.
 //   - If somebody else has it, granted is false: the claim waits.
 //   - If the generation has changed since the one that the claimant has held or
 //     followed, its copy of the guest is old. The error matches ErrRefused. So a
@@ -51,7 +51,7 @@ func (r Record) Acquire(c Claim, lapsed bool) (next Record, granted bool, err er
 		return r, false, fmt.Errorf("%w: generation %d is over, the present one is %d%s", ErrRefused, c.After, r.Generation, r.by())
 	case r.Generation < c.After:
 		return r, false, r.wentBack(c.After)
-	case r.Held() && !mine && !lapsed:
+	case r.Held() && !mine && !lapsed && r.Token != c.From:
 		return r, false, nil
 	}
 	return Record{

@@ -41,8 +41,8 @@ type Store interface {
 // asked asks again. A claim waits longer than that for another host's grant, but not for the store.
 //
 // What was read or written last is tried first, where a guest is released, or claimed after somebody
-// else has released it: a guest that is handed over stands still meanwhile, and the store is asked
-// once, and not twice.
+// else has released it or has given it up for the claimant: a guest that is handed over stands still
+// meanwhile, and the store is asked once, and not twice.
 //
 // A swap that was made, and whose answer was lost, counts when the record is read the
 // next time: from when the swap was sent, like any other.
@@ -56,7 +56,7 @@ type StoreArbiter struct {
 	unheard unheard
 }
 
-var _ Arbiter = (*StoreArbiter)(nil)
+var _ HandoverArbiter = (*StoreArbiter)(nil)
 
 // NewStoreArbiter returns the arbiter over a store.
 func NewStoreArbiter(store Store) *StoreArbiter { return &StoreArbiter{store: store} }
@@ -139,7 +139,7 @@ func (a *StoreArbiter) Watch(ctx context.Context, seen Record) (Record, error) {
 
 // Acquire implements Arbiter.
 func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
-	if r, ok := a.last(); ok && !r.Held() {
+	if r, ok := a.last(); ok && (!r.Held() || r.Token == c.From) {
 		sent := time.Now()
 		if next, granted, err := r.Acquire(c, false); granted && err == nil {
 			if g, ok, err := a.take(ctx, c, r, next, sent); ok || err != nil {
@@ -175,6 +175,9 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 		}
 	}
 }
+
+// HeedsFrom implements HandoverArbiter: it returns true.
+func (a *StoreArbiter) HeedsFrom() bool { return true }
 
 // take swaps r for next, which grants the guest to c, and returns the grant. ok is false if the record is not r any more.
 func (a *StoreArbiter) take(ctx context.Context, c Claim, r, next Record, sent time.Time) (g Grant, ok bool, err error) {

@@ -149,7 +149,7 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover) || s.saidWhose()
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended || s.peer.goneOn != nil })
 	asked := j.askOther(ask, s)
-	generation, err := j.acquire(ask, s.peer.generation, word)
+	generation, err := j.acquireFrom(ask, s.peer.generation, s.givenBy(), word)
 	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.heard > 0 && j.manual == nil {
 		generation, err = j.acquireAfter(ask, s.peer.heard, s.peer.generation, word)
 	}
@@ -173,6 +173,13 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 		return j.acquire(ctx, unused, word)
 	}
 	return generation, err
+}
+
+// givenBy returns the token of the primary if that has given the guest up for this host, a secondary; "" if it has not.
+func (s *session) givenBy() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.from
 }
 
 // saidWhose reports whether what was said in a switchover gives the guest to this host, however

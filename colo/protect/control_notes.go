@@ -104,7 +104,8 @@ func (j *Job) keepFollowing(held func()) {
 }
 
 // takeHand does the secondary's part of a switchover: the primary's guest stands still in the
-// epoch of the note, and the arbiter has been told that it is released. The note may come as soon
+// epoch of the note, and the arbiter has been told that it is released, or the note says from whom this
+// host is to claim it. The note may come as soon
 // as this host has received all of that epoch, while it is still committing it. It then goes on
 // when it has committed it, which nothing but a failure of its own can prevent.
 func (j *Job) takeHand(s *session, n note) {
@@ -117,13 +118,17 @@ func (j *Job) takeHand(s *session, n note) {
 	if s.early = nil; early {
 		s.early, s.migrates = &n, n.Migrate
 	}
+	s.from = n.From
 	s.mu.Unlock()
+	cannot := func(reason string) {
+		s.mu.Lock()
+		s.early, s.from = nil, "" // whoever says so claims nothing by this note
+		s.mu.Unlock()
+		s.peer.say(note{Say: sayCannot, Reason: reason})
+	}
 	// The primary is there, stands still, and has a copy that may be good.
 	if err := j.diskFailed(); err != nil && !again {
-		s.mu.Lock()
-		s.early = nil
-		s.mu.Unlock()
-		s.peer.say(note{Say: sayCannot, Reason: err.Error()})
+		cannot(err.Error())
 		return
 	}
 	if early {
@@ -134,7 +139,7 @@ func (j *Job) takeHand(s *session, n note) {
 	}
 	// A later checkpoint, of the same guest that stands still, is as good.
 	if !whole || epoch < n.Seq {
-		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})
+		cannot(fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq))
 		return
 	}
 	in := doFailover
@@ -146,7 +151,7 @@ func (j *Job) takeHand(s *session, n note) {
 	}
 	if j.do(in, s.peer.host+" hands the guest over") != nil {
 		s.trust(false)
-		s.peer.say(note{Say: sayCannot, Reason: "this host is " + j.State().String()})
+		cannot("this host is " + j.State().String())
 		return
 	}
 	s.peer.set(func() { s.peer.released = true })

@@ -120,17 +120,20 @@
 //
 //	primary      pauses it, and sends the rest of its memory and its devices   half a turn of the link
 //	secondary    has all of that, and says so; from here on it can but commit  half a turn
-//	primary      lets out what left the guest up to there, and releases it     the arbiter is asked
+//	primary      lets out what left the guest up to there, and shuts its gate for good
 //	primary      says go; the secondary has committed meanwhile                half a turn
-//	secondary    claims it, and lets it run                                    the arbiter is asked
+//	secondary    claims the guest from the primary, and lets it run            the arbiter is asked
 //
 // The secondary says afterwards that the guest runs. So a switchover takes a pause, a round trip
-// of the link, and two questions to the arbiter. The round trip cannot be saved: two hosts may
+// of the link, and one question to the arbiter, which decides as well who goes on if the link breaks in between: the
+// primary may claim the guest anew. Where the arbiter of the secondary does not heed such a
+// claim (failover.HandoverArbiter) the primary releases the guest before it says go, and the arbiter is asked
+// twice. The round trip cannot be saved: two hosts may
 // not speak for the guest at a time, so the primary's last output leaves before the secondary's
 // first, and it may only leave when the secondary has the state that it belongs to.
 //
-// Where it breaks before the release, the guest runs on where it ran. Where its context ends before the
-// release it is called off, and the session goes on:
+// Where it breaks before the primary shuts its gate, the guest runs on where it ran. Where its context ends before
+// that it is called off, and the session goes on:
 //
 //	primary      is protected again, and a last checkpoint that is still to come is an ordinary one
 //	primary      resumes the guest, if it stands still; its grant has been its own all the while

@@ -165,7 +165,7 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 			why = j.cfg.keeps(h.Offer)
 		}
 		j.misfits(h.Host, why)
-		answer.Offer, answer.Arbiter = j.offer(), j.cfg.kindOfArbiter()
+		answer.Offer, answer.Arbiter, answer.HeedsFrom = j.offer(), j.cfg.kindOfArbiter(), failover.HeedsFrom(j.cfg.Arbiter)
 	}
 	if why == nil {
 		answer.Token, answer.Holds, why = j.admit(conn, h)

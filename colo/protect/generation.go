@@ -14,17 +14,23 @@ import (
 // generation that it has never heard of: if this host holds such a generation, by Fenced, the
 // arbiter is told of it first.
 func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
+	return j.acquireFrom(ctx, after, "", word)
+}
+
+// acquireFrom does what acquire does, where from is the token of a holder that has given the guest up for this host;
+// "": none has.
+func (j *Job) acquireFrom(ctx context.Context, after uint64, from string, word bool) (uint64, error) {
 	if err := j.tellUpTo(ctx, after); err != nil {
 		if errors.Is(err, failover.ErrRefused) {
 			j.takeBack(after)
 		}
 		return 0, err
 	}
-	return j.ask(ctx, after, word)
+	return j.ask(ctx, after, from, word)
 }
 
-// ask does what acquire does, after a generation of which the arbiter has heard.
-func (j *Job) ask(ctx context.Context, after uint64, word bool) (uint64, error) {
+// ask does what acquireFrom does, after a generation of which the arbiter has heard.
+func (j *Job) ask(ctx context.Context, after uint64, from string, word bool) (uint64, error) {
 	if j.manual != nil && word {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -36,7 +42,7 @@ func (j *Job) ask(ctx context.Context, after uint64, word bool) (uint64, error) 
 		}()
 		defer func() { cancel(); <-said }()
 	}
-	generation, err := j.keeper.Acquire(ctx, after)
+	generation, err := j.keeper.AcquireFrom(ctx, after, from)
 	if err == nil {
 		j.hears(generation)
 	}

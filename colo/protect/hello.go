@@ -85,6 +85,11 @@ type hello struct {
 	// the last of which it knows that its arbiter has heard. 0: it has been granted it.
 	Heard uint64 `json:"heard,omitempty"`
 
+	// Of an answer on the control channel: the sender's arbiter heeds failover.Claim.From, so that the
+	// primary can hand the guest over without asking its own. false: it does not, or the sender is of a
+	// version that knows nothing of it.
+	HeedsFrom bool `json:"heeds_from,omitempty"`
+
 	// On the control channel, and of an answer on the channel ask: the token of the session in which
 	// the sender has taken the guest over last. "": it has not since its process began.
 	TookOver string `json:"took_over,omitempty"`
@@ -291,6 +296,9 @@ type note struct {
 	// Verb, of sayEnd: by which the session was ended, as an input is called; "": by none, or
 	// the sender does not say it.
 	Verb string `json:"verb,omitempty"`
+	// From, of sayGo: the token under which the arbiter knows the sender as the holder, which has given
+	// the guest up for the receiver. "": the sender has released it.
+	From string `json:"from,omitempty"`
 	// Disk and Size, of sayGrow: which disk is to become how long, in bytes.
 	Disk string `json:"disk,omitempty"`
 	Size int64  `json:"size,omitempty"`
@@ -307,7 +315,7 @@ const (
 	sayFarewell = "farewell" // answers sayLeaves: that was heard
 	sayLast     = "last"     // primary: a switchover has begun, leave the guest standing from the next commit on
 	sayStays    = "stays"    // primary: the switchover was called off, the guest runs on where it ran; takes sayLast back
-	sayGo       = "go"       // primary: the guest is released, claim it and run it
+	sayGo       = "go"       // primary: the guest is released, or given up for the receiver: claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
 	sayWhy      = "why"      // the sender ends the session by itself, and why; who goes on is settled as if it had not said so
 	sayGrow     = "grow"     // primary: make that disk of yours longer
@@ -344,6 +352,9 @@ func readNote(r io.Reader) (note, error) {
 	var out note
 	if err := json.Unmarshal(body, &out); err != nil {
 		return note{}, fmt.Errorf("protect: note: %w", err)
+	}
+	if len(out.From) > failover.MaxName {
+		return note{}, fmt.Errorf("protect: a note with a holder's token of %d bytes, at most %d", len(out.From), failover.MaxName)
 	}
 	out.Reason = plain.Text(out.Reason, maxNote)
 	return out, nil

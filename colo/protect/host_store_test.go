@@ -16,6 +16,9 @@ type ofHost struct {
 }
 
 func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
+	if s.h.w.asked != nil {
+		s.h.w.asked(s.h.name, "load")
+	}
 	if err := s.reach(ctx); err != nil {
 		return failover.Record{}, err
 	}
@@ -29,6 +32,9 @@ func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
 }
 
 func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
+	if s.h.w.asked != nil {
+		s.h.w.asked(s.h.name, "swap")
+	}
 	if err := s.reach(ctx); err != nil {
 		return false, err
 	}

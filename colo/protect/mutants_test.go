@@ -141,6 +141,26 @@ var mutants = []mutant.Mutant{
 		New:  "\t\t\tif j.hearOut(ctx, s); s.peer.gone {\n\t\t\t\treturn failover.ErrRefused\n\t\t\t}\n\t\t}",
 	},
 	{
+		What: "a primary gives its guest up while its gate is open",
+		File: "failover/keeper.go",
+		Old:  "\tk.shut(generation)\n\tk.wake()\n\treturn g.Token, nil",
+		New:  "\treturn g.Token, nil",
+	},
+	{
+		What:  "a claim is granted that names any holder",
+		File:  "failover/record.go",
+		Old:   "&& r.Token != c.From:",
+		New:   "&& c.From == \"\":",
+		Tests: []string{"-run=^TestAHostIsGrantedNothingByTheNameOfAnotherHolder$", "."},
+	},
+	{
+		What:  "a secondary forgets who has given it the guest",
+		File:  "colo/protect/arbitrate.go",
+		Old:   "s.peer.generation, s.givenBy(), word)",
+		New:   "s.peer.generation, \"\", word)",
+		Tests: []string{"-run=^TestInASwitchoverTheArbiterIsAskedOnceWhileTheGuestStandsStill$", "."},
+	},
+	{
 		What: "a primary leaves what it has released to a host that has died",
 		File: "colo/protect/arbitrate.go",
 		Old:  "if j.handedOver(ctx, s) {",

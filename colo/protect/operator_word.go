@@ -75,7 +75,7 @@ func (j *Job) tellUpTo(ctx context.Context, upto uint64) error {
 		if !w.has(upto) {
 			return nil
 		}
-		generation, err := j.ask(ctx, w.heard, true)
+		generation, err := j.ask(ctx, w.heard, "", true)
 		if err != nil && (w.heard+1 >= w.own || !errors.Is(err, failover.ErrRefused)) {
 			return err
 		}

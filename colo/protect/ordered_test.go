@@ -217,6 +217,7 @@ func TestAFailoverThatIsRefusedIsARequestWhereItWasOrdered(t *testing.T) {
 // A switchover that is given up while this host gives its grant back has ended the session by a failure.
 func TestASwitchoverThatIsGivenUpIsNoRequest(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.heeds = []string{}
 		a, b := w.protected()
 		a.slow.Store(int64(400 * time.Millisecond))
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond) // in the release, which comes soon

@@ -16,7 +16,10 @@ type outsideArbiter struct {
 	late    func(failover.Grant) // is called with a grant that nobody waits for any more
 }
 
-var _ failover.Arbiter = outsideArbiter{}
+var _ failover.HandoverArbiter = outsideArbiter{}
+
+// HeedsFrom implements failover.HandoverArbiter.
+func (a outsideArbiter) HeedsFrom() bool { return failover.HeedsFrom(a.of) }
 
 func (a outsideArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
 	return askOutside(ctx, a.calls, func(ctx context.Context) (failover.Grant, error) { return a.of.Acquire(ctx, c) }, a.late)

@@ -34,6 +34,8 @@ type peer struct {
 
 	resumes *position // the checkpoint that the secondary's memory holds, where the session sends only what has changed since; nil: all of it is sent
 
+	heedsFrom bool // on a primary: the secondary's arbiter heeds failover.Claim.From
+
 	session, beat net.Conn
 	more          map[string]net.Conn // of disks, networks and memory, by channel
 	channels      int                 // how many connections of more carry memory
@@ -66,14 +68,14 @@ type peer struct {
 	promised bool          // on a primary: the secondary has promised not to claim the guest for a while
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
-	released bool          // on a secondary: the primary has released the guest for it
+	released bool          // on a secondary: the primary has released the guest for it, or given it up for it (note.From)
 	goneOn   error         // on a primary: that its secondary has gone on with the guest; nil: nobody has said so
 	grown    *note         // on a primary: what the secondary has said last of a disk that is to become longer
 	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 
 func newPeer(h hello) *peer {
-	p := &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, arbiter: h.Arbiter, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
+	p := &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, arbiter: h.Arbiter, heedsFrom: h.HeedsFrom, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
 	if o := h.Offer; o != nil {
 		p.sizes = map[string]int64{}
 		for _, d := range o.Disks {

@@ -157,6 +157,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	s.mayGrow(seed)
 	s.hasItsKind(seed)
 	s.isVersioned(seed)
+	s.heed(seed)
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
 	s.begins = seed%8 == 7 && s.newer != nil

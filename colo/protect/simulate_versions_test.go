@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -30,6 +31,24 @@ type versioned struct {
 
 // versions has by which number each host's version of the hello is another than this one, by host.
 type versions map[string]*atomic.Int32
+
+// heed chooses whose arbiters heed the word of a primary that has given its guest up (failover.Claim.From): that of
+// every host, but of seeds from versionSeeds on, where some do. Seeds that found something before that
+// was made have arbiters as they were.
+func (s *simulation) heed(seed uint64) {
+	switch {
+	case slices.Contains(keptSeeds, seed), slices.Contains(keptAsTheyAre, seed), slices.Contains(keptFresh, seed):
+		s.world.heeds = []string{}
+	case seed >= versionSeeds:
+		draw := rand.New(rand.NewPCG(seed, 15))
+		s.world.heeds = []string{}
+		for _, name := range s.names {
+			if draw.IntN(3) > 0 {
+				s.world.heeds = append(s.world.heeds, name)
+			}
+		}
+	}
+}
 
 // isVersioned chooses whether a seed has any of it. The hosts there can be are known.
 func (s *simulation) isVersioned(seed uint64) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
+
+	"github.com/gocolo/lockstep/failover"
 )
 
 // committing is a NIC that is told of each commit of its host before it makes it.
@@ -76,7 +78,10 @@ func committer(w *world, change func(*Config), meanwhile func(a, b *host) error)
 			}
 			met.Store(true)
 			n.Store(0)
-			if arbiter := b.job.cfg.Arbiter; arbiter != nil {
+			if a.job.Gate().Open() {
+				t.Error("it was told to go on, and the gate of the primary is open")
+			}
+			if arbiter := b.job.cfg.Arbiter; arbiter != nil && !failover.HeedsFrom(arbiter) {
 				if r, err := arbiter.Record(t.Context()); err != nil || r.Held() {
 					t.Errorf("it was told to go on, and the guest is not released: %+v, %v", r, err)
 				}

@@ -56,7 +56,7 @@ func entrusting(w *world, meanwhile func(a, b *host, before int64) error) (a, b 
 	a = w.boot("a", true, func(c *Config) {
 		c.Arbiter = nil
 		dialBy(c, func(conn net.Conn) net.Conn { return unannounced{conn} })
-		c.Network = []Network{slowNIC{c.Network[0].(paced), late}}
+		c.Network = []Network{slowNIC{paced: c.Network[0].(paced), s: late}}
 	})
 	a.is(Protected)
 	b.is(Following)

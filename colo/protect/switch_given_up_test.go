@@ -14,16 +14,19 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-// A switchover is given up at any moment. Up to that in which the guest is given back to the arbiter the
+// A switchover is given up at any moment. Up to that in which the guest is given up, or given back to the arbiter, the
 // pair stays protected in the same session, whether the other host has heard of the switchover or not, and
 // whether the guest stands still for it; the guest runs on where it ran, and the next switchover is made as if
 // there had been none. Later one of the two has it. The client notices nothing.
 func TestASwitchoverIsGivenUpAtAnyMoment(t *testing.T) {
 	heard, stood, over := 0, 0, 0
-	for _, kind := range []string{"arbiter", "no arbiter", "compared"} {
+	for _, kind := range []string{"arbiter", "no arbiter", "compared", "released"} {
 		for _, at := range require.Many([]int{20, 60, 75, 90}, momentsOf(2), momentsOf(1)) {
 			bubble(t, fmt.Sprintf("%s, %d", kind, at), func(t *testing.T, w *world) {
 				w.guest.Interval = 20 * time.Millisecond
+				if kind == "released" {
+					w.heeds = []string{}
+				}
 				if w.compared = kind == "compared"; w.compared {
 					w.guest.TSCPerMille = 1
 				}
@@ -117,7 +120,7 @@ func TestAGuestThatCannotRunOnAfterASwitchoverIsTheOtherHosts(t *testing.T) {
 		b := w.boot("b", false, nil)
 		a := w.boot("a", true, func(c *Config) {
 			c.Guest = unresumable{c.Guest.(*colotest.VM), fails}
-			c.Network = []Network{slowNIC{c.Network[0].(paced), slow}}
+			c.Network = []Network{slowNIC{paced: c.Network[0].(paced), s: slow}}
 		})
 		a.is(Protected)
 		b.is(Following)

@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"cmp"
 	"context"
 	"sync/atomic"
 	"testing"
@@ -33,10 +34,11 @@ func (g slowGuest) Pause(ctx context.Context) error {
 	return g.VM.Pause(ctx)
 }
 
-// slowNIC is slow to say that all has left, and then the arbiter is slow.
+// slowNIC is slow to say that all has left, and then the arbiter of whichever host has to ask is slow.
 type slowNIC struct {
 	paced
-	s *slowly
+	s    *slowly
+	asks *host // nil: the primary asks
 }
 
 func (n slowNIC) Drain(ctx context.Context) error {
@@ -45,7 +47,7 @@ func (n slowNIC) Drain(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if n.s.on.Load() {
-		n.h.slow.Store(int64(n.s.each)) // it is asked once
+		cmp.Or(n.asks, n.h).slow.Store(int64(n.s.each)) // it is asked once
 	}
 	return n.paced.Drain(ctx)
 }
@@ -53,32 +55,42 @@ func (n slowNIC) Drain(ctx context.Context) error {
 // What a switchover waits for on its own host may take its time, each of it nearly as long as
 // is waited for anything: that is not taken for something that does not end.
 func TestASwitchoverOfWhichEachStepIsSlowIsMade(t *testing.T) {
-	bubble(t, "", func(t *testing.T, w *world) {
-		w.guest.Interval = 20 * time.Millisecond
-		w.term = 30 * time.Second
-		slow := &slowly{each: 3 * time.Second}
-		b := w.boot("b", false, nil)
-		a := w.boot("a", true, func(c *Config) {
-			c.PeerTimeout = slow.each + time.Second
-			g := c.Guest.(*colotest.VM)
-			n := c.Network[0].(paced)
-			c.Guest, c.Network = slowGuest{g, slow}, []Network{slowNIC{n, slow}}
-		})
-		a.is(Protected)
-		b.is(Following)
-		slow.on.Store(true)
-		if err := a.job.Switchover(t.Context()); err != nil {
-			t.Errorf("%v", err)
+	for name, heeds := range map[string][]string{"the guest is released": {}, "the guest is given up": nil} {
+		bubble(t, name, func(t *testing.T, w *world) { slowSwitchover(t, w, heeds) })
+	}
+}
+
+func slowSwitchover(t *testing.T, w *world, heeds []string) {
+	t.Helper()
+	w.heeds = heeds
+	w.guest.Interval = 20 * time.Millisecond
+	w.term = 30 * time.Second
+	slow := &slowly{each: 3 * time.Second}
+	b := w.boot("b", false, nil)
+	var asks *host
+	a := w.boot("a", true, func(c *Config) {
+		c.PeerTimeout = slow.each + time.Second
+		g := c.Guest.(*colotest.VM)
+		n := c.Network[0].(paced)
+		if asks = b; heeds != nil {
+			asks = n.h
 		}
-		slow.on.Store(false)
-		a.slow.Store(0)
-		b.is(Protected)
-		a.is(Following)
-		if d := a.job.Query().Stats.Downtime; d < 3*slow.each-time.Millisecond {
-			t.Errorf("the guest stood still for %v, so not each step was slow", d)
-		}
-		w.hearsMore()
-		a.halt()
-		b.halt()
+		c.Guest, c.Network = slowGuest{g, slow}, []Network{slowNIC{n, slow, asks}}
 	})
+	a.is(Protected)
+	b.is(Following)
+	slow.on.Store(true)
+	if err := a.job.Switchover(t.Context()); err != nil {
+		t.Errorf("%v", err)
+	}
+	slow.on.Store(false)
+	asks.slow.Store(0)
+	b.is(Protected)
+	a.is(Following)
+	if d := a.job.Query().Stats.Downtime; d < 3*slow.each-time.Millisecond {
+		t.Errorf("the guest stood still for %v, so not each step was slow", d)
+	}
+	w.hearsMore()
+	a.halt()
+	b.halt()
 }

@@ -12,7 +12,7 @@ import (
 func TestAGuestThatIsHandedOverIsNotPausedOnceMore(t *testing.T) {
 	for name, compared := range map[string]bool{"output waits": false, "output is compared": true} {
 		bubble(t, name, func(t *testing.T, w *world) {
-			w.guest.Interval, w.compared = 10*time.Millisecond, compared
+			w.guest.Interval, w.compared, w.heeds = 10*time.Millisecond, compared, []string{}
 			if compared {
 				w.guest.TSCPerMille = 1
 			}
@@ -52,7 +52,7 @@ func TestAGuestThatIsHandedOverIsNotPausedOnceMore(t *testing.T) {
 func TestAGuestThatWasLeftStandingForASwitchoverRunsInATakeover(t *testing.T) {
 	for name, after := range map[string]time.Duration{"at once": 0, "later": 150 * time.Millisecond, "when it is released": 450 * time.Millisecond} {
 		bubble(t, name, func(t *testing.T, w *world) {
-			w.guest.Interval = 10 * time.Millisecond
+			w.guest.Interval, w.heeds = 10*time.Millisecond, []string{}
 			a, b := w.protected()
 			time.Sleep(250 * time.Millisecond)
 			a.slow.Store(int64(400 * time.Millisecond))

@@ -20,7 +20,7 @@ import (
 // until it has said that it runs the guest. The arbiter and the output that is on its way out are
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
 // and ctx bounds it all up to the word that the other host is to go on. Where ctx ends before this
-// host begins to give back its grant, the guest runs on here, in the same session, and the pair stays
+// host begins to give up its grant, the guest runs on here, in the same session, and the pair stays
 // protected; later the session ends. It is the same where the arbiter is known not to answer: neither host
 // could be granted the guest, which would stand still. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
 // returns PeerTimeout after the end of ctx: the error is ctx's too, and what becomes of the guest shows
@@ -198,13 +198,24 @@ func (j *Job) sendLast(ctx context.Context, s *session) (epoch uint64, err error
 // other side to go on.
 func (j *Job) handOver(ctx context.Context, s *session, epoch uint64) error {
 	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
-	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
-		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
-	}); err != nil {
+	from, err := j.giveUp(ctx, s, epoch)
+	if err != nil {
 		return err
 	}
 	s.setPurpose(toHandOver)
-	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
+	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration(), From: from})
+}
+
+// giveUp gives the guest up for the secondary. Where the secondary's arbiter heeds failover.Claim.From, this host shuts its
+// gate for good and asks nobody, since the guest stands still: it returns the token from which the
+// secondary claims the guest. Otherwise it releases the guest.
+func (j *Job) giveUp(ctx context.Context, s *session, epoch uint64) (from string, err error) {
+	if s.peer.heedsFrom && j.manual == nil {
+		return j.keeper.Yield(s.peer.generation)
+	}
+	return "", bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
+	})
 }
 
 // commitsFirst waits for a checkpoint right before the last one. With that the other side commits

@@ -133,6 +133,7 @@ func TestSwitchoverThatFailsLeavesTheGuestRunning(t *testing.T) {
 func TestSwitchoverThatBreaksWhileTheGuestIsReleasedEndsOnTheOtherHost(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.term = 2 * time.Second // a question that takes longer is given up
+		w.heeds = []string{}
 		a, b := w.protected()
 		time.Sleep(250 * time.Millisecond)
 		a.on(SwitchingOver, func() { a.slow.Store(int64(1600 * time.Millisecond)) })

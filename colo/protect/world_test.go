@@ -39,10 +39,12 @@ type world struct {
 	twofold bool // the guest has two vCPUs, each of which has a NIC and half of the disk, which is two
 	late    bool // it stands still until its checkpoint is complete
 
-	manual  bool        // there is no arbiter
-	ailing  bool        // the VMM of a host may fail
-	ailed   atomic.Bool // one has
-	outside bool        // of a bubble: between two looks at gates any time may pass
+	manual  bool                    // there is no arbiter
+	heeds   []string                // hosts whose arbiters heed failover.Claim.From; nil: all do. A guest is released where it is handed to another
+	asked   func(host, what string) // is called with each question to the arbiter's store, before it is asked; nil: not
+	ailing  bool                    // the VMM of a host may fail
+	ailed   atomic.Bool             // one has
+	outside bool                    // of a bubble: between two looks at gates any time may pass
 
 	rates        map[string]float64 // of each host's clock; nil: all run at the same
 	apart        bool               // rates differ by more than hosts allow for: that two act at a time is counted
@@ -257,6 +259,9 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 			},
 		},
 		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay, LateResume: w.late,
+	}
+	if w.heeds != nil && !slices.Contains(w.heeds, name) {
+		cfg.Arbiter = heedsNothing{cfg.Arbiter}
 	}
 	if w.disks {
 		if h.disk, err = NewDisk(h.diskConfig("root", name)); err != nil {

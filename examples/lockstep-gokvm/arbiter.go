@@ -54,6 +54,9 @@ type onlyTakes struct {
 	state func() protect.State
 }
 
+// HeedsFrom implements failover.HandoverArbiter.
+func (a *onlyTakes) HeedsFrom() bool { return failover.HeedsFrom(a.Arbiter) }
+
 func (a *onlyTakes) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
 	if starts(a.state()) {
 		return failover.Grant{}, fmt.Errorf("%w: there is no -kernel to start the guest with", failover.ErrRefused)

@@ -52,6 +52,7 @@ var checks = []struct {
 	{"a claim waits for the holder's term", (*arbiters).waitsForTerm},
 	{"renewals keep the other out", (*arbiters).renewals},
 	{"release lets the other in at once", (*arbiters).release},
+	{"a guest that its holder gives up is the claimant's at once", (*arbiters).givenUp},
 	{"a holder's own claim begins a generation", (*arbiters).ownClaim},
 	{"an old copy is refused", (*arbiters).oldCopy},
 	{"a record that was put back is refused", (*arbiters).putBack},
@@ -241,6 +242,50 @@ func (a *arbiters) release() {
 	a.refused("a second release", a.A.Release(a.ctx, g, ""))
 	_, err := a.A.Renew(a.ctx, g, "")
 	a.refused("a renewal after the release", err)
+}
+
+// givenUp is for arbiters that heed failover.Claim.From.
+func (a *arbiters) givenUp() {
+	if !failover.HeedsFrom(a.B) {
+		return
+	}
+	g := a.acquire(a.A, "a", 0)
+	from := func(token string, after uint64) failover.Claim {
+		c := a.claim("b", after)
+		c.From = token
+		return c
+	}
+	if _, err := a.B.Record(a.ctx); err != nil { // as a host that follows does
+		a.Fatal(err)
+	}
+	begin := time.Now()
+	next, err := a.B.Acquire(a.ctx, from(g.Token, 1))
+	if err != nil || next.Generation != 2 || next.Token != "token of b" || next.Term != a.term {
+		a.Fatalf("%+v, %v", next, err)
+	}
+	if d := time.Since(begin); d > a.term/2 {
+		a.Errorf("it waited %v, though the holder has given the guest up", d)
+	}
+	if again, err := a.B.Acquire(a.ctx, from(g.Token, 1)); err != nil || again.Generation != 2 {
+		a.Errorf("the same once more, because its answer was lost: %+v, %v", again, err)
+	}
+	_, err = a.A.Renew(a.ctx, g, "")
+	a.refused("a renewal after that", err)
+	a.refused("a release after that", a.A.Release(a.ctx, g, ""))
+	_, err = a.A.Acquire(a.ctx, a.claim("a", 1))
+	a.refused("a claim of the host that has given it up", err)
+	_, err = a.A.Acquire(a.ctx, failover.Claim{Holder: "c", Token: "token of c", After: 1, From: g.Token, Term: a.term})
+	a.refused("a second claim from the same holder", err)
+
+	// Whoever holds the guest keeps it from a claim that names another.
+	asking, cancel := context.WithTimeout(a.ctx, a.term/4)
+	defer cancel()
+	if got, err := a.A.Acquire(asking, failover.Claim{Holder: "a", Token: "token of a", After: 2, From: g.Token, Term: a.term}); err == nil {
+		a.Errorf("a claim from a holder of long ago is granted: %+v", got)
+	}
+	if _, err := a.B.Acquire(a.ctx, from(string(make([]byte, failover.MaxName+1)), 2)); !errors.Is(err, failover.ErrClaim) {
+		a.Errorf("a claim from a holder with too long a token: %v", err)
+	}
 }
 
 func (a *arbiters) ownClaim() {

@@ -47,6 +47,8 @@ func (b *bounded) Acquire(ctx context.Context, c failover.Claim) (failover.Grant
 	return within(ctx, b.bound, "Acquire", func(ctx context.Context) (failover.Grant, error) { return b.on.Acquire(ctx, c) })
 }
 
+func (b *bounded) HeedsFrom() bool { return failover.HeedsFrom(b.on) }
+
 func (b *bounded) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
 	return within(ctx, b.bound, "Renew", func(ctx context.Context) (failover.Grant, error) { return b.on.Renew(ctx, g, note) })
 }

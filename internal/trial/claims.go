@@ -36,6 +36,9 @@ type heard struct {
 	tell func(Claimed)
 }
 
+// HeedsFrom implements failover.HandoverArbiter.
+func (h *heard) HeedsFrom() bool { return failover.HeedsFrom(h.Arbiter) }
+
 func (h *heard) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
 	g, err := h.Arbiter.Acquire(ctx, c)
 	said := Claimed{Claim{Generation: c.After, Side: c.Holder, Note: c.Note}, Answer{Granted: err == nil, Generation: g.Generation}}
