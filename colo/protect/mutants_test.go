@@ -318,8 +318,8 @@ var mutants = []mutant.Mutant{
 	{
 		What:  "the steps of a switchover share one time",
 		File:  "colo/protect/switchover.go",
-		Old:   "\tdeaf := false\n\ts.peer.get(func() { deaf =",
-		New:   "\tctx, all := context.WithTimeout(ctx, j.cfg.PeerTimeout)\n\tdefer all()\n\tdeaf := false\n\ts.peer.get(func() { deaf =",
+		Old:   "\terr = j.makeReady(ctx, s)\n",
+		New:   "\tctx, all := context.WithTimeout(ctx, j.cfg.PeerTimeout)\n\tdefer all()\n\terr = j.makeReady(ctx, s)\n",
 		Tests: []string{"-run=^TestASwitchoverOfWhichEachStepIsSlowIsMade$", "."},
 	},
 	{
