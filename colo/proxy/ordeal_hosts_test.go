@@ -185,6 +185,9 @@ func (o *ordeal) checkpoint() {
 		vmstate.PutEOF(q)
 		o.must(q.Flush())
 		o.state, o.snap = b.Bytes(), o.p.g.clone()
+		if o.lies {
+			o.state = o.hostile(o.state)
+		}
 		for _, c := range o.clients {
 			c.saw = c.una > 0
 		}

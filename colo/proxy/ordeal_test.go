@@ -53,6 +53,7 @@ type ordeal struct {
 	clients []*ordealClient   // of connections
 	newest  map[uint16]uint32 // timestamp that has left on a connection
 	lossy   bool
+	lies    bool // the primary does, in its checkpoints
 	hosts   uint32
 	way     func(host uint32) ordealWay // nil: all guests have one
 	asks    int                         // checkpoints that were asked for in the end
@@ -247,6 +248,9 @@ func (o *ordeal) stranger() {
 	}
 	if o.r.IntN(4) == 0 {
 		s.port = uint16(50000 + o.r.IntN(1000))
+	}
+	if o.lies && o.r.IntN(2) == 0 {
+		s.port = uint16(hostilePort + o.r.IntN(hostilePorts))
 	}
 	if h := o.head(); c.back && !h.g.conns[c.port].open || o.s != nil && c.back && !o.s.g.conns[c.port].open {
 		return // what answers a SYN is translated by the number that it acknowledges, whichever that is
