@@ -18,8 +18,9 @@
 // they are cut into segments, retransmitted or padded makes no difference. SYN,
 // with what binds the connection (its options, and whether marks of congestion are
 // understood), FIN, RST and urgent pointers are events of the stream and must agree; data or an
-// urgent pointer that comes with a SYN, a SYN of Multipath TCP, whose keys two guests do not share
-// before they are one, and data that comes with a RST, wait for the checkpoint. The rest of the
+// urgent pointer that comes with a SYN, a SYN of Multipath TCP, also of a further connection
+// (MP_JOIN), whose keys and random numbers two guests do not share before they are one, and data that
+// comes with a RST, wait for the checkpoint. The rest of the
 // header of a later segment is not compared: reserved bits, PSH, marks of congestion, and all other
 // options but those of Multipath TCP.
 //

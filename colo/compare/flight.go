@@ -33,7 +33,7 @@ type flight struct {
 	kept  *pkt          // a repetition that may turn out to be needed; nil: none
 	due   instant       // when that is looked at
 	next  instant       // when tickFlights is to look at the connection, if that awaits it
-	head  []byte        // the headers that the primary's guest has lately put in front of its data; see head.go
+	head  []byte        // the headers that the primary's guest has lately put in front of its data; see relayed_headers.go
 	vnet  int           // the length of the virtio-net headers that leave
 	parts []sent        // what is on its way, in the order of the stream; see relay.go
 	sent  uint32        // the greatest end of the data that has left, or waited when the flight began

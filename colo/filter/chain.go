@@ -23,6 +23,17 @@ const (
 	FromGuest                  // rx
 )
 
+// String returns QEMU's name, "tx" or "rx"; "unknown" for what is none.
+func (d Direction) String() string {
+	switch d {
+	case ToGuest:
+		return "tx"
+	case FromGuest:
+		return "rx"
+	}
+	return "unknown"
+}
+
 // A Queue says which directions a filter sees. (QEMU's property queue.)
 type Queue uint8
 
@@ -32,6 +43,16 @@ const (
 	QueueTX        // to the guest only
 	QueueRX        // from the guest only
 )
+
+var queueNames = [...]string{"all", "tx", "rx"}
+
+// String returns QEMU's name (NetFilterDirection), "all", "tx" or "rx"; "unknown" for what is none.
+func (q Queue) String() string {
+	if int(q) < len(queueNames) {
+		return queueNames[q]
+	}
+	return "unknown"
+}
 
 func (q Queue) sees(d Direction) bool {
 	return q == QueueAll || (q == QueueTX) == (d == ToGuest)

@@ -165,7 +165,7 @@ func TestRewriterInAChainDeliversWhatCameTooEarly(t *testing.T) {
 	in(segment(true, false, 500, 0, 2, nil, nil))
 	in(segment(true, false, 501, 1001, 16, nil, nil))
 	c.Send(filter.FromGuest, filter.Frame{Data: segment(false, false, 9000, 501, 18, nil, nil)})
-	if want := []string{"0 500/0", "0 501/9001", "1 9000/501"}; !slices.Equal(got, want) {
+	if want := []string{"tx 500/0", "tx 501/9001", "rx 9000/501"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -342,3 +342,16 @@ func TestDumpIsAPcapFile(t *testing.T) {
 type failing struct{}
 
 func (failing) Write([]byte) (int, error) { return 0, io.ErrShortWrite }
+
+func TestQueuesAndDirectionsHaveTheNamesThatQEMUGivesThem(t *testing.T) {
+	for q, want := range []string{"all", "tx", "rx", "unknown"} {
+		if got := filter.Queue(q).String(); got != want {
+			t.Errorf("queue %d is %q", q, got)
+		}
+	}
+	for d, want := range []string{"tx", "rx", "unknown"} {
+		if got := filter.Direction(d).String(); got != want {
+			t.Errorf("direction %d is %q", d, got)
+		}
+	}
+}

@@ -123,7 +123,7 @@ func (o *ordeal) unwrap(f []byte) (s ordealSegment, mark uint16, ok bool, wrong 
 		return s, 0, false, ""
 	}
 	mark = markOf(&p)
-	good := mark == markGood
+	good := mark == markGood || mark == markStranger
 	v := packet.VNetOf(f, o.vnet)
 	if v != nil {
 		if gso := v.GSOType() &^ packet.GSOECN; gso != packet.GSONone && (!v.Cuts(p.Kind, p.Proto) || v.GSOSize() == 0 || v.Flags()&packet.VNetNeedsCsum == 0) || !v.Complete(p.Frame) {
@@ -144,12 +144,20 @@ func (o *ordeal) unwrap(f []byte) (s ordealSegment, mark uint16, ok bool, wrong 
 	} else if !right {
 		return s, mark, false, ""
 	}
-	s = ordealSegment{seq: h.Seq(), ack: h.Ack(), flags: h.Flags(), data: h.Payload(), port: h.SrcPort()}
+	s = ordealSegment{way: ordealWay{scale: noScale}, seq: h.Seq(), ack: h.Ack(), flags: h.Flags(), win: binary.BigEndian.Uint16(h[14:]), data: h.Payload(), port: h.SrcPort()}
 	if s.port == 80 {
 		s.port = h.DstPort()
 	}
 	for kind, data, rest, ok := packet.NextOption(h.Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
-		if kind == packet.OptTimestamps && len(data) == 8 {
+		switch {
+		case kind == 2 && len(data) == 2:
+			s.way.mss = binary.BigEndian.Uint16(data)
+		case kind == 3 && len(data) == 1:
+			s.way.scale = data[0]
+		case kind == 4 && len(data) == 0:
+			s.way.sack = true
+		case kind == packet.OptTimestamps && len(data) == 8:
+			s.way.stamps = true
 			s.stamp, s.echo = binary.BigEndian.Uint32(data), binary.BigEndian.Uint32(data[4:])
 		}
 	}

@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 
@@ -10,9 +9,10 @@ import (
 
 // What a frame of an ordeal is, in the identification of its header.
 const (
-	markGood    = 1 // it has a right checksum, and its offloads are in order
-	markDamaged = 2 // its checksum is wrong, on purpose
-	markOdd     = 3 // a device can make nothing of its virtio-net header
+	markGood     = 1 // it has a right checksum, and its offloads are in order
+	markDamaged  = 2 // its checksum is wrong, on purpose
+	markOdd      = 3 // a device can make nothing of its virtio-net header
+	markStranger = 4 // it is in order, and of nobody who has a connection
 )
 
 // An ordealGuest is the memory of a guest: a server which answers each byte of a client with three of its
@@ -21,6 +21,7 @@ const (
 type ordealGuest struct {
 	seed  uint32
 	clock uint32
+	way   ordealWay // what it agrees upon in a SYN
 	conns map[uint16]ordealConn
 	inbox [][]byte // packets that its NIC has taken, as they are on a wire
 }
@@ -42,6 +43,7 @@ type ordealConn struct {
 	fin, cfin bool // the server, and the client, have ended
 	recent    uint32
 	owes      bool // an acknowledgment
+	way       ordealWay
 }
 
 // ordealBack is how far the port to which a guest opens a connection is from that which has asked for it.
@@ -82,6 +84,8 @@ type ordealSegment struct {
 	flags       byte
 	stamp, echo uint32
 	data        []byte
+	way         ordealWay // of a SYN
+	win         uint16    // as it came
 }
 
 func (g *ordealGuest) say(port uint16, c *ordealConn, flags byte, at uint32, data []byte) ordealSegment {
@@ -92,7 +96,11 @@ func (g *ordealGuest) say(port uint16, c *ordealConn, flags byte, at uint32, dat
 	if flags&packet.ACK == 0 {
 		ack = 0
 	}
-	return ordealSegment{port, c.isn + at, ack, flags, g.clock, c.recent, data}
+	s := ordealSegment{port, c.isn + at, ack, flags, g.clock, c.recent, data, c.way, ordealWindow}
+	if !c.way.stamps {
+		s.stamp, s.echo = 0, 0
+	}
+	return s
 }
 
 // take has the server take a segment, and returns its answers. legit says that it is one of a client's own.
@@ -130,10 +138,10 @@ func (g *ordealGuest) take(s ordealSegment, legit bool) (out []ordealSegment, wr
 			return []ordealSegment{g.say(s.port, &c, packet.ACK, c.snd, nil)}, ""
 		case !ok || c.fin && c.cfin && c.una == c.snd:
 			ok = true
-			c = ordealConn{life: s.seq, isn: (g.seed + uint32(s.port)*0x9e3779b9 + s.seq) * 2654435761, rcv: 1, snd: 1, recent: s.stamp}
+			c = ordealConn{life: s.seq, isn: (g.seed + uint32(s.port)*0x9e3779b9 + s.seq) * 2654435761, rcv: 1, snd: 1, recent: s.stamp, way: g.way}
 			out = []ordealSegment{g.say(s.port, &c, packet.SYN|packet.ACK, 0, nil)}
 			if back, known := g.conns[s.port+ordealBack]; s.port < 41000 && !known {
-				back = ordealConn{isn: c.isn ^ s.seq, rcv: 0, snd: 1, dialed: true}
+				back = ordealConn{isn: c.isn ^ s.seq, rcv: 0, snd: 1, dialed: true, way: g.way}
 				out = append(out, g.say(s.port+ordealBack, &back, packet.SYN, 0, nil))
 				g.conns[s.port+ordealBack] = back
 			}
@@ -233,6 +241,8 @@ type ordealClient struct {
 	stamp, recent   uint32
 	fin, sfin, asks bool // it has ended, the server has; it has sent a SYN
 	back            bool // the server opens it
+	plain           bool // its segments have no timestamps
+	scale           byte // of the window that the server offers
 	gone            bool // there is no such client any more
 	lives           int
 	saw             bool // the server's answer had come at the last mark
@@ -244,7 +254,11 @@ func (c *ordealClient) say(flags byte, at uint32, data []byte) ordealSegment {
 	if flags&packet.ACK == 0 {
 		ack = 0
 	}
-	return ordealSegment{c.port, c.life + at, ack, flags, c.stamp, c.recent, data}
+	s := ordealSegment{c.port, c.life + at, ack, flags, c.stamp, c.recent, data, usualWay, ordealWindow}
+	if c.plain {
+		s.stamp, s.echo, s.way.stamps = 0, 0, false
+	}
+	return s
 }
 
 // over reports whether all is said and acknowledged.
@@ -257,7 +271,7 @@ func (c *ordealClient) take(s ordealSegment) (rst *ordealSegment, wrong string) 
 	}
 	if c.back && s.flags&(packet.SYN|packet.ACK) == packet.SYN {
 		if !c.asks { // else it answers again, as it does anyway
-			c.asks, c.isn, c.rcv, c.snd, c.recent = true, s.seq, 1, 1, s.stamp
+			c.asks, c.isn, c.rcv, c.snd, c.recent, c.plain, c.scale = true, s.seq, 1, 1, s.stamp, !s.way.stamps, s.way.shift()
 		}
 		return nil, ""
 	}
@@ -282,15 +296,15 @@ func (c *ordealClient) takes(s ordealSegment) (wrong string) {
 		return fmt.Sprintf("%d is acknowledged of %d", a, c.snd)
 	case s.flags&packet.SYN != 0:
 		if c.rcv == 0 {
-			c.isn, c.rcv, c.una, c.recent = s.seq, 1, 1, s.stamp
+			c.isn, c.rcv, c.una, c.recent, c.plain, c.scale = s.seq, 1, 1, s.stamp, !s.way.stamps, s.way.shift()
 		}
 		// Where the host of the primary has died, the answer of the other guest may come after that
 		// of the primary's. A client that has a connection takes no other number (RFC 5961 section 4).
 		return ""
 	case c.rcv == 0:
 		return ""
-	case int32(s.stamp-c.recent) < 0:
-		return "" // PAWS
+	case int32(s.stamp-c.recent) < 0, c.plain != (s.stamp == 0):
+		return "" // PAWS; and who has agreed on timestamps takes nothing without (RFC 7323 section 3.2)
 	case int32(at+n-c.rcv) < -1<<16 || int32(at-c.rcv) > 1<<20:
 		// Not acceptable. A guest whose handshake is not complete answers a stranger with a number that nobody translates yet.
 		return ""
@@ -346,16 +360,4 @@ func (c *ordealClient) speak(size uint32, again bool) ordealSegment {
 // mine reports whether a segment of the server's is of the connection that c has now.
 func (c *ordealClient) mine(s ordealSegment) bool {
 	return c.asks && s.flags&packet.ACK != 0 && s.ack-c.life < 1<<24
-}
-
-// options returns the options of a segment.
-func (s *ordealSegment) options() (b []byte) {
-	if s.flags&packet.SYN != 0 {
-		b = []byte{2, 4, 5, 0xb4, 1, 3, 3, ordealScale}
-	}
-	if s.stamp != 0 {
-		b = binary.BigEndian.AppendUint32(append(b, 1, 1, 8, 10), s.stamp)
-		b = binary.BigEndian.AppendUint32(b, s.echo)
-	}
-	return b
 }

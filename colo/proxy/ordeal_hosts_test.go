@@ -33,7 +33,8 @@ type ordealHost struct {
 	took   [][]byte // by the NIC
 	out    [][]byte // by the network
 	closed bool
-	asked  bool // for a checkpoint
+	asked  bool      // for a checkpoint
+	way    ordealWay // of the guest that runs here, whichever it is a copy of
 	reg    vmstate.Registry
 }
 
@@ -104,8 +105,13 @@ func (o *ordeal) newHost(g *ordealGuest) *ordealHost {
 	if g == nil {
 		g = &ordealGuest{conns: map[uint16]ordealConn{}, clock: 1000}
 	}
+	way := usualWay
+	if o.way != nil {
+		way = o.way(o.hosts)
+	}
+	g.way = way
 	ctx, cancel := context.WithCancel(o.t.Context())
-	return &ordealHost{o: o, g: g, ctx: ctx, off: cancel, in: make(chan []byte, 4096), end: make(chan struct{}), ran: make(chan error, 1)}
+	return &ordealHost{o: o, g: g, ctx: ctx, off: cancel, way: way, in: make(chan []byte, 4096), end: make(chan struct{}), ran: make(chan error, 1)}
 }
 
 // lead begins with the first host.
@@ -179,6 +185,9 @@ func (o *ordeal) checkpoint() {
 		vmstate.PutEOF(q)
 		o.must(q.Flush())
 		o.state, o.snap = b.Bytes(), o.p.g.clone()
+		if o.lies {
+			o.state = o.hostile(o.state)
+		}
 		for _, c := range o.clients {
 			c.saw = c.una > 0
 		}
@@ -221,6 +230,7 @@ func (o *ordeal) commit() {
 	o.must(o.s.reg.Commit())
 	o.s.g = o.snap.clone()
 	o.s.g.seed = o.hosts * 7919
+	o.s.g.way = o.s.way
 	o.s.mu.Lock()
 	o.s.took = nil
 	o.s.mu.Unlock()

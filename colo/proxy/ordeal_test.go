@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -54,7 +53,10 @@ type ordeal struct {
 	clients []*ordealClient   // of connections
 	newest  map[uint16]uint32 // timestamp that has left on a connection
 	lossy   bool
+	lies    bool // the primary does, in its checkpoints
 	hosts   uint32
+	way     func(host uint32) ordealWay // nil: all guests have one
+	asks    int                         // checkpoints that were asked for in the end
 
 	left, failovers, switches, odd int
 }
@@ -130,7 +132,7 @@ func (o *ordeal) judge() {
 		}
 		if c.mine(s) && o.p != nil {
 			if mark == markGood && (c.rcv == 0 || s.seq-c.isn < 1<<24) {
-				if last, ok := o.newest[s.port]; ok && int32(s.stamp-last) < 0 {
+				if last, ok := o.newest[s.port]; ok && s.stamp != 0 && int32(s.stamp-last) < 0 {
 					o.fail("the timestamp %d leaves after %d", s.stamp, last)
 				}
 				o.newest[s.port] = s.stamp
@@ -147,7 +149,7 @@ func (o *ordeal) judge() {
 		}
 		if rst != nil {
 			o.note("client %d resets the connection before at %d", c.port, rst.seq)
-			h.in <- o.wrap(o.frame(true, *rst, markGood), false, false)
+			h.in <- o.wrap(o.frame(true, *rst, markStranger), false, false)
 		}
 	}
 }
@@ -173,6 +175,10 @@ func (o *ordeal) covered(c *ordealClient, s ordealSegment) {
 		switch {
 		case !ok || x.life != c.life:
 			o.fail("%s guest knows nothing of the connection of %d", name, s.port)
+		case s.flags&packet.SYN != 0 && s.way != x.way:
+			o.fail("%+v leaves to %d, and %s guest has agreed on %+v", s.way, s.port, name, x.way)
+		case s.flags&packet.SYN == 0 && c.rcv > 0 && s.edge(c) > x.said+ordealWindow<<x.way.shift():
+			o.fail("%d has room to %d, and %s guest to %d", s.port, s.edge(c), name, x.said+ordealWindow<<x.way.shift())
 		case s.ack-c.life > x.said:
 			o.fail("%d is acknowledged to %d, and %s guest has acknowledged %d", s.ack-c.life, s.port, name, x.said)
 		case end > x.snd && (len(s.data) > 0 || s.flags&packet.FIN != 0):
@@ -192,11 +198,10 @@ func (o *ordeal) client(port uint16) *ordealClient {
 
 // arrive has a frame come from the network.
 func (o *ordeal) arrive(s ordealSegment, mark uint16) {
-	f := o.frame(true, s, markGood)
+	f := o.frame(true, s, mark)
 	if mark == markDamaged {
 		p := new(packet.Packet)
-		p.Parse(f)
-		b := o.frame(true, s, markDamaged)
+		b := f
 		p.Parse(b)
 		p.TCP().SetChecksum(p.TCP().Checksum() ^ 0x0101)
 		f = append(make([]byte, o.vnet), b...)
@@ -244,6 +249,9 @@ func (o *ordeal) stranger() {
 	if o.r.IntN(4) == 0 {
 		s.port = uint16(50000 + o.r.IntN(1000))
 	}
+	if o.lies && o.r.IntN(2) == 0 {
+		s.port = uint16(hostilePort + o.r.IntN(hostilePorts))
+	}
 	if h := o.head(); c.back && !h.g.conns[c.port].open || o.s != nil && c.back && !o.s.g.conns[c.port].open {
 		return // what answers a SYN is translated by the number that it acknowledges, whichever that is
 	}
@@ -263,7 +271,7 @@ func (o *ordeal) stranger() {
 		o.arrive(ordealSegment{port: c.port, seq: c.life + c.snd, ack: c.isn + c.rcv, flags: []byte{packet.ACK, packet.RST, push | packet.FIN, packet.SYN}[o.r.IntN(4)], data: []byte("damaged")}, markDamaged)
 		return
 	}
-	o.arrive(s, markGood)
+	o.arrive(s, markStranger)
 }
 
 // works has a guest do something.
@@ -283,14 +291,14 @@ func (o *ordeal) works(h *ordealHost, calm bool) {
 	if len(h.g.inbox) > 0 && (calm || o.r.IntN(3) > 0) {
 		f := h.g.inbox[0]
 		h.g.inbox = h.g.inbox[1:]
-		s, _, ok, wrong := o.unwrap(f)
+		s, mark, ok, wrong := o.unwrap(f)
 		if wrong != "" {
 			o.fail("%s is given: %s: %x", name, wrong, f)
 		}
 		if ok {
 			o.note("%s takes port %d seq %d ack %d flags %x len %d", name, s.port, s.seq, s.ack, s.flags, len(s.data))
 			c := o.client(s.port)
-			legit := c != nil && s.stamp != 0 && (s.seq-c.life < 1<<20)
+			legit := c != nil && mark == markGood && (s.seq-c.life < 1<<20)
 			out, wrong = h.g.take(s, legit)
 			if wrong != "" {
 				o.fail("%s: port %d: %s", name, s.port, wrong)
@@ -376,78 +384,8 @@ func (o *ordeal) act() {
 	}
 }
 
-// calm has all come to an end: nothing is lost any more, and no stranger speaks.
-func (o *ordeal) calm() {
-	o.note("calm")
-	if o.p == nil {
-		o.promoted()
-	}
-	for o.step != 0 && o.wrong == "" {
-		o.checkpoint()
-	}
-	o.lossy = false
-	for _, h := range []*ordealHost{o.p, o.s} {
-		h.mu.Lock()
-		h.full = false
-		h.mu.Unlock()
-	}
-	over := func() bool {
-		return !slices.ContainsFunc(o.clients, func(c *ordealClient) bool {
-			called := o.p.g.conns[c.port].dialed || o.s.g.conns[c.port].dialed
-			return !c.over() && (!c.back || c.asks || called)
-		})
-	}
-	for round := 0; !over() && o.wrong == ""; round++ {
-		o.note("round %d", round)
-		if round == 150 {
-			for _, c := range o.clients {
-				o.note("%+v", *c)
-				o.note("%+v", o.p.g.conns[c.port])
-				o.note("%+v", o.s.g.conns[c.port])
-			}
-			o.note("%d wait to arrive, P takes %d, S %d", len(o.p.in), len(o.p.g.inbox), len(o.s.g.inbox))
-			o.fail("it comes to no end: %+v, %+v", o.prim.Stats(), o.sec.Stats())
-			return
-		}
-		for _, c := range o.clients {
-			if !c.over() {
-				o.speaks(c, round%2 == 0)
-			}
-		}
-		for range 12 {
-			o.works(o.p, true)
-			if o.mode != "continuous" {
-				o.works(o.s, true)
-			}
-		}
-		time.Sleep(50 * time.Millisecond)
-		o.settle()
-		o.p.mu.Lock()
-		asked := o.p.asked
-		o.p.mu.Unlock()
-		if asked || o.mode == "continuous" || round%40 == 39 {
-			for o.checkpoint(); o.step != 0 && o.wrong == ""; o.checkpoint() {
-			}
-		}
-	}
-	for o.checkpoint(); o.step != 0 && o.wrong == ""; o.checkpoint() {
-	}
-	if s := o.prim.Stats(); s.Held != 0 || s.HeldBytes != 0 || s.Queued != 0 {
-		o.fail("it keeps %+v", s)
-	}
-}
-
-// close ends all of it.
-func (o *ordeal) close() {
-	o.disconnect()
-	for _, h := range []*ordealHost{o.p, o.s} {
-		if h != nil {
-			h.dies()
-		}
-	}
-}
-
-func runOrdeal(t *testing.T, seed uint64, steps int) (o *ordeal) {
+// runOrdeal makes an ordeal of so many steps. Each of ways changes it before it begins.
+func runOrdeal(t *testing.T, seed uint64, steps int, ways ...func(*ordeal)) (o *ordeal) {
 	synctest.Test(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 57))
 		o = &ordeal{
@@ -461,6 +399,9 @@ func runOrdeal(t *testing.T, seed uint64, steps int) (o *ordeal) {
 			})
 		}
 		o.note("seed %d: vnet %d, v6 %v, %s", seed, o.vnet, o.v6, o.mode)
+		for _, w := range ways {
+			w(o)
+		}
 		o.lead()
 		for range steps {
 			if o.wrong != "" {
