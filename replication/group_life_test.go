@@ -32,6 +32,13 @@ func (a images) equal(b images) bool {
 	return true
 }
 
+// Where the devices of a disk begin: the disk, its metadata, and the two of its journal.
+const (
+	fromImages   = 0
+	fromMetadata = 1
+	fromJournals = 2
+)
+
 // lifeHost is a host with a copy of each disk: the disk, its metadata, and the two devices of its journal.
 type lifeHost struct {
 	disks [lifeDisks][4]*fakeDisk
@@ -57,11 +64,12 @@ func (h *lifeHost) on(left int) {
 	}
 }
 
-// full lets n writes of the journals find no room, after some that do.
-func (h *lifeHost) full(after, n int) {
-	var written atomic.Int64 // by all journals, which are written at the same time
+// full lets n writes find no room, after some that do: of the images, the metadata and the journals, from the first
+// of these on.
+func (h *lifeHost) full(first, after, n int) {
+	var written atomic.Int64 // by all of them, which are written at the same time
 	for _, d := range h.disks {
-		for _, f := range d[2:] {
+		for _, f := range d[first:] {
 			f.failWrite = func(int64, int) error {
 				if at := int(written.Add(1)); at > after && at <= after+n {
 					return syscall.ENOSPC
@@ -106,7 +114,7 @@ type groupLife struct {
 	linked       bool
 	// missed are starts that were not made of all disks: the disks that follow may be at one of them, as soon as one of them is.
 	missed       []images
-	full         bool // the follower's journals find no room for some writes
+	full         bool // some writes of a host find no room
 	epoch        uint64
 	stands, next images // the follower's last checkpoint, and the one that may be there instead
 	trace        []string
@@ -277,15 +285,31 @@ func (g *groupLife) noRoom(why string, err error) {
 	}
 	g.logf("%s: %v", why, err)
 	g.counts["no room"]++
+	final := false // what could not be recorded of a copy
 	for _, p := range g.primaries {
 		p.Stop(context.Background(), true)
 		p.Detach()
+		final = final || p.LocalErr() != nil
 	}
 	g.linked = false
-	if g.rng.IntN(2) == 0 {
+	if final {
+		g.logf("another process of the guest's host")
+		g.counts["metadata of the guest's host"]++
+		g.lead.cut(g.rng)
+		g.lead.full(fromImages, 0, 0)
+		g.bootLead()
+	}
+	final = false
+	for i := range g.members {
+		final = final || g.secondary(i).LocalErr() != nil
+	}
+	if final {
+		g.counts["metadata of the host that follows"]++
+	}
+	if final || g.rng.IntN(2) == 0 {
 		g.logf("another process")
 		g.follow.cut(g.rng)
-		g.follow.full(0, 0)
+		g.follow.full(fromImages, 0, 0)
 		g.full = false
 		g.bootFollow()
 		g.recovered()
@@ -390,7 +414,8 @@ func (g *groupLife) step() {
 		}
 	case n < 15 && g.rng.IntN(3) == 0:
 		g.full = true
-		g.follow.full(g.rng.IntN(20), 1+g.rng.IntN(6))
+		h := []*lifeHost{g.lead, g.follow, g.follow}[g.rng.IntN(3)]
+		h.full(g.rng.IntN(fromJournals+1), g.rng.IntN(20), 1+g.rng.IntN(6))
 	case n < 15 && g.linked: // the connection is lost
 		g.logf("the link is lost")
 		for _, p := range g.primaries {
@@ -412,7 +437,8 @@ func (g *groupLife) step() {
 // failOver has the guest go on, on the host that follows, whose power may fail meanwhile.
 func (g *groupLife) failOver() {
 	g.logf("failover")
-	g.follow.full(0, 0)
+	g.follow.full(fromImages, 0, 0)
+	g.lead.full(fromImages, 0, 0)
 	g.full = false
 	g.lead.cut(g.rng)
 	own := g.rng.IntN(2) == 0
