@@ -69,7 +69,7 @@ func (e *UndecidedError) Error() string {
 // VerifyConfig reads with does, which should have a timeout, as an nbd.Client has.
 //
 // At the end the bus is told, with an event.DiskVerified. Any other error is
-// ErrNotRunning without a secondary, ctx's, that of a side that could not be
+// ErrNotRunning without a secondary, or if the disk grows or another Remote is attached meanwhile, ctx's, that of a side that could not be
 // read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
 // the *BrokenError; what was found until then is returned with it.
 func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
