@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
@@ -17,91 +15,8 @@ import (
 // lifeDisks is how many disks the guest of a groupLife has, and lifeSize their size.
 const (
 	lifeDisks = 2
-	lifeSize  = 12 * BlockSize
+	lifeSize  = 36 * BlockSize // more than two chunks
 )
-
-// images is the content of all disks of a guest.
-type images [lifeDisks][]byte
-
-func (a images) equal(b images) bool {
-	for i := range a {
-		if a[i] == nil || !bytes.Equal(a[i], b[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-// Where the devices of a disk begin: the disk, its metadata, and the two of its journal.
-const (
-	fromImages   = 0
-	fromMetadata = 1
-	fromJournals = 2
-)
-
-// lifeHost is a host with a copy of each disk: the disk, its metadata, and the two devices of its journal.
-type lifeHost struct {
-	disks [lifeDisks][4]*fakeDisk
-	power *power
-}
-
-func newLifeHost(fill byte) *lifeHost {
-	h := &lifeHost{}
-	for i := range h.disks {
-		h.disks[i] = [4]*fakeDisk{newPoweredFake(bytes.Repeat([]byte{fill}, lifeSize)), newMetaDevice(lifeSize),
-			newPoweredFake(make([]byte, 2*minJournal)), newPoweredFake(make([]byte, minJournal))}
-	}
-	return h
-}
-
-// on gives the host power for some more operations, or for ever if that is negative.
-func (h *lifeHost) on(left int) {
-	h.power = &power{left: left}
-	for _, d := range h.disks {
-		for _, f := range d {
-			f.power = h.power
-		}
-	}
-}
-
-// full lets n writes find no room, after some that do: of the images, the metadata and the journals, from the first
-// of these on.
-func (h *lifeHost) full(first, after, n int) {
-	var written atomic.Int64 // by all of them, which are written at the same time
-	for _, d := range h.disks {
-		for _, f := range d[first:] {
-			f.failWrite = func(int64, int) error {
-				if at := int(written.Add(1)); at > after && at <= after+n {
-					return syscall.ENOSPC
-				}
-				return nil
-			}
-		}
-	}
-}
-
-func (h *lifeHost) out() bool {
-	h.power.mu.Lock()
-	defer h.power.mu.Unlock()
-	return h.power.out
-}
-
-// cut takes the power away, and with it some of what was not flushed.
-func (h *lifeHost) cut(rng *rand.Rand) {
-	for i := range h.disks {
-		for k, d := range h.disks[i] {
-			h.disks[i][k] = d.cutPower(rng)
-		}
-	}
-	h.on(-1)
-}
-
-func (h *lifeHost) contents() (all images) {
-	for i := range h.disks {
-		all[i] = bytes.Clone(h.disks[i][0].data)
-	}
-	return all
-}
 
 // groupLife is a guest of several disks with its two hosts, each of which loses its power at any moment.
 type groupLife struct {
@@ -115,6 +30,7 @@ type groupLife struct {
 	// missed are starts that were not made of all disks: the disks that follow may be at one of them, as soon as one of them is.
 	missed       []images
 	full         bool // some writes of a host find no room
+	rotten       bool // the guest's disks have content that nobody has written, and that the other copies may lack
 	epoch        uint64
 	stands, next images // the follower's last checkpoint, and the one that may be there instead
 	trace        []string
@@ -258,10 +174,7 @@ func (g *groupLife) lost(why string, err error) bool {
 		return false
 	}
 	if !l {
-		for _, p := range g.primaries {
-			p.Stop(context.Background(), true)
-			p.Detach()
-		}
+		g.disconnect()
 	}
 	g.linked = false
 	if l {
@@ -278,6 +191,15 @@ func (g *groupLife) lost(why string, err error) bool {
 	return true
 }
 
+// disconnect has the guest go on without the other host.
+func (g *groupLife) disconnect() {
+	for _, p := range g.primaries {
+		p.Stop(context.Background(), true)
+		p.Detach()
+	}
+	g.linked = false
+}
+
 // noRoom ends the run of a host whose journals have no room. Its process may be another one when there is some again.
 func (g *groupLife) noRoom(why string, err error) {
 	if err == nil {
@@ -285,13 +207,11 @@ func (g *groupLife) noRoom(why string, err error) {
 	}
 	g.logf("%s: %v", why, err)
 	g.counts["no room"]++
+	g.disconnect()
 	final := false // what could not be recorded of a copy
 	for _, p := range g.primaries {
-		p.Stop(context.Background(), true)
-		p.Detach()
 		final = final || p.LocalErr() != nil
 	}
-	g.linked = false
 	if final {
 		g.logf("another process of the guest's host")
 		g.counts["metadata of the guest's host"]++
@@ -349,6 +269,9 @@ func (g *groupLife) connect() {
 		if g.lost("synchronise", err) {
 			return
 		}
+	}
+	if g.rotten && !g.repair(RepairSecondary, 0) {
+		return
 	}
 	if running > 0 {
 		g.epoch = max(g.secondary(0).Epoch(), g.secondary(1).Epoch()) + 1
@@ -426,6 +349,8 @@ func (g *groupLife) step() {
 		g.linked = false
 	case n < 16 && g.linked && g.rng.IntN(3) == 0:
 		g.failOver()
+	case n < 17 && g.linked && g.rng.IntN(3) == 0:
+		g.rot()
 	case !g.linked:
 		g.connect()
 	default:
