@@ -53,14 +53,14 @@ func TestADiskThatGrowsFirstOnTheSecondaryDoesNotDiffer(t *testing.T) {
 	}
 }
 
-// readHook is a disk that calls before at each read.
+// readHook is a disk that calls after at the end of each read.
 type readHook struct {
 	Disk
-	before func()
+	after func()
 }
 
 func (d readHook) ReadAt(p []byte, off int64) (int, error) {
-	d.before()
+	defer d.after()
 	return d.Disk.ReadAt(p, off)
 }
 
