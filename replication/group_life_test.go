@@ -29,8 +29,11 @@ type groupLife struct {
 	linked       bool
 	// missed are starts that were not made of all disks: the disks that follow may be at one of them, as soon as one of them is.
 	missed       []images
-	full         bool // some writes of a host find no room
-	rotten       bool // the guest's disks have content that nobody has written, and that the other copies may lack
+	full         bool            // some writes of a host find no room
+	rotten       bool            // the guest's disks have content that nobody has written, and that the other copies may lack
+	cold         bool            // the guest was started from the copies that had followed, and the others may have what those lack
+	parted       [lifeDisks]bool // which of the others say so: the guest had gone on with them alone
+	overwrite    bool            // somebody has said that it is overwritten all the same
 	epoch        uint64
 	stands, next images // the follower's last checkpoint, and the one that may be there instead
 	trace        []string
@@ -54,7 +57,7 @@ func (g *groupLife) secondary(i int) *Secondary { return g.members[i].(*Secondar
 // bootLead starts the process of the guest's host.
 func (g *groupLife) bootLead() {
 	for i := range g.primaries {
-		p, err := NewPrimary(reopened(g.t, g.lead.disks[i][0], g.lead.disks[i][1]), PrimaryConfig{})
+		p, err := NewPrimary(reopened(g.t, g.lead.disks[i][0], g.lead.disks[i][1]), PrimaryConfig{Overwrite: g.overwrite, PermitOutdated: g.overwrite})
 		if err != nil {
 			g.failf("the guest's host: disk %d: %v", i, err)
 		}
@@ -263,6 +266,18 @@ func (g *groupLife) connect() {
 	g.epoch = 0
 	for i, p := range g.primaries {
 		err := joinOver(p, g.secondary(i))
+		if g.cold && (errors.Is(err, ErrDiverged) || errors.Is(err, ErrOutdated)) {
+			g.logf("refused: %v", err)
+			g.counts["refused"]++
+			g.disconnect()
+			g.overwrite = true
+			g.lead.cut(g.rng)
+			g.bootLead()
+			return
+		}
+		if err == nil && g.parted[i] && !g.overwrite {
+			g.failf("disk %d, with which the guest had gone on, is overwritten, and nobody has said that it may be", i)
+		}
 		if err == nil {
 			err = p.Synchronise(ctx, SyncConfig{})
 		}
@@ -304,7 +319,7 @@ func (g *groupLife) checkpoint(epoch uint64, do func() error, first bool) bool {
 	if g.lost("checkpoint", err) {
 		return false
 	}
-	g.missed = nil
+	g.missed, g.cold, g.overwrite, g.parted = nil, false, false, [lifeDisks]bool{}
 	g.stands, g.next = g.next, images{}
 	for _, p := range g.primaries {
 		err := p.Loaded(ctx, epoch)
@@ -349,6 +364,8 @@ func (g *groupLife) step() {
 		g.linked = false
 	case n < 16 && g.linked && g.rng.IntN(3) == 0:
 		g.failOver()
+	case n < 17 && !g.linked && g.rng.IntN(8) == 0:
+		g.startOther()
 	case n < 17 && g.linked && g.rng.IntN(3) == 0:
 		g.rot()
 	case !g.linked:
