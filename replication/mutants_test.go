@@ -43,7 +43,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "of a large write the first block alone is saved",
-		File: "incoming.go",
+		File: "secondary_export.go",
 		Old:  "if half, err = s.saveOld(off, n); err != nil {\n\t\t\treturn half, s.latch",
 		New:  "if half, err = s.saveOld(off, min(n, 1)); err != nil {\n\t\t\treturn half, s.latch",
 	},
@@ -205,7 +205,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "zeroes take nothing of a log",
-		File:  "room.go",
+		File:  "primary_room.go",
 		Old:   "err != nil || r.zeroes == 0 {",
 		New:   "err != nil || true {",
 		Tests: []string{"-run=ZeroesFillTheLog", "."},
