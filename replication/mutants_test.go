@@ -329,6 +329,20 @@ var mutants = []mutant.Mutant{
 		New:   "if false {",
 		Tests: []string{"-short", "-run=KeepsNoOtherDisk", "."},
 	},
+	{
+		What:  "a copy is repaired with what a disk reads as whose flush has failed",
+		File:  "verify_online.go",
+		Old:   "err != nil && v.cfg.Repair != RepairNone {",
+		New:   "err != nil && false {",
+		Tests: []string{"-short", "-run=WithWhatADisk", "."},
+	},
+	{
+		What:  "what a secondary has behind the end of the primary's disk differs",
+		File:  "sums.go",
+		Old:   "\tif len(p) == ChunkSize {\n\t\treturn false",
+		New:   "\tif true {\n\t\treturn false",
+		Tests: []string{"-short", "-run=GrowsFirst", "."},
+	},
 }
 
 // Planting them takes minutes, and is done now and then; that they can be is seen each time.
