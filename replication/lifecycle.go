@@ -164,16 +164,18 @@ func (l *lifecycle) toComplete() (epoch uint64, outrun bool) {
 	return l.next, l.outrun
 }
 
-// unprepare gives the prepared checkpoint up, which will not be made. It reports whether one was
-// prepared.
-func (l *lifecycle) unprepare() bool {
+// hasPrepared reports whether a checkpoint is prepared.
+func (l *lifecycle) hasPrepared() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.prepared
-	if was {
-		l.prepared, l.gated = false, false
-	}
-	return was
+	return l.prepared
+}
+
+// unprepare gives the prepared checkpoint up, which will not be made, as stable storage says.
+func (l *lifecycle) unprepare() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.prepared, l.gated = false, false
 }
 
 // committed notes that the disk is at epoch.

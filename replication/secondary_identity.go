@@ -132,10 +132,11 @@ func (s *Secondary) reenter(st State) error {
 	if err := s.complete(); err != nil {
 		return err
 	}
-	if s.life.unprepare() {
+	if s.life.hasPrepared() {
 		if err := s.stable.setPrepared(0); err != nil {
-			return err
+			return err // and it is tried again before anything is written
 		}
+		s.life.unprepare()
 	}
 	if s.life.failed() == nil {
 		return nil
