@@ -225,7 +225,11 @@ func (s *Secondary) restore(ctx context.Context) error {
 	if err := s.stable.setBack(); err != nil {
 		return err
 	}
-	for _, leaf := range s.hidden.leavesInUse() {
+	leaves := s.hidden.leavesInUse()
+	if len(leaves) > 0 {
+		s.life.takenBack()
+	}
+	for _, leaf := range leaves {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

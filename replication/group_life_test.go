@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/require"
@@ -17,83 +15,8 @@ import (
 // lifeDisks is how many disks the guest of a groupLife has, and lifeSize their size.
 const (
 	lifeDisks = 2
-	lifeSize  = 12 * BlockSize
+	lifeSize  = 36 * BlockSize // more than two chunks
 )
-
-// images is the content of all disks of a guest.
-type images [lifeDisks][]byte
-
-func (a images) equal(b images) bool {
-	for i := range a {
-		if a[i] == nil || !bytes.Equal(a[i], b[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-// lifeHost is a host with a copy of each disk: the disk, its metadata, and the two devices of its journal.
-type lifeHost struct {
-	disks [lifeDisks][4]*fakeDisk
-	power *power
-}
-
-func newLifeHost(fill byte) *lifeHost {
-	h := &lifeHost{}
-	for i := range h.disks {
-		h.disks[i] = [4]*fakeDisk{newPoweredFake(bytes.Repeat([]byte{fill}, lifeSize)), newMetaDevice(lifeSize),
-			newPoweredFake(make([]byte, 2*minJournal)), newPoweredFake(make([]byte, minJournal))}
-	}
-	return h
-}
-
-// on gives the host power for some more operations, or for ever if that is negative.
-func (h *lifeHost) on(left int) {
-	h.power = &power{left: left}
-	for _, d := range h.disks {
-		for _, f := range d {
-			f.power = h.power
-		}
-	}
-}
-
-// full lets n writes of the journals find no room, after some that do.
-func (h *lifeHost) full(after, n int) {
-	var written atomic.Int64 // by all journals, which are written at the same time
-	for _, d := range h.disks {
-		for _, f := range d[2:] {
-			f.failWrite = func(int64, int) error {
-				if at := int(written.Add(1)); at > after && at <= after+n {
-					return syscall.ENOSPC
-				}
-				return nil
-			}
-		}
-	}
-}
-
-func (h *lifeHost) out() bool {
-	h.power.mu.Lock()
-	defer h.power.mu.Unlock()
-	return h.power.out
-}
-
-// cut takes the power away, and with it some of what was not flushed.
-func (h *lifeHost) cut(rng *rand.Rand) {
-	for i := range h.disks {
-		for k, d := range h.disks[i] {
-			h.disks[i][k] = d.cutPower(rng)
-		}
-	}
-	h.on(-1)
-}
-
-func (h *lifeHost) contents() (all images) {
-	for i := range h.disks {
-		all[i] = bytes.Clone(h.disks[i][0].data)
-	}
-	return all
-}
 
 // groupLife is a guest of several disks with its two hosts, each of which loses its power at any moment.
 type groupLife struct {
@@ -106,7 +29,11 @@ type groupLife struct {
 	linked       bool
 	// missed are starts that were not made of all disks: the disks that follow may be at one of them, as soon as one of them is.
 	missed       []images
-	full         bool // the follower's journals find no room for some writes
+	full         bool            // some writes of a host find no room
+	rotten       bool            // the guest's disks have content that nobody has written, and that the other copies may lack
+	cold         bool            // the guest was started from the copies that had followed, and the others may have what those lack
+	parted       [lifeDisks]bool // which of the others say so: the guest had gone on with them alone
+	overwrite    bool            // somebody has said that it is overwritten all the same
 	epoch        uint64
 	stands, next images // the follower's last checkpoint, and the one that may be there instead
 	trace        []string
@@ -130,7 +57,7 @@ func (g *groupLife) secondary(i int) *Secondary { return g.members[i].(*Secondar
 // bootLead starts the process of the guest's host.
 func (g *groupLife) bootLead() {
 	for i := range g.primaries {
-		p, err := NewPrimary(reopened(g.t, g.lead.disks[i][0], g.lead.disks[i][1]), PrimaryConfig{})
+		p, err := NewPrimary(reopened(g.t, g.lead.disks[i][0], g.lead.disks[i][1]), PrimaryConfig{Overwrite: g.overwrite, PermitOutdated: g.overwrite})
 		if err != nil {
 			g.failf("the guest's host: disk %d: %v", i, err)
 		}
@@ -250,10 +177,7 @@ func (g *groupLife) lost(why string, err error) bool {
 		return false
 	}
 	if !l {
-		for _, p := range g.primaries {
-			p.Stop(context.Background(), true)
-			p.Detach()
-		}
+		g.disconnect()
 	}
 	g.linked = false
 	if l {
@@ -270,6 +194,15 @@ func (g *groupLife) lost(why string, err error) bool {
 	return true
 }
 
+// disconnect has the guest go on without the other host.
+func (g *groupLife) disconnect() {
+	for _, p := range g.primaries {
+		p.Stop(context.Background(), true)
+		p.Detach()
+	}
+	g.linked = false
+}
+
 // noRoom ends the run of a host whose journals have no room. Its process may be another one when there is some again.
 func (g *groupLife) noRoom(why string, err error) {
 	if err == nil {
@@ -277,15 +210,29 @@ func (g *groupLife) noRoom(why string, err error) {
 	}
 	g.logf("%s: %v", why, err)
 	g.counts["no room"]++
+	g.disconnect()
+	final := false // what could not be recorded of a copy
 	for _, p := range g.primaries {
-		p.Stop(context.Background(), true)
-		p.Detach()
+		final = final || p.LocalErr() != nil
 	}
-	g.linked = false
-	if g.rng.IntN(2) == 0 {
+	if final {
+		g.logf("another process of the guest's host")
+		g.counts["metadata of the guest's host"]++
+		g.lead.cut(g.rng)
+		g.lead.full(fromImages, 0, 0)
+		g.bootLead()
+	}
+	final = false
+	for i := range g.members {
+		final = final || g.secondary(i).LocalErr() != nil
+	}
+	if final {
+		g.counts["metadata of the host that follows"]++
+	}
+	if final || g.rng.IntN(2) == 0 {
 		g.logf("another process")
 		g.follow.cut(g.rng)
-		g.follow.full(0, 0)
+		g.follow.full(fromImages, 0, 0)
 		g.full = false
 		g.bootFollow()
 		g.recovered()
@@ -319,12 +266,27 @@ func (g *groupLife) connect() {
 	g.epoch = 0
 	for i, p := range g.primaries {
 		err := joinOver(p, g.secondary(i))
+		if g.cold && (errors.Is(err, ErrDiverged) || errors.Is(err, ErrOutdated)) {
+			g.logf("refused: %v", err)
+			g.counts["refused"]++
+			g.disconnect()
+			g.overwrite = true
+			g.lead.cut(g.rng)
+			g.bootLead()
+			return
+		}
+		if err == nil && g.parted[i] && !g.overwrite {
+			g.failf("disk %d, with which the guest had gone on, is overwritten, and nobody has said that it may be", i)
+		}
 		if err == nil {
 			err = p.Synchronise(ctx, SyncConfig{})
 		}
 		if g.lost("synchronise", err) {
 			return
 		}
+	}
+	if g.rotten && !g.repair(RepairSecondary, 0) {
+		return
 	}
 	if running > 0 {
 		g.epoch = max(g.secondary(0).Epoch(), g.secondary(1).Epoch()) + 1
@@ -357,7 +319,7 @@ func (g *groupLife) checkpoint(epoch uint64, do func() error, first bool) bool {
 	if g.lost("checkpoint", err) {
 		return false
 	}
-	g.missed = nil
+	g.missed, g.cold, g.overwrite, g.parted = nil, false, false, [lifeDisks]bool{}
 	g.stands, g.next = g.next, images{}
 	for _, p := range g.primaries {
 		err := p.Loaded(ctx, epoch)
@@ -390,7 +352,8 @@ func (g *groupLife) step() {
 		}
 	case n < 15 && g.rng.IntN(3) == 0:
 		g.full = true
-		g.follow.full(g.rng.IntN(20), 1+g.rng.IntN(6))
+		h := []*lifeHost{g.lead, g.follow, g.follow}[g.rng.IntN(3)]
+		h.full(g.rng.IntN(fromJournals+1), g.rng.IntN(20), 1+g.rng.IntN(6))
 	case n < 15 && g.linked: // the connection is lost
 		g.logf("the link is lost")
 		for _, p := range g.primaries {
@@ -401,6 +364,10 @@ func (g *groupLife) step() {
 		g.linked = false
 	case n < 16 && g.linked && g.rng.IntN(3) == 0:
 		g.failOver()
+	case n < 17 && !g.linked && g.rng.IntN(8) == 0:
+		g.startOther()
+	case n < 17 && g.linked && g.rng.IntN(3) == 0:
+		g.rot()
 	case !g.linked:
 		g.connect()
 	default:
@@ -412,7 +379,8 @@ func (g *groupLife) step() {
 // failOver has the guest go on, on the host that follows, whose power may fail meanwhile.
 func (g *groupLife) failOver() {
 	g.logf("failover")
-	g.follow.full(0, 0)
+	g.follow.full(fromImages, 0, 0)
+	g.lead.full(fromImages, 0, 0)
 	g.full = false
 	g.lead.cut(g.rng)
 	own := g.rng.IntN(2) == 0

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"syscall"
 	"testing"
 )
 
@@ -174,6 +175,14 @@ func TestAPreparedCheckpointIsForgottenWhenAPrimaryComesBack(t *testing.T) {
 		t.Fatalf("%d is prepared, want 2", j.super.prepared)
 	}
 	must(t, p.Detach())
+	hidden := j.hidden.Disk.(*fakeDisk)
+	hidden.failWrite = func(int64, int) error { return syscall.ENOSPC }
+	for range 2 {
+		wantErr(t, "without room to say so", joinOver(p, s), syscall.ENOSPC)
+		_, err := s.Export().WriteAt(make([]byte, BlockSize), 0)
+		wantErr(t, "a write before that", err, ErrGated)
+	}
+	hidden.failWrite = nil
 	must(t, joinOver(p, s))
 	if j.super.prepared != 0 {
 		t.Errorf("%d is still prepared", j.super.prepared)

@@ -33,6 +33,9 @@ type lifecycle struct {
 	// due: the disk is at a start that is recorded, which another disk of the group has made, or may have. From
 	// missedStart until began.
 	due bool
+	// back: parts of the disk are those of the last checkpoint again, since it is being brought back to that, or was and met
+	// an error. From takenBack until it is, or until ordered: the overlays still have what the guest sees.
+	back bool
 	// asked: a checkpoint has been asked for in this epoch.
 	asked bool
 	// err is the first error since began. untold is that error until it has been
@@ -91,7 +94,7 @@ func (l *lifecycle) admit() (State, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.gated || l.due || l.state != None && l.state != Running:
+	case l.gated || l.due || l.back || l.state != None && l.state != Running:
 		return l.state, ErrGated
 	case l.state == Running && l.err != nil:
 		return l.state, l.err // the change would be in no checkpoint
@@ -164,16 +167,18 @@ func (l *lifecycle) toComplete() (epoch uint64, outrun bool) {
 	return l.next, l.outrun
 }
 
-// unprepare gives the prepared checkpoint up, which will not be made. It reports whether one was
-// prepared.
-func (l *lifecycle) unprepare() bool {
+// hasPrepared reports whether a checkpoint is prepared.
+func (l *lifecycle) hasPrepared() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.prepared
-	if was {
-		l.prepared, l.gated = false, false
-	}
-	return was
+	return l.prepared
+}
+
+// unprepare gives the prepared checkpoint up, which will not be made, as stable storage says.
+func (l *lifecycle) unprepare() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.prepared, l.gated = false, false
 }
 
 // committed notes that the disk is at epoch.
@@ -219,7 +224,7 @@ func (l *lifecycle) ordered(leaves []uint32) {
 	for _, leaf := range leaves {
 		l.behind[leaf] = true
 	}
-	l.promised, l.state = true, Failover
+	l.promised, l.state, l.back = true, Failover, false
 }
 
 // commitFailed notes that this side goes on alone over overlays that could not be copied down, or
@@ -245,14 +250,31 @@ func (l *lifecycle) revoked() {
 func (l *lifecycle) ended() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.behind, l.standing, l.instance = Done, nil, nil, nil, newID()
+	l.state, l.err, l.behind, l.standing, l.instance, l.back = Done, nil, nil, nil, newID(), false
 }
 
 // readmitted lets a primary that comes back fill the disk.
 func (l *lifecycle) readmitted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.untold, l.gated, l.standing = None, nil, false, false, nil
+	l.state, l.err, l.untold, l.gated, l.standing, l.back = None, nil, false, false, nil, false
+}
+
+// takenBack notes that the disk is about to be brought back to its last checkpoint, and so lacks what has been written since.
+func (l *lifecycle) takenBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.back && l.err == nil { // otherwise it has changed already
+		l.instance = newID()
+	}
+	l.back = true
+}
+
+// isBack reports whether parts of the disk are those of the last checkpoint again.
+func (l *lifecycle) isBack() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.back
 }
 
 // present returns the name of the instance.

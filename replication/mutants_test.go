@@ -43,7 +43,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "of a large write the first block alone is saved",
-		File: "incoming.go",
+		File: "secondary_export.go",
 		Old:  "if half, err = s.saveOld(off, n); err != nil {\n\t\t\treturn half, s.latch",
 		New:  "if half, err = s.saveOld(off, min(n, 1)); err != nil {\n\t\t\treturn half, s.latch",
 	},
@@ -205,7 +205,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "zeroes take nothing of a log",
-		File:  "room.go",
+		File:  "primary_room.go",
 		Old:   "err != nil || r.zeroes == 0 {",
 		New:   "err != nil || true {",
 		Tests: []string{"-run=ZeroesFillTheLog", "."},
@@ -321,6 +321,27 @@ var mutants = []mutant.Mutant{
 		Old:   "\tif !outrun {",
 		New:   "\tif true {",
 		Tests: []string{"-short", "-run=TwoHostsThatLose", "."},
+	},
+	{
+		What:  "the start that a journal names counts after its disk was changed without it",
+		File:  "recover.go",
+		Old:   "if supers[i].left(d.disk) {",
+		New:   "if false {",
+		Tests: []string{"-short", "-run=KeepsNoOtherDisk", "."},
+	},
+	{
+		What:  "a copy is repaired with what a disk reads as whose flush has failed",
+		File:  "verify_online.go",
+		Old:   "err != nil && v.cfg.Repair != RepairNone {",
+		New:   "err != nil && false {",
+		Tests: []string{"-short", "-run=WithWhatADisk", "."},
+	},
+	{
+		What:  "what a secondary has behind the end of the primary's disk differs",
+		File:  "sums.go",
+		Old:   "\tif len(p) == ChunkSize {\n\t\treturn false",
+		New:   "\tif true {\n\t\treturn false",
+		Tests: []string{"-short", "-run=GrowsFirst", "."},
 	},
 }
 

@@ -4,20 +4,13 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-
-	"github.com/gocolo/lockstep/internal/require"
 )
 
 // The superblocks have their storage since the journal was first used, so that all that a failover
 // records fits.
 func TestAFailoverNeedsNoRoomForASuperblock(t *testing.T) {
-	require.Outside(t, require.NetNS) // a mount takes the same rights
 	for checkpoints := range uint64(2) {
-		dir := t.TempDir()
-		if err := syscall.Mount("none", dir, "tmpfs", 0, "size=2m"); err != nil {
-			require.Missing(t, require.NetNS, err)
-		}
-		defer syscall.Unmount(dir, syscall.MNT_DETACH)
+		dir := smallFileSystem(t, "2m")
 		local := newFake(testSize, 0x11)
 		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
 		must(t, err)
@@ -40,12 +33,7 @@ func TestAFailoverNeedsNoRoomForASuperblock(t *testing.T) {
 // What the guest has written is on the active device when it has been answered. A failover beside
 // a full file system needs no more than a map of it, and the records that say what has happened.
 func TestAFailoverNeedsNoRoomForTheMapOfTheGuestsWrites(t *testing.T) {
-	require.Outside(t, require.NetNS) // a mount takes the same rights
-	dir := t.TempDir()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=4m"); err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	dir := smallFileSystem(t, "4m")
 	local := newFake(testSize, 0x11)
 	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
 	must(t, err)
@@ -72,23 +60,13 @@ func TestAFailoverNeedsNoRoomForTheMapOfTheGuestsWrites(t *testing.T) {
 }
 
 func TestAJournalWithoutRoomForAFailoverIsRefused(t *testing.T) {
-	require.Outside(t, require.NetNS) // a mount takes the same rights
-	dir := t.TempDir()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	dir := smallFileSystem(t, "64k")
 	_, err := OpenJournalFiles(filepath.Join(dir, "journal"), 64<<20)
 	wantErr(t, "a journal of 256 KiB of map", err, syscall.ENOSPC)
 }
 
 func TestARecordOfAFailoverNeedsNoRoomBesideAnImage(t *testing.T) {
-	require.Outside(t, require.NetNS) // a mount takes the same rights
-	dir := t.TempDir()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=1m"); err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	dir := smallFileSystem(t, "1m")
 	image, err := CreateFile(filepath.Join(dir, "image"), 16<<30) // sparse
 	must(t, err)
 	defer func() { must(t, image.Close()) }()

@@ -11,6 +11,18 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 )
 
+// smallFileSystem returns a directory with a file system of its own, of so many bytes, until the end of the test.
+func smallFileSystem(t *testing.T, bytes string) string {
+	t.Helper()
+	require.Outside(t, require.NetNS) // a mount takes the same rights
+	dir := t.TempDir()
+	if err := syscall.Mount("none", dir, "tmpfs", 0, "size="+bytes); err != nil {
+		require.Missing(t, require.NetNS, err)
+	}
+	t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
 // fillUp writes a file until its file system has no room.
 func fillUp(t *testing.T, name string) {
 	t.Helper()
@@ -24,12 +36,7 @@ func fillUp(t *testing.T, name string) {
 }
 
 func TestAFullFileSystemUnderAJournalEndsNoMoreThanTheRun(t *testing.T) {
-	require.Outside(t, require.NetNS) // a mount takes the same rights
-	dir := t.TempDir()
-	if err := syscall.Mount("none", dir, "tmpfs", 0, "size=2m"); err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	dir := smallFileSystem(t, "2m")
 	ctx := context.Background()
 	local := newFake(testSize, 0x11)
 	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})

@@ -172,7 +172,9 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 //
 // Attach waits for the other side as long as the Remotes do, and ends when remote is closed. The
 // guest's requests do not wait for that, nor do Err, Info, and Stop where nothing runs; Detach does.
-// If the local disk hangs, so that a request of the guest does not end, the error matches ErrHung.
+// If the local disk hangs, so that a request of the guest does not end, the error matches ErrHung. If it has failed
+// (LocalErr), the error is that, unless the guest may be brought away from it (Evacuate): the other side's copy may be the
+// good one.
 //
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since
@@ -201,6 +203,9 @@ func (p *Primary) attach(remote Remote, align int64) error {
 	defer p.steer.Unlock()
 	if p.State() == Running {
 		return ErrRunning
+	}
+	if err := p.LocalErr(); err != nil && !p.cfg.Evacuate {
+		return err // the good copy is the other side's
 	}
 	theirs, lacks, err := p.join(remote)
 	if err != nil {

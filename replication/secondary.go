@@ -416,9 +416,15 @@ func (s *Secondary) reach(epoch uint64) error {
 	return nil
 }
 
+// errBack says that no run goes on from what is on the disk.
+var errBack = fmt.Errorf("%w: a Stop that was given up has brought a part of the disk back to the last checkpoint", ErrNotRunning)
+
 // runFailed returns why no checkpoint can be made: the error of the run, or that the metadata could not be
 // written, so that a failover could not be recorded.
 func (s *Secondary) runFailed() error {
+	if s.life.isBack() {
+		return errBack
+	}
 	err := s.life.failed()
 	if e := s.meta.failure(); err == nil && e != nil {
 		err = s.latch("checkpoint", 0, 0, e)

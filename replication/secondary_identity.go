@@ -123,21 +123,21 @@ func (s *Secondary) adopt(of Identity) error {
 }
 
 // reenter makes a Secondary whose run cannot go on ready for a primary that comes back: it
-// gives up a prepared checkpoint, and after an error takes the disk back to the last
+// gives up a prepared checkpoint, and after an error, or a Stop that was given up, takes the disk back to the last
 // checkpoint. The whole disk is locked.
 func (s *Secondary) reenter(st State) error {
-	if st != Running {
-		return nil
-	}
-	if err := s.complete(); err != nil {
-		return err
-	}
-	if s.life.unprepare() {
-		if err := s.stable.setPrepared(0); err != nil {
+	if st == Running {
+		if err := s.complete(); err != nil {
 			return err
 		}
+		if s.life.hasPrepared() {
+			if err := s.stable.setPrepared(0); err != nil {
+				return err // and it is tried again before anything is written
+			}
+			s.life.unprepare()
+		}
 	}
-	if s.life.failed() == nil {
+	if !s.life.isBack() && (st != Running || s.life.failed() == nil) {
 		return nil
 	}
 	if err := s.restore(context.Background()); err != nil {

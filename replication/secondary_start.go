@@ -23,6 +23,9 @@ func (s *Secondary) startTogether(together ID) error {
 	if err := s.makeUpForStart(); err != nil {
 		return err
 	}
+	if s.life.isBack() {
+		return errBack
+	}
 	// What is left as it is must go back to the same checkpoint as the disks that were changed.
 	s.armKept(s.meta.Identity())
 	if err := s.beginKept(); err != nil {
@@ -56,6 +59,9 @@ func (s *Secondary) start() error {
 
 // startLocked does what Start does. The whole disk is locked.
 func (s *Secondary) startLocked() error {
+	if s.life.isBack() {
+		return errBack
+	}
 	// After a crash, the record that replication has begun must not be there without the
 	// writes of the first synchronisation.
 	s.disk.wrote()

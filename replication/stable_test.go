@@ -195,8 +195,7 @@ func TestPrimaryWhoseDiskLostDataMakesNoCheckpoint(t *testing.T) {
 	write(t, p, 0x33, 0, SectorSize)
 	must(t, p.Stop(ctx, true))
 	p.cfg.Overwrite = true
-	must(t, p.Attach(DiskRemote(newFake(testSize, 0))))
-	wantErr(t, "start anew", p.Start(ctx), errInjected)
+	wantErr(t, "attach anew", p.Attach(DiskRemote(newFake(testSize, 0))), errInjected)
 	if len(*failed) != 1 || (*failed)[0].Mode != event.ModePrimary || (*failed)[0].Disk != "d" {
 		t.Errorf("heard %+v, want once that the primary's disk d has failed", *failed)
 	}

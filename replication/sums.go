@@ -213,12 +213,32 @@ func (t *chunkTable) read(sums io.ReaderAt, off int64, n int) error {
 	return nil
 }
 
+// isSum reports whether sum is that of p, a chunk. The other disk may have grown already where p is the last chunk, and
+// not a whole one: then it has zeroes behind p.
+func isSum(sum [sumSize]byte, p []byte) bool {
+	if sha256.Sum256(p) == sum {
+		return true
+	}
+	if len(p) == ChunkSize {
+		return false
+	}
+	h := sha256.New()
+	h.Write(p)
+	for n := len(p); n+SectorSize <= ChunkSize; n += SectorSize {
+		h.Write(zeroes[:SectorSize])
+		if [sumSize]byte(h.Sum(nil)) == sum {
+			return true
+		}
+	}
+	return false
+}
+
 // compare compares p, the content from off on, with the sums that were read, and calls differ for
 // each chunk that is not the same.
 func (t *chunkTable) compare(off int64, p []byte, differ func(off, n int64)) {
 	for i := 0; len(p) > 0; i++ {
 		c := min(len(p), ChunkSize)
-		if sha256.Sum256(p[:c]) != t[i] {
+		if !isSum(t[i], p[:c]) {
 			differ(off, int64(c))
 		}
 		off, p = off+int64(c), p[c:]

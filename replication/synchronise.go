@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -41,7 +42,8 @@ type SyncConfig struct {
 //
 // If the Remote is lost the error is its *BrokenError; after attaching
 // another, Synchronise goes on where it was. It also ends with ctx, with the
-// same effect.
+// same effect, and with a *BrokenError when the local disk fails (LocalErr), unless the guest is being
+// brought away from that.
 func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	return p.dog.call(ctx, func() error { return p.synchronise(ctx, cfg) })
 }
@@ -60,7 +62,7 @@ func (p *Primary) synchronise(ctx context.Context, cfg SyncConfig) error {
 	buf := make([]byte, min(copyStep, p.size.Load()))
 	var passed int64
 	for pos := int64(0); ; {
-		if err := ctx.Err(); err != nil {
+		if err := cmp.Or(ctx.Err(), p.localFailed()); err != nil {
 			return err
 		}
 		start, n, hole := p.nextStep(pos)

@@ -69,9 +69,10 @@ func (e *UndecidedError) Error() string {
 // VerifyConfig reads with does, which should have a timeout, as an nbd.Client has.
 //
 // At the end the bus is told, with an event.DiskVerified. Any other error is
-// ErrNotRunning without a secondary, ctx's, that of a side that could not be
-// read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
-// the *BrokenError; what was found until then is returned with it.
+// ErrNotRunning without a secondary, or if the disk grows or another Remote is attached meanwhile, ctx's, that of a side
+// that could not be read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
+// the *BrokenError; what was found until then is returned with it. A side whose disk could not be flushed (SyncError) may
+// read as it was before, so that the other one is not repaired with it: that is an error too.
 func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
 	var found *Bitmap
 	err = p.dog.call(ctx, func() (err error) { found, err = p.verifyOnline(ctx, cfg); return err })
@@ -358,6 +359,9 @@ func (v *verifier) differs(d [2]int64, off int64) (done bool, err error) {
 // repaired then.
 func (v *verifier) repair(ours, theirs []byte, off int64) error {
 	n := int64(len(ours))
+	if err := v.p.localFailed(); err != nil && v.cfg.Repair != RepairNone {
+		return err // what was read may be older than what the secondary has
+	}
 	switch v.cfg.Repair {
 	case RepairSecondary:
 		if err := v.p.peer.begin(off, n); err != nil {

@@ -11,7 +11,7 @@ import (
 // state Running a write first saves what it replaces; after an error, which
 // keeps any checkpoint from succeeding, writes get that error. Once replication
 // has stopped, and while a checkpoint runs, changes are refused with ErrGated;
-// reads are allowed as long as the state is None or Running.
+// reads are allowed as long as the state is None or Running, and no flush of the disk has failed.
 func (s *Secondary) Export() Disk { return incoming{s} }
 
 // incoming is the disk that a Secondary's primary writes to.
@@ -34,6 +34,9 @@ func (x incoming) ReadAt(p []byte, off int64) (int, error) {
 	defer s.locks.unlock(h)
 	if st := s.State(); st != None && st != Running {
 		return 0, ErrGated
+	}
+	if err := s.disk.failed(); err != nil { // it may read as it was before
+		return 0, err
 	}
 	if err := readFull(s.disk, p, off); err != nil {
 		return 0, err
