@@ -161,7 +161,8 @@ var promises = []promise{
 	{"docs/operations.md", "somebody has ended it on purpose; reason and side are in it", []string{"colo.TestEitherSideEndsTheProtectionOnPurpose"}},
 	{"docs/operations.md", "After five seconds a QEMU that hangs (it is stopped, or its storage is) is named", []string{
 		"examples/lockstep-qemu.TestAQEMUThatHangsAtAnyStepOfAProtectionIsNamed", "examples/lockstep-qemu.TestAGuardianWhoseQEMUHangsAtAnyStepNamesItAndEnds"}},
-	{"docs/operations.md", "the guardian says that it takes no orders, and its `status` has `qemu`.", []string{"examples/lockstep-qemu.TestAQEMUThatHangsAndIsKilledIsADeath"}},
+	{"docs/operations.md", "the guardian says that it takes no orders, or none but out of band (its main loop hangs), and its `status` has `qemu`.", []string{
+		"examples/lockstep-qemu.TestAQEMUThatHangsAndIsKilledIsADeath", "examples/lockstep-qemu.TestAQEMUThatHangsInBandAndIsKilledIsADeath"}},
 	{"docs/operations.md", "`a checkpoint is due, and the standby has received nothing for 6s`", []string{
 		"colo/standby.TestWhatAGuardDoes", "examples/lockstep-qemu.TestACheckpointIsOverdueWhenNothingHasComeForItsDelayAndASilence"}},
 	{"docs/operations.md", "A **guardian that hangs** (it is stopped, or its host swaps) stops no guest.", []string{

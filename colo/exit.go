@@ -117,7 +117,7 @@ func (s *session) end(ctx context.Context, p parting) error {
 	if p.drop != nil && s.machine.Status() != failover.Torn {
 		p.drop()
 	}
-	s.sayExit(cause)
+	s.sayExit(ctx, cause)
 
 	var err error
 	switch {
@@ -226,11 +226,12 @@ type twiceError struct{ first, again error }
 func (e *twiceError) Error() string   { return e.first.Error() }
 func (e *twiceError) Unwrap() []error { return []error{e.first, e.again} }
 
-// sayExit publishes COLO_EXIT.
-func (s *session) sayExit(cause error) {
+// sayExit publishes COLO_EXIT. Whoever has ended the context of Run has asked for the end.
+func (s *session) sayExit(ctx context.Context, cause error) {
 	exit := event.COLOExit{Mode: s.mode, Reason: event.ExitError}
 	expected := s.expected()
-	if s.asked() || errors.Is(cause, errEnd) || expected != nil {
+	left := ctx.Err() != nil && errors.Is(cause, ctx.Err())
+	if s.asked() || errors.Is(cause, errEnd) || left || expected != nil {
 		exit.Reason = event.ExitRequest
 	} else {
 		exit.Error = cause.Error()

@@ -136,3 +136,92 @@ func TestAGoodbyeInTheMidstOfAHandoverIsEnoughWithoutAnArbiter(t *testing.T) {
 		}
 	})
 }
+
+// What has ended a protection that was only beginning is told in the words of whoever ordered that, and
+// not in those of the connection that broke by it.
+func TestAnEndOfASynchronisationThatIsExpectedIsToldInItsWords(t *testing.T) {
+	noon := fmt.Errorf("%w: at noon", errMaintenance)
+	for name, c := range map[string]struct {
+		end    func(x *pair, cancel context.CancelFunc)
+		ended  string // the reason of PROTECTION_ENDED; "none": there is no such event
+		by     event.Mode
+		reason event.ExitReason
+	}{
+		"the link breaks": {func(x *pair, _ context.CancelFunc) { x.primary.Expect(errMaintenance); x.pc.Break() },
+			"maintenance", event.ModePrimary, event.ExitRequest},
+		"the peer has ordered it": {func(x *pair, _ context.CancelFunc) { x.primary.Expect(colo.ErrEndedByPeer); x.pc.Break() },
+			colo.ErrEndedByPeer.Error(), event.ModeSecondary, event.ExitRequest},
+		"the host says more": {func(x *pair, _ context.CancelFunc) { x.primary.Expect(errMaintenance); x.primary.Lost(noon) },
+			"colo: primary: checkpoint 0: send ram while running: maintenance: at noon", event.ModePrimary, event.ExitRequest},
+		"it is not expected": {func(x *pair, _ context.CancelFunc) { x.pc.Break() }, "none", "", event.ExitError},
+		"by End":             {func(x *pair, _ context.CancelFunc) { x.primary.End() }, "", event.ModePrimary, event.ExitRequest},
+		"its context ends":   {func(_ *pair, cancel context.CancelFunc) { cancel() }, "none", "", event.ExitRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var x *pair
+				x = newPair(t, options{primary: func(p *colo.PrimaryConfig) {
+					p.Step = func(op string, _ uint64) {
+						if op == "send ram while running" && x.primary.Info().State == colo.StateSynchronising {
+							c.end(x, cancel)
+						}
+					}
+				}})
+				defer x.close()
+				x.p.run(ctx, x.primary)
+				x.s.run(t.Context(), x.secondary)
+				x.wait()
+				told := "none"
+				for _, e := range x.p.seen() {
+					if e, ok := e.(event.ProtectionEnded); ok {
+						if told = e.Reason; e.By != c.by {
+							t.Errorf("%+v", e)
+						}
+					}
+				}
+				if in := x.primary.Info(); told != c.ended || in.Reason != c.reason {
+					t.Errorf("it was told as %q, want %q, and Info says %v", told, c.ended, in.Reason)
+				}
+			})
+		})
+	}
+}
+
+// Whoever ends the context of Run has asked for the end of the session.
+func TestAnEndOfTheContextIsARequest(t *testing.T) {
+	for _, mode := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
+		for _, qemu := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				x := newPair(t, options{qemu: qemu})
+				defer x.close()
+				defer event.Subscribe(&x.p.bus, func(e event.CheckpointCommit) {
+					if e.Epoch == 2 {
+						cancel()
+					}
+				})()
+				h, other := x.p, x.s
+				if mode == event.ModeSecondary {
+					h, other = x.s, x.p
+				}
+				for side, at := range map[*host]context.Context{h: ctx, other: t.Context()} {
+					if side == x.p {
+						side.run(at, x.primary)
+					} else {
+						side.run(at, x.secondary)
+					}
+				}
+				x.wait()
+				if exits := h.exits(); len(exits) != 1 || exits[0].Reason != event.ExitRequest || exits[0].Error != "" {
+					t.Errorf("the %s, in QEMU's words: %t: %+v", mode, qemu, exits)
+				}
+				if exits := other.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError {
+					t.Errorf("the other side of the %s, in QEMU's words: %t: %+v", mode, qemu, exits)
+				}
+			})
+		}
+	}
+}

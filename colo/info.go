@@ -70,6 +70,11 @@ type Info struct {
 	// have any (see replication.Informer). They are taken when Info is called.
 	Disks []replication.DiskInfo `json:"disks,omitempty"`
 
+	// Telling is for how long the subscribers of events, or the handler of the log, have had the event that
+	// they have now, for which the session waits; 0: there is none. One that does not return holds up the
+	// checkpoints, and the guest's output with them.
+	Telling time.Duration `json:"telling-ns"`
+
 	// Throttle is the share of the time for which the vCPUs of the guest are kept
 	// from running, in percent; 0: they run freely.
 	Throttle int `json:"throttle"`
@@ -156,7 +161,7 @@ func (s *session) Info() Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in := s.info
-	in.State, in.Disks = s.where, disks
+	in.State, in.Disks, in.Telling = s.where, disks, s.tellingFor()
 	in.Failover = s.machine.Status()
 	in.FailoverStatus = in.Failover.String()
 	if s.holder != nil {

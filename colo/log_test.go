@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
@@ -71,3 +73,53 @@ func TestALogThatKeepsNothingCostsNothing(t *testing.T) {
 		t.Error("a checkpoint is told louder than Debug")
 	}
 }
+
+// A subscriber that does not return, or a handler of the log that does not, holds up the session, and nothing else
+// of it tells that.
+func TestInfoSaysForHowLongASessionWaitsForASubscriberOrItsLog(t *testing.T) {
+	for _, by := range []string{"a subscriber", "the handler of the log"} {
+		synctest.Test(t, func(t *testing.T) {
+			goesOn := make(chan struct{})
+			waits := func(name string) {
+				if name == (event.CheckpointCommit{}).Name() {
+					<-goesOn
+				}
+			}
+			x := newPair(t, options{primary: func(c *colo.PrimaryConfig) {
+				c.CheckpointDelay = time.Second
+				if by != "a subscriber" {
+					c.Logger = slog.New(handled{slog.DiscardHandler, waits})
+				}
+			}})
+			defer x.close()
+			if by == "a subscriber" {
+				defer x.p.bus.SubscribeAll(func(r event.Record) { waits(r.Event.Name()) })()
+			}
+			if d := x.primary.Info().Telling; d != 0 {
+				t.Errorf("%s: before Run: %v", by, d)
+			}
+			x.start(t.Context())
+			time.Sleep(time.Second) // at the first commit, which takes no time here
+			if in := x.primary.Info(); in.Telling != time.Second || in.Checkpoints != 0 {
+				t.Errorf("%s: %v, after %d checkpoints", by, in.Telling, in.Checkpoints)
+			}
+			close(goesOn)
+			time.Sleep(3500 * time.Millisecond)
+			if in := x.primary.Info(); in.Telling != 0 || in.Checkpoints == 0 {
+				t.Errorf("%s: when it has returned: %v, after %d checkpoints", by, in.Telling, in.Checkpoints)
+			}
+			x.primary.End()
+			x.wait()
+		})
+	}
+}
+
+// handled is a handler that keeps every record from a session until a function has returned.
+type handled struct {
+	slog.Handler
+	handle func(message string)
+}
+
+func (h handled) Enabled(context.Context, slog.Level) bool { return true }
+
+func (h handled) Handle(_ context.Context, r slog.Record) error { h.handle(r.Message); return nil }

@@ -269,9 +269,10 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	p.cut()
 	p.due, p.patient = time.Time{}, p.patience()
 	p.heed()
-	expected := p.expected() != nil
+	expected := p.expected()
+	left := ctx.Err() != nil && errors.Is(cause, ctx.Err())
 	p.mu.Lock()
-	if p.info.Mode, p.info.Reason = event.ModeNone, event.ExitError; expected {
+	if p.info.Mode, p.info.Reason = event.ModeNone, event.ExitError; expected != nil || left || errors.Is(cause, errEnd) {
 		p.info.Reason = event.ExitRequest
 	}
 	p.mu.Unlock()
@@ -288,12 +289,15 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode})
 		return nil
 	}
-	if expected {
-		by := p.mode
-		if errors.Is(p.expected(), ErrEndedByPeer) {
+	if expected != nil {
+		by, reason := p.mode, expected
+		if errors.Is(expected, ErrEndedByPeer) {
 			by = event.ModeSecondary
 		}
-		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: by, Reason: cause.Error()})
+		if p.purpose() != nil { // its words may say more; those of a connection say less
+			reason = cause
+		}
+		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: by, Reason: reason.Error()})
 		return cause
 	}
 	p.events.Publish(event.ProtectionRefused{Mode: p.mode, Error: cause.Error()})

@@ -17,7 +17,7 @@ import (
 
 // session has what a Primary and a Secondary share: the link, the guest, the failover machine
 // and the one exit of Run. All of it belongs to the goroutine in Run but for the failover
-// machine, the channels, the link's Close and interrupt, and what mu guards.
+// machine, the channels, telling, the link's Close and interrupt, and what mu guards.
 type session struct {
 	mode    event.Mode
 	vm      VM
@@ -35,6 +35,8 @@ type session struct {
 	beside  *beside // channels for memory; nil: none
 	machine *failover.Machine
 
+	made    time.Time     // when the session was
+	telling atomic.Int64  // since when an event has been under way, counted from made; notTelling: none is
 	ran     atomic.Bool   // Run was called
 	quit    chan struct{} // closed when a failover is active
 	yields  chan struct{} // closed by Yield
@@ -83,6 +85,8 @@ func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Du
 	s.quit, s.fenced = make(chan struct{}), make(chan struct{})
 	s.wish, s.lost, s.yields = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	s.mode = mode
+	s.made = time.Now()
+	s.telling.Store(notTelling)
 	s.info = Info{Mode: mode, LastMode: mode, Reason: event.ExitNone}
 	s.where = StateNew
 }

@@ -19,7 +19,7 @@ type ExitReason string
 // and do not occur in an event. The zero ExitReason is ExitNone.
 const (
 	ExitNone       ExitReason = "none"
-	ExitRequest    ExitReason = "request"    // a failover or an end was requested on this side, or a switchover on either
+	ExitRequest    ExitReason = "request"    // a failover or an end was requested on this side (also by the end of Run's context), or a switchover on either
 	ExitError      ExitReason = "error"      // the link or a checkpoint failed
 	ExitProcessing ExitReason = "processing" // a failover is under way
 )

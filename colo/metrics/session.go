@@ -41,6 +41,7 @@ func AddInfo(s *Set, guest string, in colo.Info) {
 		s.Add(Gauge, "lockstep_session_"+f.step+"_last_seconds", f.what+", in the last one.", f.Last.Seconds(), who...)
 		s.Add(Gauge, "lockstep_session_"+f.step+"_max_seconds", f.what+", in the longest one.", f.Max.Seconds(), who...)
 	}
+	s.Add(Gauge, "lockstep_session_telling_seconds", "For how long the session has waited for a subscriber of events, or for its log, to return; 0: it does not wait.", in.Telling.Seconds(), who...)
 	if mode == event.ModePrimary {
 		addPrimary(s, in, who)
 	}

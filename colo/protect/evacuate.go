@@ -2,6 +2,7 @@ package protect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,16 +23,26 @@ func (j *Job) comesIntoStep(s *session) {
 // evacuate brings the guest to the secondary, which has just got a whole copy of it, away
 // from a disk here that had failed before the session began. A switchover that does not
 // come about ends the session, as any does, and the guest is then settled as in the
-// session in which a disk fails.
+// session in which a disk fails; but while the arbiter is known not to answer the pair stays in step, since
+// nobody could be granted the guest, and it is tried again when the arbiter does.
 func (j *Job) evacuate(s *session, why error) {
 	j.inBackground(func() {
 		ctx, end := j.while(context.Background(), Protected, SwitchingOver, Asking)
 		defer end()
-		if j.session() != s {
-			return
-		}
-		if err := j.Switchover(ctx); err != nil {
+		for j.session() == s {
+			err := j.Switchover(ctx)
+			if err == nil {
+				return
+			}
 			j.note(fmt.Errorf("%w: %w", err, why))
+			if !errors.Is(err, errNoArbiter) {
+				return
+			}
+			for first := true; first || j.asked.away.Load(); first = false {
+				if wait.For(ctx, maxRedial) != nil {
+					return
+				}
+			}
 		}
 	})
 }

@@ -201,6 +201,7 @@ func (j *Job) Run(ctx context.Context) error {
 	if len(j.cfg.Disks) > 0 {
 		group.Go(func() { j.watchDisks(tools) })
 	}
+	group.Go(func() { j.watchSubscribers(tools) })
 	for i, n := range j.cfg.Network {
 		group.Go(func() {
 			h := NetworkHost{Gate: j.keeper.Gate(), Checkpoint: j.request}

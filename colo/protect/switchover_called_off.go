@@ -2,6 +2,7 @@ package protect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -13,7 +14,7 @@ import (
 // it to nobody; the secondary has promised not to claim it, and was not told to go on. Whatever ends
 // the session at this moment finds the state that says so, or one in which a switchover is no more.
 func (j *Job) callOff(s *session, verb input, why error) bool {
-	if j.diskFailed() != nil {
+	if j.diskFailed() != nil && !errors.Is(why, errNoArbiter) { // which is before the guest stands still for it
 		return false
 	}
 	if _, err := j.enter(calledOff, fmt.Sprintf("the %v was given up: %v", verb, why), s); err != nil {

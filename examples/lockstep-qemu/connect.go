@@ -17,7 +17,7 @@ import (
 // listen opens addr. It returns the address as a QEMU's migrate command wants it.
 func listen(addr string) (net.Listener, string, error) {
 	network, address := qmp.Split(addr)
-	l, err := socket.Listen(network, address)
+	l, err := socket.ListenPrivate(network, address)
 	if err != nil {
 		return nil, "", err
 	}

@@ -18,6 +18,7 @@ import (
 type fakeQEMU struct {
 	addr  string
 	oob   bool // what it hears out of band is answered all the same
+	kept  bool // it hangs until its migration is yanked
 	alone bool // nobody is where its guest is sent to
 	every int  // milliseconds between two checkpoints
 
@@ -27,6 +28,7 @@ type fakeQEMU struct {
 	status  string   // of the guest
 	migrate string   // the status of the migration
 	jobs    map[string]bool
+	waiting []func()      // what it has not answered
 	hung    chan struct{} // closed when it hangs
 }
 
@@ -79,6 +81,17 @@ func (q *fakeQEMU) step(name string) bool {
 	return false
 }
 
+// goesOn has it answer what it has not answered, and hang no more.
+func (q *fakeQEMU) goesOn() {
+	q.mu.Lock()
+	waiting := q.waiting
+	q.hangsAt, q.waiting = -1, nil
+	q.mu.Unlock()
+	for _, answer := range waiting {
+		answer()
+	}
+}
+
 // stands returns the step at which it hangs.
 func (q *fakeQEMU) stands() string {
 	q.mu.Lock()
@@ -102,12 +115,23 @@ func (q *fakeQEMU) serve(conn net.Conn) {
 			return
 		}
 		if c.OOB != "" && q.oob {
+			q.mu.Lock()
+			q.steps = append(q.steps, c.OOB)
+			q.mu.Unlock()
 			fmt.Fprintf(conn, `{"return": {}, "id": %d}`+"\r\n", c.ID)
+			if q.kept && c.OOB == "yank" {
+				q.goesOn()
+			}
 			continue
 		}
+		answer := func() { fmt.Fprintf(conn, `{"return": %s, "id": %d}`+"\r\n", q.answer(c.Execute, c.Args), c.ID) }
 		if q.step(c.Execute + c.OOB) {
-			fmt.Fprintf(conn, `{"return": %s, "id": %d}`+"\r\n", q.answer(c.Execute, c.Args), c.ID)
+			answer()
+			continue
 		}
+		q.mu.Lock()
+		q.waiting = append(q.waiting, answer)
+		q.mu.Unlock()
 	}
 }
 

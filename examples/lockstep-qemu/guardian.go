@@ -47,7 +47,7 @@ type guardian struct {
 	got        time.Time              // when it last received more of a checkpoint, see received
 	dead       bool                   // the guest's QEMU has ended, and answers nothing that it still owes
 	exited     bool                   // COLO_EXIT since the last migrate
-	hangs      bool                   // the QEMU has taken no order for a while, see takesOrders
+	hangs      string                 // how the QEMU has taken no order for a while, see takesOrders
 	ran        bool                   // the guest has been seen to run since it was last seen stopped
 	still      bool                   // an operator wants the guest to stand, and has it
 	settling   int                    // what stops it, and runs it again, by itself: see expectStop

@@ -165,8 +165,8 @@ func (g *guardian) waits() string {
 	switch {
 	case g.status.State != standby.Asking.String():
 		return ""
-	case g.hangs:
-		return "the QEMU takes no orders, not even out of band; if it hangs, kill it, and the guest goes on here"
+	case g.hangs != "":
+		return g.hangs + "; if it hangs, kill it, and the guest goes on here"
 	}
 	return fmt.Sprintf("the guardian asks the arbiter whether the guest goes on there without this copy (%s)", g.status.Why)
 }

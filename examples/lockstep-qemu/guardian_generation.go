@@ -154,38 +154,6 @@ func short(err error) string {
 	return text[:min(len(text), 500)]
 }
 
-// takesOrders returns true when the QEMU answers, and false when ctx ends. One that does not,
-// though its migration keeps nothing from it out of band, hangs as a whole, and its guest with
-// it: it cannot be told to run on without its standby. Were the copy that the standby has made old all
-// the same, and the QEMU killed next, as one that hangs is, the guest would be lost.
-func (g *guardian) takesOrders(ctx context.Context) bool {
-	defer g.set(func() { g.hangs = false })
-	for said := false; ; {
-		m := g.monitor()
-		if m == nil || !m.OOB { // its monitor waits for a migration, or hangs: nobody can say
-			return true
-		}
-		ask, cancel := context.WithTimeout(ctx, time.Second)
-		err := m.DoOOB(ask, "query-yank", nil, nil)
-		cancel()
-		switch {
-		case answered(err):
-			return true
-		case ctx.Err() != nil:
-			return false
-		case !said && errors.Is(err, context.DeadlineExceeded): // and not dead, which the watch tells
-			said = true
-			g.set(func() { g.hangs = true })
-			g.p.warn("the QEMU at %s takes no orders, not even out of band: nothing is decided until it does. If it hangs, kill it, and the guest goes on at the standby", g.qmp)
-		}
-		select {
-		case <-time.After(tick):
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
 // answered asks for the next generation until there is an answer, and tells guard the answer:
 // the guest may be standing until then.
 func (g *guardian) answered(ctx context.Context, note string) {

@@ -27,9 +27,7 @@ func (g *guardian) rescue(ctx context.Context) error {
 	// The guest waits for a write that waits for the standby's copy. All are tried at a time: a QEMU that
 	// hangs keeps this from what else there is to do, and systemd's watchdog from its word.
 	var yanks sync.WaitGroup
-	for _, d := range g.disks {
-		yanks.Go(func() { g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()}) })
-	}
+	g.yankDisks(ctx, &yanks)
 	yanks.Wait()
 	if len(g.disks) > 0 && g.releasing.TryLock() { // otherwise they are being given up already
 		defer g.all.Go(func() { defer g.releasing.Unlock(); g.unmirrored(ctx, stand) })
@@ -106,6 +104,13 @@ func (g *guardian) lostHeartbeat(ctx context.Context) error {
 		err = nil
 	}
 	return err
+}
+
+// yankDisks shuts the connections over which the disks are copied.
+func (g *guardian) yankDisks(ctx context.Context, all *sync.WaitGroup) {
+	for _, d := range g.disks {
+		all.Go(func() { g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()}) })
+	}
 }
 
 // yank shuts a connection of the QEMU, out of band: its monitor may be waiting for

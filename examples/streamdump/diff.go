@@ -119,12 +119,10 @@ func readOnce(o options, name string, devices *vmstate.VMDesc, stdin io.Reader, 
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, inWords(err, r)
 	}
 	s, err := diff.Read(r, cfg)
-	if errors.Is(err, io.EOF) {
-		err = errors.New("offset 0: the input is empty")
-	}
+	err = inWords(err, r)
 	for err == nil { // to the end of what is packed, where its checksum is
 		if _, ok := r.PeekByte(); !ok {
 			return s, r.Failure()

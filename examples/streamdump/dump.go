@@ -64,9 +64,7 @@ func dump(o options, in io.Reader, stdout, stderr io.Writer) error {
 	if err == nil {
 		err = d.stream()
 	}
-	if errors.Is(err, io.EOF) {
-		err = errors.New("offset 0: the input is empty")
-	}
+	err = inWords(err, d.r)
 	d.progress.done()
 	if err == nil && d.verify != nil {
 		err = d.verify.end(d.r.Offset())

@@ -105,6 +105,17 @@ func open(in io.Reader) (input, error) {
 	return input{r: r, note: fmt.Sprintf("the input is %s; offsets are those of what is in it", w.name)}, nil
 }
 
+// inWords says where the input ends, if err is that it does. r has read it; nil: nobody has.
+func inWords(err error, r *qemufile.Reader) error {
+	switch {
+	case errors.Is(err, io.EOF):
+		return errors.New("offset 0: the input is empty")
+	case errors.Is(err, io.ErrUnexpectedEOF) && r != nil && (errors.Is(r.Err(), io.ErrUnexpectedEOF) || errors.Is(r.Err(), io.EOF)):
+		return fmt.Errorf("%w: the input ends at offset %d, and at least a byte more belongs there: it was cut off, or is still being written", err, r.Offset()+int64(r.Buffered()))
+	}
+	return err
+}
+
 // wrapper returns which of wrappers begins with head, or -1.
 func wrapper(head []byte) int {
 	for i, w := range wrappers {

@@ -427,3 +427,26 @@ func TestALongStreamTakesLittleMemory(t *testing.T) {
 		t.Errorf("%s", d.out.String())
 	}
 }
+
+// Whoever has such a file wants to know how much of it there is, and that more belongs there.
+func TestAnInputThatEndsTooSoonIsToldWithThePlaceWhereItDoes(t *testing.T) {
+	stream := colo(t)
+	whole := filepath.Join(t.TempDir(), "whole")
+	if err := os.WriteFile(whole, stream, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{1, 3, 4, 7, 8, 11, len(stream) / 2, len(stream) - 10} {
+		want := fmt.Sprintf("the input ends at offset %d, and at least a byte more belongs there: it was cut off", n)
+		status, _, stderr := run(stream[:n], "-colo")
+		if status != 1 || strings.Count(stderr, want) != 1 {
+			t.Errorf("of %d bytes: status %d, %s", n, status, stderr)
+		}
+		if n > 11 {
+			continue
+		}
+		status, _, stderr = run(stream[:n], "-diff", whole)
+		if status != 1 || strings.Count(stderr, want) != 1 {
+			t.Errorf("-diff of %d bytes: status %d, %s", n, status, stderr)
+		}
+	}
+}
