@@ -295,6 +295,13 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-short", "-run=Growth|Grows", "."},
 	},
 	{
+		What:  "a checkpoint goes over the connection that a growth has replaced",
+		File:  "primary.go",
+		Old:   "if p.link.Load() != f { // the disk has grown",
+		New:   "if false { // the disk has grown",
+		Tests: []string{"-short", "-run=WhileADiskGrows", "."},
+	},
+	{
 		What:  "what is read of a secondary that is gone is believed",
 		File:  "verify_online.go",
 		Old:   "if err := v.f.gone(); err != nil { // what was read",

@@ -416,12 +416,16 @@ func (p *Primary) mark(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := f.mayHold(epoch); err != nil {
+	if err := f.mayHold(epoch); err != nil && p.link.Load() == f {
 		return err // before waiting for writers, which may themselves wait for Loaded
 	}
 	// A write that has reached the disk but not the forwarder belongs to
 	// this epoch.
 	h := p.lockAll()
+	if p.link.Load() != f { // the disk has grown meanwhile, and this is the connection of before
+		p.locks.unlock(h)
+		return p.mark(ctx, epoch)
+	}
 	p.peer.marked()
 	p.room.marked()
 	err = f.beginHold(epoch)

@@ -13,7 +13,7 @@ func boot(ctx context.Context, o options, c *console, p *printer) (err error) {
 	if err := o.hw.probe(); err != nil {
 		return err
 	}
-	d, err := openDisk(o)
+	d, err := openDisk(o, nil)
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,9 @@ type image interface {
 	io.Closer
 }
 
-// openDisk opens this host's image, and its journal.
-func openDisk(o options) (_ *disk, err error) {
+// openDisk opens this host's image, and its journal. grown is called when the disk of a guest that is
+// protected has become longer, with its length in bytes.
+func openDisk(o options, grown func(size int64)) (_ *disk, err error) {
 	if o.disk == "" {
 		return nil, nil
 	}
@@ -57,7 +58,7 @@ func openDisk(o options) (_ *disk, err error) {
 		d.fresh = m.Held() == 0 && m.Identity().Disk == (replication.ID{})
 	}
 	d.handle, err = protect.NewDisk(protect.DiskConfig{
-		Name: "disk", Image: d.image, Journal: d.journal, OverlayBytes: int64(o.overlay),
+		Name: "disk", Image: d.image, Journal: d.journal, OverlayBytes: int64(o.overlay), Grown: grown,
 	})
 	return d, err
 }

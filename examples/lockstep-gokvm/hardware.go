@@ -55,6 +55,7 @@ type machine interface {
 	DirtyLog() ram.DirtyLog
 	ReceivePacket([]byte) error
 	Input([]byte) (int, error)
+	DiskGrown(size int64) error
 	Close() error
 }
 

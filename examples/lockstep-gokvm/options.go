@@ -57,7 +57,9 @@ of -qmp hands the guest over to the other host; so does the end of the program b
 a signal where the guest is protected. When the guest switches itself off, both
 sides end. The console is where the guest runs; Ctrl-A x ends it, Ctrl-A h lists
 more keys. What the guest says there is shown at once, and waits for no checkpoint:
-after a takeover some of it may be missing, or come twice.
+after a takeover some of it may be missing, or come twice. The command block_resize of
+-qmp, with {"device": "disk", "size": BYTES}, makes the disk of both hosts longer while the
+guest runs, and tells the guest ("grown").
 
 Who goes on? A host that has not heard the other one for -lost-after waits until that
 one may not act for the guest any more (-term), and takes the guest. If both live, and

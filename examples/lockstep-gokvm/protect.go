@@ -70,7 +70,7 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 			h.decided()
 		}
 	}()
-	d, err := openDisk(o)
+	d, err := openDisk(o, h.diskGrown)
 	if err != nil {
 		return err
 	}
@@ -211,6 +211,15 @@ func (h *host) reach() error {
 	peer.Port, err = protect.NewPort(l, peer.PortConfig)
 	h.peer = peer
 	return err
+}
+
+// diskGrown tells the guest that its disk has become longer. The job calls it, which is made after the machine.
+func (h *host) diskGrown(size int64) {
+	if err := h.guest.DiskGrown(size); err != nil {
+		h.p.say("the guest is not told that its disk has %d bytes: %s", size, oneLine(err))
+		return
+	}
+	h.p.phase("grown", "the guest's disk has %d bytes", size)
 }
 
 // ask asks the other host how it stands, once.

@@ -45,14 +45,33 @@ func (d *platter) Sync() error {
 	return nil
 }
 
-func (d *platter) Size() int64 { return int64(len(d.b)) }
+func (d *platter) Size() int64 {
+	d.p.w.mu.Lock()
+	defer d.p.w.mu.Unlock()
+	return int64(len(d.b))
+}
 
 func (d *platter) Close() error { return nil }
 
 // A simImage is a store that a process has opened.
 type simImage struct {
 	platter
-	meta *replication.Metadata
+	meta  *replication.Metadata
+	store *store
+}
+
+// Grow implements replication.Grower.
+func (i *simImage) Grow(size int64) error {
+	i.p.w.mu.Lock()
+	defer i.p.w.mu.Unlock()
+	if i.p.dead {
+		return os.ErrClosed
+	}
+	if n := size - int64(len(i.store.disk)); n > 0 {
+		i.store.disk = append(i.store.disk, make([]byte, n)...)
+	}
+	i.b = i.store.disk
+	return nil
 }
 
 func (i *simImage) Metadata() (*replication.Metadata, error) { return i.meta, nil }

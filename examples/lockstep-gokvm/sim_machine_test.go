@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -25,6 +26,7 @@ type simMachine struct {
 	ends    chan error // what ends the guest by itself
 	console *console
 	stuck   error // Resume fails with it
+	told    atomic.Int64
 }
 
 func (m *simMachine) Resume(ctx context.Context) error {
@@ -85,5 +87,8 @@ func (m *simMachine) Run(ctx context.Context) error {
 func (m *simMachine) DirtyLog() ram.DirtyLog { return m.VM }
 
 func (m *simMachine) ReceivePacket([]byte) error { return nil }
+
+// DiskGrown notes how long the guest was told that its disk is.
+func (m *simMachine) DiskGrown(size int64) error { m.told.Store(size); return nil }
 
 func (m *simMachine) Input(p []byte) (int, error) { return len(p), nil }

@@ -133,7 +133,9 @@ func (w *simWorld) launch(host, mode string, args []string, run func(context.Con
 			}
 			disk := w.disks[host]
 			m, err := replication.OpenMetadata(&platter{p, disk.meta})
-			return &simImage{platter{p, disk.disk}, m}, true, err
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return &simImage{platter{p, disk.disk}, m, disk}, true, err
 		},
 		notify: func(c chan<- os.Signal, sig ...os.Signal) {
 			w.mu.Lock()

@@ -179,7 +179,7 @@ func passedInside(t *testing.T, results map[string]string, names ...string) {
 // The tests of kvm/gokvmhost that need hardware virtualization and a Linux kernel
 // run inside a machine, which has both: a Linux guest goes through chains of saving and
 // loading with one vCPU and with two, is rolled back again and again, takes devices away and
-// back, looks at its clocks, and stands still for long. (The long form of these tests has more kinds of guests.) Each
+// back, looks at its clocks, stands still for long, and sees its disk become longer. (The long form of these tests has more kinds of guests.) Each
 // has a machine of its own: one that the emulator spoils costs one test.
 func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
@@ -190,6 +190,7 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 		"TestLinuxTakesItsDevicesAwayAndBackThrough20Generations",
 		"TestLinuxSeesItsClocksNeitherStopNorStep",
 		"TestLinuxSurvivesALongPause",
+		"TestLinuxSeesItsDiskBecomeLonger",
 	} {
 		t.Run(test, func(t *testing.T) {
 			t.Parallel()

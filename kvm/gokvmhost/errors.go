@@ -21,6 +21,8 @@ var (
 	ErrFull = pc.ErrFull
 	// ErrFrame: an Ethernet frame must have 14 to 65,535 bytes.
 	ErrFrame = pc.ErrFrame
+	// ErrDiskSize: a disk does not become shorter, and is not longer than what holds it.
+	ErrDiskSize = pc.ErrDiskSize
 	// ErrKernel: what was to be booted is no kernel that LoadLinux knows, or does
 	// not fit into the guest's memory.
 	ErrKernel = pc.ErrKernel

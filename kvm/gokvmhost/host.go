@@ -252,6 +252,12 @@ func (h *Host) ReceivePacket(frame []byte) error {
 	return cards[0].ReceivePacket(frame)
 }
 
+// DiskGrown tells the guest that its disk has become size bytes long; see the method of pc.Machine. It
+// can be what protect.DiskConfig.Grown calls.
+func (h *Host) DiskGrown(size int64) error {
+	return h.pc.DiskGrown(0, size)
+}
+
 // Input types p on the guest's first serial port, and returns how many bytes there
 // was room for; less than all of them come with ErrFull.
 func (h *Host) Input(p []byte) (int, error) { return h.pc.Input(p) }

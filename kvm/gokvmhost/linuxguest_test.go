@@ -149,6 +149,9 @@ func guestInit() {
 		go func() { fatal("randomness", guestRandom(say)) }()
 	}
 	go guestConsole(say)
+	if os.Getenv(growEnv) != "" {
+		go guestLengths(say)
+	}
 	if os.Getenv(clocksEnv) != "" {
 		go guestClocks(say)
 	}

@@ -126,6 +126,7 @@ func linuxInitrd(t *testing.T, dir string) []byte {
 type place struct {
 	host
 	boots func(kernel, initrd io.ReaderAt, cmdline string) error
+	grown func(size int64) error // the guest's first disk
 	t     *testing.T
 	reg   vmstate.Registry
 	mem   []byte
@@ -182,6 +183,7 @@ func (l *linux) newPlace() *place {
 		m, err := pc.Create(pc.Config{VCPUs: l.vcpus, Memory: linuxMemory, Devices: devices})
 		must(l.t, err)
 		p.host, p.boots, back = m, m.LoadLinux, m.Cards()[0].ReceivePacket
+		p.grown = func(size int64) error { return m.DiskGrown(0, size) }
 		if l.more {
 			back2 = m.Cards()[1].ReceivePacket
 		}
@@ -189,7 +191,7 @@ func (l *linux) newPlace() *place {
 		m := newMachine(l.t, gokvmhost.MachineConfig{VCPUs: l.vcpus, Memory: linuxMemory})
 		h, err := gokvmhost.Attach(m, gokvmhost.Config{Console: l.console, Disk: l.disk, Uplink: echo{0, &back}, MAC: mac, Log: log})
 		must(l.t, err)
-		p.host, back = h, h.ReceivePacket
+		p.host, p.grown, back = h, h.DiskGrown, h.ReceivePacket
 		p.boots = func(kernel, initrd io.ReaderAt, cmdline string) error {
 			return gokvmhost.LoadLinux(m, kernel, initrd, cmdline)
 		}

@@ -75,6 +75,9 @@ func (h *Host) KeepDirty(block string, pages []uint64) bool { return false }
 // IdleCPUs returns 0.
 func (h *Host) IdleCPUs() int { return 0 }
 
+// DiskGrown fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) DiskGrown(size int64) error { return errPlatform }
+
 // ReceivePacket fails with an error that wraps errors.ErrUnsupported.
 func (h *Host) ReceivePacket(frame []byte) error { return errPlatform }
 

@@ -108,7 +108,8 @@ type Place struct {
 type Storage interface {
 	io.ReaderAt
 	io.WriterAt
-	// Size returns the length in bytes, of which whole sectors of 512 are used.
+	// Size returns the length in bytes, of which whole sectors of 512 are used. It may grow; Machine.DiskGrown
+	// tells the guest. Any goroutine may call it, and it does not wait.
 	Size() int64
 	// Sync returns when every write that was answered before is stable. It is called where
 	// the guest asks for it, and after each write of a guest whose driver never asks. It may be

@@ -40,6 +40,9 @@
 // device has reads as all ones. The virtio devices are legacy ones on bus 0: the bridge is
 // in slot 0, and [Place] says where the others are.
 //
+// A disk can become longer while its guest runs ([Machine.DiskGrown]). Its length is state, with which a
+// guest goes on wherever the Storage is at least as long.
+//
 // # Pausing
 //
 // Pause stops the vCPUs, then waits for the devices to complete what they have

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/gocolo/lockstep/kvm/internal/bzimage"
+	"github.com/gocolo/lockstep/kvm/internal/device"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -22,6 +23,8 @@ var (
 	// ErrFrame: an Ethernet frame must have 14 to 65,535 bytes, and a header in front of it
 	// must fit it.
 	ErrFrame = errors.New("pc: bad frame")
+	// ErrDiskSize: a disk does not become shorter, and is not longer than its Storage.
+	ErrDiskSize = device.ErrDiskSize
 	// ErrSource: a Source has returned, without an error, before it was asked to.
 	ErrSource = errors.New("pc: a network card's source has ended")
 	// ErrKernel: what was to be booted is no kernel that LoadLinux knows, or does

@@ -22,8 +22,14 @@ import (
 func Example_protected() {
 	run := func(ctx context.Context, name string, start bool, peer protect.Peer, arbiter failover.Arbiter,
 		kernel, initrd io.ReaderAt, root, data replication.Disk) error {
+		var m *pc.Machine
 		var disks []*protect.Disk
-		for _, d := range []protect.DiskConfig{{Name: "root", Image: root}, {Name: "data", Image: data}} {
+		for i, d := range []protect.DiskConfig{{Name: "root", Image: root}, {Name: "data", Image: data}} {
+			d.Grown = func(size int64) {
+				if err := m.DiskGrown(i, size); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+				}
+			}
 			d, err := protect.NewDisk(d)
 			if err != nil {
 				return err
@@ -37,7 +43,6 @@ func Example_protected() {
 		if err != nil {
 			return err
 		}
-		var m *pc.Machine
 		nic, err := protect.NewProxy(protect.ProxyConfig{
 			Uplink: wire, VNetHdr: header,
 			Deliver: func(frame []byte) error { return m.Cards()[0].ReceivePacket(frame) },

@@ -81,6 +81,9 @@ func (m *Machine) Cards() []*Card { return nil }
 // Places returns nil.
 func (m *Machine) Places() []Place { return nil }
 
+// DiskGrown fails with an error that wraps errors.ErrUnsupported.
+func (m *Machine) DiskGrown(disk int, size int64) error { return errPlatform }
+
 // Input fails with an error that wraps errors.ErrUnsupported.
 func (m *Machine) Input(p []byte) (int, error) { return 0, errPlatform }
 

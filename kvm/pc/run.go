@@ -182,7 +182,7 @@ func (m *Machine) open() {
 	m.gate.Open()
 	m.serial.Kick()
 	for _, d := range m.disks {
-		d.Kick()
+		d.Opened()
 	}
 	if m.rng != nil {
 		m.rng.Kick()

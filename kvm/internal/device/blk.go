@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
@@ -55,9 +56,9 @@ type Blk struct {
 	virtio
 	backend Backend
 	id      string
-	sectors uint64
 	servers []*blkServer
-	untold  bool // a flush has failed of which no driver has heard; under mu
+	untold  bool   // a flush has failed of which no driver has heard; under mu
+	has     uint64 // sectors that it is to have, of which the guest may not have been told; under mu
 }
 
 // blkServer serves one request at a time.
@@ -66,6 +67,7 @@ type blkServer struct {
 	buf    []byte
 	list   []segment // of the request: what is read, then what is written
 	stable bool      // a write is made stable before it is answered
+	length uint64    // sectors that the guest was told of when the step began
 	flush  bool      // step has left a request for which the backend is to be flushed
 }
 
@@ -81,15 +83,16 @@ func NewBlk(backend Backend, requests int, id string, mem *Memory, line Line, lo
 	b := &Blk{
 		backend: backend,
 		id:      id,
-		sectors: uint64(max(backend.Size(), 0)) / SectorSize,
+		has:     sectorsOf(backend.Size()),
 	}
 	for range min(max(requests, 1), MaxRequests) {
 		b.servers = append(b.servers, &blkServer{Blk: b, buf: make([]byte, blkChunk), list: make([]segment, 0, QueueSize)})
 	}
 	config := make([]byte, 60)
-	binary.LittleEndian.PutUint64(config, b.sectors)
+	binary.LittleEndian.PutUint64(config, b.has)
 	binary.LittleEndian.PutUint32(config[12:], QueueSize-2) // segments beside header and status
 	b.init(1, blkSegMax|blkFlush, config, mem, line, log)
+	b.varies, b.settled = blkCapacity, b.tell
 	b.queues[0].parts, b.saved.queues[0].parts = true, true
 	b.notify = func(int) { b.work.kick() }
 	return b
@@ -128,7 +131,7 @@ func (b *blkServer) step() (more bool) {
 	// The next chain uses the segments of the queue again.
 	b.list = append(append(b.list[:0], c.out...), c.in...)
 	c.out, c.in = b.list[:len(c.out)], b.list[len(c.out):]
-	b.stable = b.features&blkFlush == 0
+	b.stable, b.length = b.features&blkFlush == 0, b.sectors()
 	b.busy++
 	if len(b.servers) > 1 && (q.waiting() >= 0 || q.more()) {
 		b.work.kick()
@@ -197,8 +200,8 @@ func (b *blkServer) serve(c chain, r *begun, out, in uint64) (status uint8, writ
 }
 
 // within reports whether n bytes from a sector on are whole sectors of the disk.
-func (b *Blk) within(sector, n uint64) bool {
-	return n%SectorSize == 0 && sector <= b.sectors && n/SectorSize <= b.sectors-sector
+func (b *blkServer) within(sector, n uint64) bool {
+	return n%SectorSize == 0 && sector <= b.length && n/SectorSize <= b.length-sector
 }
 
 // read performs a part of a request for n bytes from off on.
@@ -242,5 +245,11 @@ func (b *Blk) answer(op string, err error) uint8 {
 }
 
 // VMState implements vmstate.Device. A paused disk serves no request, so there is
-// nothing but its registers and queue, with the requests of which a part was performed.
-func (b *Blk) VMState(f *vmstate.Fields) { b.fields(f, 0) }
+// nothing but its registers and queue, with the requests of which a part was performed. How long the
+// guest was told that its disk is comes with the configuration. The backend must be at least as long.
+func (b *Blk) VMState(f *vmstate.Fields) {
+	b.fields(f, 0)
+	if n, here := binary.LittleEndian.Uint64(b.wire), sectorsOf(b.backend.Size()); f.Loading() && f.Err() == nil && n > here {
+		f.Fail(&vmstate.FieldError{Field: "capacity", Err: fmt.Errorf("the guest's disk has %d sectors of %d bytes, the one here %d: %w", n, SectorSize, here, vmstate.ErrValue)})
+	}
+}

@@ -26,7 +26,13 @@ const (
 // VirtioPorts is the number of ports of a virtio device.
 const VirtioPorts = 0x100
 
-const isrQueue = 1
+// Bits of regISR, and of regStatus.
+const (
+	isrQueue  = 1
+	isrConfig = 2
+
+	statusDriverOK = 4 // the driver has set the device up
+)
 
 // virtio is the common part of the legacy virtio devices. mu guards all of it, except that
 // a device works on chains without mu while busy is not 0. A call that would take the rings
@@ -43,9 +49,12 @@ type virtio struct {
 	faults seldom // of what the host has behind the device
 	can    uint32 // features that this host can offer
 	config []byte
-	wire   []byte      // config as it was loaded
+	wire   []byte      // config as it was saved, or loaded
+	varies int         // so many bytes at the beginning of config are state, the others the same on all hosts
 	notify func(q int) // called without mu
-	work   worker      // wakes the goroutine that serves the device
+	// settled, if it is not nil, is called with mu held when the driver has written its status.
+	settled func()
+	work    worker // wakes the goroutine that serves the device
 
 	virtioState
 	saved virtioState
@@ -130,6 +139,9 @@ func (v *virtio) Out(off uint16, p []byte) error {
 		if v.status = uint8(x); x == 0 {
 			v.reset()
 		}
+		if v.settled != nil {
+			v.settled()
+		}
 	}
 	v.mu.Unlock()
 	return nil
@@ -200,6 +212,7 @@ func (v *virtio) Save() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.copyState(&v.saved, &v.virtioState)
+	copy(v.wire, v.config)
 }
 
 // Apply implements State.
@@ -207,6 +220,7 @@ func (v *virtio) Apply() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.copyState(&v.virtioState, &v.saved)
+	copy(v.config[:v.varies], v.wire)
 	v.irq.force(v.isr != 0)
 }
 
@@ -229,13 +243,10 @@ func (v *virtio) copyState(to, from *virtioState) {
 // not, and goes on without them.
 func (v *virtio) fields(f *vmstate.Fields, optional uint32) {
 	s := &v.saved
-	if !f.Loading() {
-		copy(v.wire, v.config)
-	}
 	f.Uint32("offered", &s.offered)
 	f.Check("features that this host can offer", s.offered&^v.can == 0 && v.can&^(s.offered|optional) == 0)
 	f.Bytes("config", v.wire)
-	f.Check("the same configuration", bytes.Equal(v.wire, v.config))
+	f.Check("the same configuration", bytes.Equal(v.wire[v.varies:], v.config[v.varies:]))
 	f.Uint32("features", &s.features)
 	f.Check("features offered", s.features&^s.offered == 0)
 	f.Uint16("queue_sel", &s.selected)

@@ -18,7 +18,18 @@ type Disk struct {
 func NewDisk(size int) *Disk { return &Disk{Data: make([]byte, size)} }
 
 // Size returns the size in bytes.
-func (d *Disk) Size() int64 { return int64(len(d.Data)) }
+func (d *Disk) Size() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return int64(len(d.Data))
+}
+
+// Grow makes the disk longer, by zeros.
+func (d *Disk) Grow(size int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.Data = append(d.Data, make([]byte, size-len(d.Data))...)
+}
 
 // Sync does nothing: what is written is there.
 func (d *Disk) Sync() error { return nil }
