@@ -55,7 +55,8 @@ var bounds = map[string][]bound{
 		{"replication/nbd", "MaxConns", []string{"TestFullServerLetsInWhoComesNextWhenSomebodyLeaves"}},
 		{"replication/nbd", "maxName", []string{"TestANameIsAtMostAsLongAsItMayBe", "TestAQueryHasNamesAsLongAsTheyMayBe"}},
 	},
-	"a disk, whatever": {{"replication", "maxSize", []string{"TestDisksThatNoMemoryIsEnoughForAreRefused"}}},
+	"a disk, whatever":            {{"replication", "maxSize", []string{"TestDisksThatNoMemoryIsEnoughForAreRefused"}}},
+	"how long the other host can": {{"colo/protect", "DefaultMaxSize", []string{"TestADiskThatTheOtherHostCannotMakeLongerStaysAsItIs"}}},
 	"a packet between the hosts": {
 		{"colo/filter", "MaxFrame", []string{"TestGreatestFrameIsCarried", "colo/compare.TestOversizedFrame"}},
 		{"colo/filter", "MaxVNetHdr", []string{"TestBadFramesAreErrorsThatSayWhere"}},

@@ -26,7 +26,8 @@
 // ([github.com/gocolo/lockstep/colo/proxy], or a filter.Buffer of
 // [github.com/gocolo/lockstep/colo/filter]), the disks
 // ([github.com/gocolo/lockstep/replication]), a heartbeat
-// ([github.com/gocolo/lockstep/failover/heartbeat]) and the arbiter.
+// ([github.com/gocolo/lockstep/failover/heartbeat]) and the arbiter. A host that has all
+// that and changes to colo/protect finds in docs/architecture.md what takes its place.
 //
 // # To choose an arbiter
 //

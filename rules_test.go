@@ -318,6 +318,23 @@ func TestExamplesNoticeThatTheirOutputIsNotWritten(t *testing.T) {
 	}
 }
 
+// A program that runs a guest, or keeps one for another host, does not die with whoever reads what it prints.
+func TestProgramsWithAGuestOutliveTheirReaders(t *testing.T) {
+	mains, err := filepath.Glob("examples/*/main.go")
+	if err != nil || len(mains) < 6 {
+		t.Fatalf("%d programs, %v", len(mains), err)
+	}
+	for _, name := range mains {
+		switch filepath.Base(filepath.Dir(name)) {
+		case "netcompare", "streamdump": // they do nothing but print
+			continue
+		}
+		if !strings.Contains(read(t, name), "cli.OutliveReader()") {
+			t.Errorf("%s: SIGPIPE ends the program, and the guest with it", name)
+		}
+	}
+}
+
 // Whoever knows what one program says of a wrong command line knows it of all.
 func TestProgramsReadTheirCommandLinesInOneWay(t *testing.T) {
 	mains, err := filepath.Glob("examples/*/main.go")

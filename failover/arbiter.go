@@ -27,7 +27,9 @@ type Arbiter interface {
 	Acquire(ctx context.Context, c Claim) (Grant, error)
 
 	// Renew prolongs a grant by its term and replaces the record's note. The
-	// grant that it returns is g with a later Sent.
+	// grant that it returns is g with a later Sent. A grant whose term has run out
+	// is renewed as long as nobody else has got the guest. The rules are those of
+	// [Record.Renew].
 	Renew(ctx context.Context, g Grant, note string) (Grant, error)
 
 	// Release gives the guest back, with a last note, so that the next claim

@@ -29,8 +29,8 @@ const (
 	msrOSVWStatus   = 0xc0010141
 )
 
-// System lists the capabilities of KVM on this host that a VM needs. It is read once,
-// never changes, but for what is found out later, and may be shared.
+// System lists the capabilities of KVM on this host that a VM needs. It is read once, and VMs
+// may share it. In it only what is found out later changes.
 type System struct {
 	msrs       []uint32 // to save, in the order to restore
 	features   []uint32 // MSRs that list features, which KVM does not change once a vCPU has run

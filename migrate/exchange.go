@@ -33,7 +33,7 @@ func (s *Source) begin(ctx context.Context, c Conn, recovering bool) *exchange {
 		done: make(chan struct{}), quit: make(chan struct{}),
 	}
 	lengths := make(map[string]uint64)
-	// The function that runs here returns no error.
+	// Blocks returns the error of its function, and this one returns none.
 	_ = s.cfg.Memory.Blocks(func(name string, n uint64) error {
 		lengths[name] = n
 		return nil

@@ -41,12 +41,12 @@ func TestAnEndAndAFailureAreToldApart(t *testing.T) {
 			}
 		})
 	}
-	// A value that is cut is no end between two values.
+	// A stream that ends within a value has failed: only between two values may it end.
 	cut := NewReader(bytes.NewReader([]byte{1}))
 	if cut.BE32(); !errors.Is(cut.Failure(), io.ErrUnexpectedEOF) {
 		t.Errorf("within a value: %v", cut.Failure())
 	}
-	// What a caller has refused is a failure, whatever comes.
+	// A stream that a caller has refused has failed, though more of it could be read.
 	refused := NewReader(bytes.NewReader([]byte{1}))
 	if refused.Fail(boom); !errors.Is(refused.Failure(), boom) {
 		t.Errorf("refused: %v", refused.Failure())

@@ -25,10 +25,10 @@ const SectorSize = 512
 // the old content of whole blocks.
 const BlockSize = 4096
 
-// Disk is random access storage of a fixed size. All methods may be called
-// from several goroutines at the same time; calls whose ranges overlap while
-// they run have no defined order. A slice passed in is not kept, and an
-// access beyond Size is an error.
+// Disk is random access storage, whose size changes only by the Grow of a [Grower].
+// All methods may be called from several goroutines at the same time; calls whose
+// ranges overlap while they run have no defined order. A slice passed in is not
+// kept, and an access beyond Size is an error.
 type Disk interface {
 	io.ReaderAt
 	io.WriterAt

@@ -37,7 +37,7 @@ func TestAGuestIsBroughtAwayFromADiskThatFailed(t *testing.T) {
 	wantErr(t, "the disk", p.LocalErr(), errInjected)
 }
 
-// What the local disk cannot read would be something else on the secondary.
+// Where the local disk cannot be read, the secondary would get other contents: nothing is sent then.
 func TestWhatAFailedDiskCannotReadGoesNowhere(t *testing.T) {
 	ctx := context.Background()
 	p, local, _, _ := newPrimaryWith(t, PrimaryConfig{InSync: true, Overwrite: true, Evacuate: true})

@@ -57,7 +57,8 @@ func LockedBy(name string) (locked bool, pid int, err error) {
 	if err != nil {
 		return true, 0, nil
 	}
-	// The lock is of an open file, which only the processes that have it open tell of.
+	// The kernel does not say which process has a lock of an open file. The descriptors of
+	// each process say which files it has open.
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/[0-9]*")
 	for _, fd := range fds {
 		if of, err := os.Stat(fd); err != nil || !os.SameFile(of, st) {

@@ -165,7 +165,7 @@ func TestTypesHaveNames(t *testing.T) {
 	}
 }
 
-// A Scanner finds out of each stream whether it has footers.
+// A Scanner reads one stream after the other, and finds out anew whether there are footers.
 func TestAScannerExpectsNoFootersOfAStreamForThoseOfAnother(t *testing.T) {
 	s := Scanner{
 		Record: func(*Record) error { return nil },

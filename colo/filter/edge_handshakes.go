@@ -18,8 +18,8 @@ import (
 //	4 times be32 number, be32 peer, be32 time, byte timed
 //
 // The bits are 1 if the guest has sent a SYN, 2 if it has also answered one, and 4 if own has a
-// timestamp. What follows are the fields of a conversation with these names. Of the offers
-// that there are not, all bytes are zero.
+// timestamp. What follows are the fields of a conversation with these names. A record has room
+// for four offers; the bytes of those that were not made are zero.
 type halvesImage struct {
 	count uint32
 	data  []byte

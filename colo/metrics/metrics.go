@@ -5,7 +5,8 @@
 //
 // Names begin with lockstep_, units are seconds and bytes, counters end in
 // _total. A guest and a mode are labels, so that one host has one page for all
-// its guests.
+// its guests. What a protect.Job says of itself, its state and its generation, is
+// added by AddJob of package colo/protect/watch.
 package metrics
 
 import (

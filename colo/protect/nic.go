@@ -47,7 +47,9 @@ type NICConfig struct {
 //
 // Each frame is written to the uplink only while the gate is open. Frames that
 // were to leave when it shut stay in their order, and leave when it opens; they
-// are dropped when this host begins to follow another, which has them too.
+// are dropped when this host begins to follow another, which has them too. That one
+// does not know which of them have left: when the sides change, by a switchover too,
+// a frame may leave twice, with the same content.
 type NIC struct {
 	cfg  NICConfig
 	buf  *filter.Buffer

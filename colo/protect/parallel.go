@@ -17,8 +17,8 @@ const (
 	maxMore = 64
 )
 
-// abreast calls do with each number below n, on this goroutine, and beside it on as many as
-// there is room for in more. It returns when all calls have returned. After one that fails
+// abreast calls do with each number below n, on this goroutine and on as many others as more
+// has room for. It returns when all calls have returned. After one that fails
 // none begins, the context of the others ends, and its error is returned.
 func abreast(ctx context.Context, n int, more chan struct{}, do func(ctx context.Context, i int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -95,7 +95,7 @@ type server struct {
 
 type service struct {
 	port      uint32
-	next, got uint32 // our next number, and the client's
+	next, got uint32 // the sequence numbers that come next: of the server, and of the client
 	count     uint32
 	last      [16]byte // that was said last
 }

@@ -306,11 +306,11 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	return err
 }
 
-// deaf is called when a control connection, was, has ended. The session ends only if its other
-// connections end as well. Until there is another control connection in place of was the guest is
-// as safe as before, but this host is deaf to what goes over that connection alone: promises, and
-// orders to switch over. deaf says so, and returns whether there was no other up to the end of
-// the session.
+// deaf is called with a control connection that has ended. The session ends only if its other
+// connections end as well. Until another control connection takes its place the guest is as safe
+// as before, but this host hears no promises and no orders to switch over, which come over that
+// connection alone. deaf tells the operator if that takes longer than Lost, and reports whether
+// the session ended without another one.
 func (j *Job) deaf(ctx context.Context, s *session, was net.Conn) bool {
 	soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
 	defer cancel()

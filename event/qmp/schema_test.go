@@ -112,7 +112,7 @@ func (c *comparison) differ(path, format string, args ...any) {
 	c.found = append(c.found, path+": "+fmt.Sprintf(format, args...))
 }
 
-// types compares a type of ours with one of theirs.
+// types compares a, a type of this package, with b, which is that of the QEMU.
 func (c *comparison) types(path, a, b string) {
 	if c.seen[a+" "+b] {
 		return

@@ -37,7 +37,7 @@ func (p *pages) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// of waits for the page of a side.
+// of waits until a side has said where its page is, and returns that.
 func (p *pages) of(ctx context.Context, t *testing.T, side string) string {
 	for {
 		p.mu.Lock()

@@ -45,6 +45,7 @@ import (
 
 func main() {
 	ctx, status := cli.Notify()
+	cli.OutliveReader()
 	run, service := demo, ofOneHost(os.Args[1:])
 	if service {
 		run = host

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -19,13 +17,7 @@ import (
 // The demonstration starts this program again, for each host.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "-host" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		defer stop()
-		if err := host(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+		main()
 	}
 	os.Exit(m.Run())
 }

@@ -50,7 +50,10 @@ var checks = []struct {
 }{
 	{"first claim is granted generation 1", (*arbiters).first},
 	{"a claim waits for the holder's term", (*arbiters).waitsForTerm},
+	{"a claim that comes late in a term waits for its end", (*arbiters).lateClaim},
 	{"renewals keep the other out", (*arbiters).renewals},
+	{"a renewal counts from its own request", (*arbiters).renewalCounts},
+	{"a grant without a deadline lasts until it is released", (*arbiters).endless},
 	{"release lets the other in at once", (*arbiters).release},
 	{"a guest that its holder gives up is the claimant's at once", (*arbiters).givenUp},
 	{"a holder's own claim begins a generation", (*arbiters).ownClaim},
@@ -59,7 +62,7 @@ var checks = []struct {
 	{"a deposed holder is refused", (*arbiters).deposed},
 	{"a claim can be repeated", (*arbiters).repeated},
 	{"watch reports the holder, not renewals", (*arbiters).watch},
-	{"notes outlive the grant", (*arbiters).notes},
+	{"notes outlive the grant, and its holder renews it", (*arbiters).notes},
 	{"a claim ends with its context", (*arbiters).contexts},
 	{"of many claims one is granted", (*arbiters).race},
 	{"what is not valid is refused before anybody is asked", (*arbiters).invalid},
@@ -96,13 +99,19 @@ func (a *arbiters) acquire(on failover.Arbiter, who string, after uint64) failov
 	if g.Generation != after+1 || g.Token != "token of "+who || g.Term != a.term {
 		a.Fatalf("%s after %d: %+v", who, after, g)
 	}
+	a.counts(g, before)
+	return g
+}
+
+// counts reports that a grant counts from a request that was sent no earlier than before.
+func (a *arbiters) counts(g failover.Grant, before time.Time) {
+	a.Helper()
 	if g.Sent.Before(before) || g.Sent.After(time.Now()) {
 		a.Fatal("the grant counts from a time that is not that of the request")
 	}
 	if now := time.Now(); g.Sent == g.Sent.Round(0) && now != now.Round(0) { // in a bubble no time has one
 		a.Fatal("the grant counts from a time without a monotonic reading, so that a step of the clock prolongs it")
 	}
-	return g
 }
 
 func (a *arbiters) refused(what string, err error) {
@@ -384,6 +393,10 @@ func (a *arbiters) notes() {
 	time.Sleep(2 * a.term)
 	if r, err := a.B.Record(a.ctx); err != nil || r.Note != "checkpoint 7" || r.Generation != 1 {
 		a.Errorf("after the term: %+v, %v", r, err)
+	}
+	// As when a holder could not reach the arbiter for a while, and nobody else has claimed the guest.
+	if _, err := a.A.Renew(a.ctx, g, ""); err != nil {
+		a.Errorf("a renewal after the term of what nobody else has got: %v", err)
 	}
 }
 

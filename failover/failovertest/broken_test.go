@@ -64,9 +64,73 @@ func (h hasty) Renew(ctx context.Context, g failover.Grant, note string) (failov
 	return failover.Grant{}, fmt.Errorf("%w: another waits", failover.ErrRefused)
 }
 
+// impatient is an arbiter that takes a grant from its holder when it is some time old and
+// another claims the guest.
+type impatient struct {
+	failover.Arbiter
+	held *failover.Grant
+	old  time.Duration
+}
+
+func (i impatient) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	if i.held.Token != "" && i.held.Token != c.Token && time.Since(i.held.Sent) >= i.old {
+		if err := i.Arbiter.Release(ctx, *i.held, ""); err != nil {
+			return failover.Grant{}, err
+		}
+	}
+	g, err := i.Arbiter.Acquire(ctx, c)
+	if err == nil {
+		*i.held = g
+	}
+	return g, err
+}
+
+// stale is an arbiter whose renewals count from the request before.
+type stale struct{ failover.Arbiter }
+
+func (s stale) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	_, err := s.Arbiter.Renew(ctx, g, note)
+	return g, err
+}
+
+// punctual is an arbiter that refuses to renew a grant whose term has run out.
+type punctual struct {
+	failover.Arbiter
+	last time.Time // when it renewed
+}
+
+func (p *punctual) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	if !p.last.IsZero() && time.Since(p.last) > g.Term {
+		return failover.Grant{}, fmt.Errorf("%w: too late", failover.ErrRefused)
+	}
+	p.last = time.Now()
+	return p.Arbiter.Renew(ctx, g, note)
+}
+
+// finite is an arbiter that has a term of its own for a claim without one, or takes no such claim
+// if that is zero.
+type finite struct {
+	failover.Arbiter
+	term time.Duration
+}
+
+func (f finite) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	if c.Term != 0 {
+		return f.Arbiter.Acquire(ctx, c)
+	}
+	if f.term == 0 {
+		return failover.Grant{}, fmt.Errorf("%w: without a term", failover.ErrClaim)
+	}
+	c.Term = f.term
+	g, err := f.Arbiter.Acquire(ctx, c)
+	g.Term = 0
+	return g, err
+}
+
 func TestABrokenArbiterIsFound(t *testing.T) {
 	const term = time.Second
 	var waiting atomic.Int32
+	var held failover.Grant
 	for _, c := range []struct {
 		name  string
 		check func(*arbiters)
@@ -79,6 +143,20 @@ func TestABrokenArbiterIsFound(t *testing.T) {
 			func(a failover.Arbiter) failover.Arbiter { return hasty{a, &waiting, 0} }, "was refused"},
 		{"that keeps a holder waiting until another has its grant", (*arbiters).renewals,
 			func(a failover.Arbiter) failover.Arbiter { return hasty{a, &waiting, 2 * term} }, "in 5 tries"},
+		{"that grants a claim before the holder's term is over", (*arbiters).lateClaim,
+			func(a failover.Arbiter) failover.Arbiter { return impatient{a, &held, term * 3 / 4} }, "was granted before"},
+		{"whose renewals count from the request before", (*arbiters).renewalCounts,
+			func(a failover.Arbiter) failover.Arbiter { return stale{a} }, "is not that of the request"},
+		{"that ends a grant without a deadline", (*arbiters).endless,
+			func(a failover.Arbiter) failover.Arbiter { return finite{a, term} }, "without a deadline"},
+		{"that refuses to renew what nobody else has got", (*arbiters).notes,
+			func(a failover.Arbiter) failover.Arbiter { return &punctual{Arbiter: a} }, "of what nobody else has got"},
+		{"but not a right one, by what outlives a term", (*arbiters).notes, nil, ""},
+		{"but not one that gives no grants without a deadline", (*arbiters).endless,
+			func(a failover.Arbiter) failover.Arbiter { return finite{a, 0} }, ""},
+		{"but not a right one, by late claims", (*arbiters).lateClaim, nil, ""},
+		{"but not a right one, by when its renewals count", (*arbiters).renewalCounts, nil, ""},
+		{"but not a right one, by a grant without a deadline", (*arbiters).endless, nil, ""},
 		{"but not a right one, by its claims", (*arbiters).contexts, nil, ""},
 		{"but not a right one, by its renewals", (*arbiters).renewals, nil, ""},
 	} {

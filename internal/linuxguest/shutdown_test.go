@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// As it is in Debian's 6.1: what it is told is kept, what it writes to is loaded, and
-// the block is cleared.
+// handlerCode is the beginning of a handler as Debian's kernel 6.1 has it, in hex: it keeps its
+// argument in a register, loads the address of the control block, and calls what clears that.
 const handlerCode = "e8000000005553" + "4889fb" + "488b6f68" + "488bbf98190000" + "e800000000" + "f6830002000040"
 
 func TestTheControlBlockIsFoundInTheHandler(t *testing.T) {

@@ -61,8 +61,8 @@ func (s *Saver) tooLong(bi, i int) (keep bool) {
 	return true
 }
 
-// maxDelta returns the length from which on a page goes whole: what goes beside the stream is
-// perhaps compressed, and at any rate not in the way of all else.
+// maxDelta returns the length from which on a page goes whole. Beside the stream that is half a
+// page: a whole page may be compressed there, and keeps nothing else waiting.
 func (s *Saver) maxDelta() int {
 	if s.elsewhere != nil {
 		return PageSize / 2

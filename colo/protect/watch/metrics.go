@@ -11,10 +11,7 @@ import (
 func (p *Page) metrics(w http.ResponseWriter, _ *http.Request) {
 	var s metrics.Set
 	in := p.cfg.Job.Query()
-	addJob(&s, in)
-	if in.Session != nil {
-		metrics.AddInfo(&s, in.Guest, *in.Session)
-	}
+	AddJob(&s, in)
 	if l := p.latency(); l != nil {
 		metrics.AddOutputLatency(&s, in.Guest, "", l)
 	}
@@ -28,9 +25,12 @@ func (p *Page) metrics(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// addJob adds a job. Every state has a sample, 1 for the present one and 0 for all others:
-// Prometheus would go on showing an earlier state that merely disappeared.
-func addJob(s *metrics.Set, in protect.Info) {
+// AddJob adds what the Query of a Job has returned, with the figures of its present session, of
+// which metrics.AddInfo is told. It is for a host that writes the figures of all of its guests
+// from a handler of its own: a [Page] has those of one guest. Every state has a sample, 1 for the
+// present one and 0 for all others: Prometheus would go on showing an earlier state that merely
+// disappeared.
+func AddJob(s *metrics.Set, in protect.Info) {
 	who := []metrics.Label{{Name: "guest", Value: in.Guest}, {Name: "host", Value: in.Host}}
 	truth := func(b bool) float64 {
 		if b {
@@ -46,4 +46,7 @@ func addJob(s *metrics.Set, in protect.Info) {
 	s.Add(metrics.Counter, "lockstep_protection_takeovers_total", "Times that this host went on in the place of a lost primary.", float64(in.Stats.Takeovers), who...)
 	s.Add(metrics.Counter, "lockstep_protection_switchovers_total", "Times that this host gave the guest to the other.", float64(in.Stats.Switchovers), who...)
 	s.Add(metrics.Gauge, "lockstep_protection_switchover_downtime_seconds", "How long the guest stood still in the last switchover from here.", in.Stats.Downtime.Seconds(), who...)
+	if in.Session != nil {
+		metrics.AddInfo(s, in.Guest, *in.Session)
+	}
 }

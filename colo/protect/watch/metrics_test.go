@@ -6,6 +6,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
@@ -49,5 +50,29 @@ func TestPrometheusCanWatchThePage(t *testing.T) {
 	c.Stdin = strings.NewReader(body)
 	if out, err := c.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("promtool: %v\n%s", err, out)
+	}
+}
+
+// A host that has a handler of its own writes all of its guests with one call each.
+func TestOnePageHasTheFiguresOfAllJobsOfAHost(t *testing.T) {
+	var s metrics.Set
+	AddJob(&s, protect.Info{Guest: "db1", Host: "a", State: protect.Protected, Generation: 3, Session: &colo.Info{Mode: event.ModePrimary, Epoch: 12}})
+	AddJob(&s, protect.Info{Guest: "db2", Host: "a", State: protect.Waiting, Generation: 7})
+	var b strings.Builder
+	if _, err := s.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`lockstep_protection_state{guest="db1",host="a",state="protected"} 1`, `lockstep_protection_generation{guest="db1",host="a"} 3`,
+		`lockstep_session_epoch{guest="db1",mode="primary"} 12`,
+		`lockstep_protection_state{guest="db2",host="a",state="waiting"} 1`, `lockstep_protection_generation{guest="db2",host="a"} 7`,
+		"# TYPE lockstep_protection_generation gauge",
+	} {
+		if n := strings.Count(b.String(), want+"\n"); n != 1 {
+			t.Errorf("%d times %s in\n%s", n, want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), `lockstep_session_epoch{guest="db2"`) {
+		t.Errorf("a job without a session has figures of one:\n%s", b.String())
 	}
 }

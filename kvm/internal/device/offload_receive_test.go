@@ -47,7 +47,7 @@ func TestAFrameTakesAsManyBuffersAsItNeeds(t *testing.T) {
 	if !bytes.Equal(got, join(header, []byte{5, 0}, big)) {
 		t.Errorf("% x", got[:12])
 	}
-	// What is left over takes the next one, in one buffer.
+	// The next frame begins in the first buffer that this one has not used, and takes one.
 	must(t, r.nic.Receive(r.gate, join(make([]byte, 12), frame(1, 60))))
 	r.rx.want("the next", usedEntry{5, 72})
 	if got := r.mem[testData+5*2048:][:72]; !bytes.Equal(got, join(make([]byte, 10), []byte{1, 0}, frame(1, 60))) {
@@ -66,7 +66,7 @@ func TestAFrameThatNoRingHasRoomForIsDropped(t *testing.T) {
 	if got := r.rx.used(); len(got) != QueueSize {
 		t.Error("the longest takes", len(got), "buffers")
 	}
-	// Without merging, a frame has one buffer.
+	// Where the driver merges no buffers, a frame must fit into one.
 	r = newOffloadRig(t, netGuestCsum)
 	r.buffers(0, 2, 100)
 	must(t, r.nic.Receive(r.gate, join(make([]byte, 12), frame(1, 91))))

@@ -101,7 +101,7 @@ func (h *hostile) goOn() {
 func TestWhatADriverDoesAfterARollBackHasTheSameOutcome(t *testing.T) {
 	programs := 400
 	if testing.Short() {
-		programs = 60
+		programs = 30
 	}
 	begun := 0 // pauses in the midst of a request
 	r := rand.New(rand.NewPCG(11, 13))
