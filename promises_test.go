@@ -104,7 +104,7 @@ var promises = []promise{
 		"kvm.TestMemoryMovedByTheDirtyLogAloneStaysIdenticalOver30Generations", "kvm.TestARunningVMIsRolledBack20Times"}},
 	{"README.md", "with random writes, broken links and power cuts, 20,000 seeds.", []string{
 		"replication.TestModel", "..TestTheModelRunsAsManySeedsAsTheREADMESays"}},
-	{"README.md", "46 faults can be planted", []string{
+	{"README.md", "50 faults can be planted", []string{
 		"replication.TestEachMutantIsOneOfTheSourceAsItIs", "..TestTheREADMESaysHowManyFaultsOfDisksCanBePlanted"}},
 	{"README.md", "has what is exported, which a test compares.", []string{"..TestTheExportedAPIIsTheOneOnRecord"}},
 	{"README.md", "Streams of unknown devices, commands, return path.", []string{
@@ -303,6 +303,10 @@ var promises = []promise{
 		"colo.TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected"}},
 	{"docs/operations.md", "a request of the guest has failed because of the disk", []string{
 		"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf", "replication.TestARequestThatIsRefusedIsNotTheDisksFault"}},
+	{"docs/operations.md", "A guest that was saved before its disk grew, also while no job had it, is told when it goes on.", []string{
+		"kvm/internal/device.TestAGuestThatStandsStillIsToldOfALongerDiskWhenItGoesOn"}},
+	{"docs/operations.md", "One that was told of a disk which is longer than the image is refused, in words.", []string{
+		"kvm/internal/device.TestALengthThatADiskDoesNotHaveIsRefusedInWords"}},
 	{"docs/operations.md", "Told once a second at most of reads, and as often of writes.", []string{"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf"}},
 	{"docs/operations.md", "If both fail, it is told of both.", []string{
 		"replication.TestBothFailuresOfADiskAreToldOnce"}},
