@@ -293,6 +293,9 @@ func (s *subject) roundTrip() error {
 	if err := s.load(y.state); err != nil {
 		return err
 	}
+	if err := s.still(); err != nil {
+		return fmt.Errorf("after the devices were loaded: %w until it is resumed", err)
+	}
 	state, err := s.save()
 	if err != nil {
 		return err
@@ -342,7 +345,7 @@ func (s *subject) loadRunning() error {
 	if err != nil {
 		return err
 	}
-	if err := s.resume(); err != nil {
+	if err := s.begin(); err != nil {
 		return err
 	}
 	done := make(chan error, 1)

@@ -195,6 +195,39 @@ func (a appliesEarly) VMState(f *vmstate.Fields) {
 	}
 }
 
+// resumes is a vCPU that takes a pause back when it is loaded.
+type resumes struct {
+	*vcpu
+	g *VM
+}
+
+func (resumes) PreSave() error { return nil } // it saves while it runs, too
+
+func (r resumes) PostLoad(version uint32) error {
+	err := r.vcpu.PostLoad(version)
+	r.g.open()
+	return err
+}
+
+// soon is a guest that runs on a while after Resume has returned.
+type soon struct{ *VM }
+
+func (s soon) Resume(context.Context) error {
+	time.AfterFunc(20*time.Millisecond, s.open)
+	return nil
+}
+
+func TestAGuestMayRunOnSoonAfterResumeHasReturned(t *testing.T) {
+	g := running(t, VMConfig{Touch: 4})
+	h := hostOf(g)
+	h.VM = soon{g}
+	for _, check := range []func(*subject) error{(*subject).roundTrip, (*subject).rollBack, (*subject).loadRunning} {
+		if err := newSubject(h).check(check); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func registers(d vmstate.Device) func(*vmstate.Registry) error {
 	return func(reg *vmstate.Registry) error {
 		return reg.Register(vmstate.Entry{Name: "vcpu", Version: vcpuVersion}, d)
@@ -254,6 +287,8 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 			(*subject).rollBack, "byte "},
 		{"a running guest is loaded", func(h Host, g *VM) Host { h.Register = registers(loadsAnytime{g.vcpus[0]}); return h },
 			(*subject).loadRunning, "it must be refused"},
+		{"a load resumes the guest", func(h Host, g *VM) Host { h.Register = registers(resumes{g.vcpus[0], g}); return h },
+			(*subject).roundTrip, "must stand still until it is resumed"},
 		{"staging touches the guest", func(h Host, g *VM) Host { h.Register = registers(appliesEarly{g.vcpus[0]}); return h },
 			(*subject).loadRolledBack, "VMState must change nothing"},
 	} {
