@@ -305,10 +305,6 @@ var promises = []promise{
 		"colo.TestAGuestThatIsTooBusyIsThrottledUntilItIsProtected"}},
 	{"docs/operations.md", "a request of the guest has failed because of the disk", []string{
 		"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf", "replication.TestARequestThatIsRefusedIsNotTheDisksFault"}},
-	{"docs/operations.md", "A guest that was saved before its disk grew, also while no job had it, is told when it goes on.", []string{
-		"kvm/internal/device.TestAGuestThatStandsStillIsToldOfALongerDiskWhenItGoesOn"}},
-	{"docs/operations.md", "One that was told of a disk which is longer than the image is refused, in words.", []string{
-		"kvm/internal/device.TestALengthThatADiskDoesNotHaveIsRefusedInWords"}},
 	{"docs/operations.md", "Told once a second at most of reads, and as often of writes.", []string{"replication.TestAGuestsRequestThatItsDiskFailsIsToldOf"}},
 	{"docs/operations.md", "If both fail, it is told of both.", []string{
 		"replication.TestBothFailuresOfADiskAreToldOnce"}},
