@@ -22,7 +22,8 @@ func (g *guardian) takesOrders(ctx context.Context) bool {
 	defer g.set(func() { g.hangs = "" })
 	said := make(map[string]bool)
 	for {
-		if answered(g.heeds(ctx, g.monitor(), said)) {
+		m := g.monitor()
+		if m == nil || answered(g.heeds(ctx, m, said)) { // nil: there is no QEMU to be asked
 			return true
 		}
 		select {
