@@ -79,7 +79,7 @@ func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.B
 	for _, f := range flags {
 		x := &disk{diskFlag: f, all: d}
 		if x.image, err = replication.OpenFile(f.file); err != nil {
-			return d, fmt.Errorf("-disk: %w", err)
+			return d, cli.Opening("-disk "+f.name, "make it first, as large as the guest's disk, whose content is copied into it: truncate -s SIZE "+f.file, err)
 		}
 		d.list = append(d.list, x)
 		if x.Secondary, err = replication.NewSecondary(x.image, replication.SecondaryConfig{Name: f.name, Events: events}); err != nil {

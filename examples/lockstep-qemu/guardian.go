@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // guardian stays with a guest: protect -stay. guard decides what it does; the guardian
@@ -101,7 +102,7 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	defer cancel()
 	if o.state != "" {
 		if err := os.MkdirAll(o.state, 0o700); err != nil {
-			return exitFailed, fmt.Errorf("-state: %w", err)
+			return exitFailed, cli.Opening("-state", "", err)
 		}
 		l, err := listenForOrders(o.state, "guardian")
 		if errors.Is(err, syscall.EADDRINUSE) {

@@ -23,7 +23,7 @@ func (g *guardian) takesOrders(ctx context.Context) bool {
 	said := make(map[string]bool)
 	for {
 		m := g.monitor()
-		if m == nil || answered(g.heeds(ctx, m, said)) { // where it has not been connected to yet nobody can say
+		if m == nil || answered(g.heeds(ctx, m, said)) { // nil: there is no QEMU to be asked
 			return true
 		}
 		select {

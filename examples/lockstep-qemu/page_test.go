@@ -142,7 +142,7 @@ func TestAPlaceThatCannotBeHadIsNamedByItsFlag(t *testing.T) {
 		{"-control", append(own, "-insecure", "-control", taken)},
 		{"-http", append(own, "-http", taken)},
 		{"-nbd", append(own, "-disk", "d="+image, "-nbd", taken)},
-		{"-disk", append(own, "-disk", "d="+filepath.Join(dir, "none"), "-nbd", "127.0.0.1:0")},
+		{"-disk d", append(own, "-disk", "d="+filepath.Join(dir, "none"), "-nbd", "127.0.0.1:0")},
 		{"-tls", append(own, "-tls", filepath.Join(dir, "none"))},
 		{"-to-tls", []string{"relay", "-listen", "127.0.0.1:0", "-state", dir, "-to", "h:1", "-to-tls", filepath.Join(dir, "none")}},
 	} {

@@ -143,7 +143,7 @@ type standbyRun struct {
 
 func (s *standbyRun) run(ctx context.Context) (int, error) {
 	if err := os.MkdirAll(s.state, 0o700); err != nil {
-		return exitFailed, fmt.Errorf("-state: %w", err)
+		return exitFailed, cli.Opening("-state", "", err)
 	}
 	var creds *certificates
 	var err error

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/program"
 	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // Forms lists the names that Open takes, for a usage text.
@@ -70,8 +72,11 @@ func find(s, guest string, say func(line string)) (a failover.Arbiter, store *pr
 	switch kind {
 	case "file":
 		a, err := sharedfile.New(rest)
-		if err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // it says what to do
 			return nil, nil, fmt.Errorf("%s: %w", s, err)
+		}
+		if err != nil {
+			return nil, nil, cli.Opening(s, "", err)
 		}
 		return a, nil, nil
 	case "etcd":
