@@ -2,6 +2,7 @@ package compare_test
 
 import (
 	"encoding/binary"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +78,36 @@ func TestAnEchoIsTranslatedWhateverTheChecksumIs(t *testing.T) {
 			}
 			if got := v.TCP().Checksum(); got != want {
 				t.Errorf("header of %d bytes, partial=%t: the checksum is %#x, want %#x", vnet, partial, got, want)
+			}
+		}
+	}
+}
+
+// The guests of a pair choose different numbers. When the peer has answered the primary's, the SYN of the
+// secondary's guest has that one too, if it is repeated: it begins no other connection.
+func TestASYNThatIsRepeatedMayHaveTheOtherGuestsNumber(t *testing.T) {
+	for _, flags := range []byte{packet.SYN | packet.ACK, packet.SYN} {
+		for _, order := range []string{"PS", "SP", "S", "PSS"} {
+			x := newRig(t, lowering())
+			x.checkpoint(0)
+			syn := func(seq uint32) compare.Frame {
+				return ackSeg{seq: seq, ack: 1000, win: 6400, flags: flags, opts: wireMSS + wireWindow7}.frame()
+			}
+			n := len(x.Primary(syn(99), x.now).Release) + len(x.Secondary(syn(7), x.now).Release)
+			for _, who := range order {
+				if who == 'P' {
+					n += len(x.Primary(syn(99), x.now).Release)
+				} else {
+					n += len(x.Secondary(syn(99), x.now).Release)
+				}
+			}
+			if want := 1 + strings.Count(order, "P"); n != want {
+				t.Errorf("%#x, %s: %d SYNs have left, want %d", flags, order, n, want)
+			}
+			a := data(100, "what both say")
+			n = len(x.Primary(a.frame(), x.now).Release) + len(x.Secondary(a.frame(), x.now).Release)
+			if n != 1 {
+				t.Errorf("%#x, %s: %d of the segments of both guests have left", flags, order, n)
 			}
 		}
 	}

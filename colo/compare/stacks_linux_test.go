@@ -48,7 +48,7 @@ func pattern(seed uint64) io.Reader {
 
 // serve is the server's side of a connection. What it says is a function of what
 // it is told: "down N SEED" is answered with N bytes, "up N" and N bytes with
-// their hash.
+// their hash. It ends at "quit".
 func serve(c net.Conn) {
 	defer c.Close()
 	r := bufio.NewReaderSize(c, 256<<10)
@@ -67,7 +67,7 @@ func serve(c net.Conn) {
 				_, err = c.Write(h.Sum(nil))
 			}
 		}
-		if err != nil {
+		if err != nil || line == "quit\n" {
 			return
 		}
 	}
@@ -368,7 +368,7 @@ func TestDatagramsAndPings(t *testing.T) {
 // exchange sends msg until it is answered: the link loses some.
 func exchange(t *testing.T, c net.Conn, msg []byte, answer func(got []byte) []byte) {
 	t.Helper()
-	b := make([]byte, 1500)
+	b := make([]byte, 1<<16)
 	for range 20 {
 		if _, err := c.Write(msg); err != nil {
 			t.Fatal(err)

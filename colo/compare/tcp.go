@@ -130,7 +130,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 
 func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	t := &c.tcp
-	if p.flags&packet.SYN != 0 && !(t.said.open && t.said.isn == p.seq) {
+	if p.flags&packet.SYN != 0 && !(t.said.open && t.said.isn == p.seq) && !t.repeatsSYN(p) {
 		e.drop(&c.s)
 		if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
 			e.diverge(c, ReasonFlags)
@@ -220,6 +220,16 @@ func (t *stream) twins(p, s *pkt) bool {
 		v.inStep && v.agreed && v.done == p.seq && p.ok == p.seq && !v.fin &&
 		t.covers(p) && p.flags&packet.ACK != 0 && !t.exceeds(p) && !p.multi &&
 		bytes.Equal(p.data(), s.data())
+}
+
+// repeatsSYN reports whether p, a SYN of the secondary's guest, is the one that has met the primary's, once
+// more, with the primary's number: it is translated since the peer has answered that. The guest has said
+// nothing after it, so that the cover holds for another connection that begins so, too.
+func (t *stream) repeatsSYN(p *pkt) bool {
+	v := &t.cover
+	acks := p.flags&packet.ACK != 0
+	return v.syn && !t.said.syns && t.told.open && t.told.isn == p.seq && v.agreed && v.done == p.seq+1 && !v.fin &&
+		v.acks == acks && (!acks || v.ack == p.ack)
 }
 
 // hear updates t.cover by the acknowledgment in p, a packet of the secondary's guest. It applies
