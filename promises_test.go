@@ -208,7 +208,11 @@ var promises = []promise{
 		"replication.TestSynchroniseSendsOnlyWhatDiffersByItsSum", "colo/protect.TestAHostThatIsNotWhoItWasGetsAll"}},
 	{"docs/operations.md", "If anything fails on the way, the guest runs on where the arbiter says.", []string{"colo/protect.TestSwitchoverThatFailsLeavesTheGuestRunning"}},
 	{"docs/operations.md", "leaves the pair protected, in the same session.", []string{"colo/protect.TestASwitchoverIsGivenUpAtAnyMoment"}},
-	{"docs/operations.md", "While the arbiter does not answer, no order is carried out.", []string{"colo/protect.TestASwitchoverIsRefusedWhileTheArbiterIsAway"}},
+	{"docs/operations.md", "and no order is carried out while it does not answer this one.)", []string{"colo/protect.TestASwitchoverIsRefusedWhileTheArbiterIsAway"}},
+	{"docs/operations.md", "So does one to a host that the arbiter does not answer, or whose arbiter is another one, which that host finds out first.", []string{
+		"colo/protect.TestASwitchoverToAHostThatWouldNotBeGrantedTheGuestIsRefused", "colo/protect.TestASwitchoverToAHostThatAsksAnotherArbiterIsRefused"}},
+	{"docs/operations.md", "This host need not reach the arbiter: a guest can be brought away from one that is cut off.", []string{
+		"colo/protect.TestAHostThatDoesNotReachTheArbiterHandsItsGuestToOneThatDoes"}},
 	{"docs/operations.md", "`Switchover` and `Migrate` return an error then.", []string{"colo/protect.TestAVerbThatGaveTheGuestToAHostThatDiedIsAnError"}},
 	{"docs/operations.md", "One that lives and cannot run the guest says so, and the old primary goes on.", []string{"colo/protect.TestAGenerationThatIsNotUsedGoesBack"}},
 	{"docs/operations.md", "is made again by the host that has the guest, beside the session", []string{

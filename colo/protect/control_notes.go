@@ -45,6 +45,8 @@ func (j *Job) heard(s *session, n note) {
 		}
 	case sayGrow:
 		j.heardGrow(s, n)
+	case sayReach:
+		j.heardReach(s, n)
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:

@@ -114,7 +114,7 @@
 // # A switchover
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
-// nothing is lost: the control connection is there, the arbiter has heard of the generation,
+// nothing is lost: the control connection is there, the arbiter has heard of the generation and answers the secondary,
 // what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
 // compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
 //

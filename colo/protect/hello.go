@@ -283,7 +283,8 @@ func (h *hello) check() error {
 type note struct {
 	Say string `json:"say"`
 	// Seq, of sayAsk and sayPromise: the number of the question. Of sayGo: that of the
-	// checkpoint. Of sayGrow and sayGrown: the number of the growth in the session. Of a secondary's sayCannot and sayEnd: the generation that it may have
+	// checkpoint. Of sayGrow and sayGrown: the number of the growth in the session.
+	// Of sayReach and sayReaches: that of the question. Of a secondary's sayCannot and sayEnd: the generation that it may have
 	// been granted, and will not use; 0: it cannot say so.
 	Seq    uint64 `json:"seq,omitempty"`
 	Reason string `json:"reason,omitempty"`
@@ -299,6 +300,8 @@ type note struct {
 	// From, of sayGo: the token under which the arbiter knows the sender as the holder, which has given
 	// the guest up for the receiver. "": the sender has released it.
 	From string `json:"from,omitempty"`
+	// Elsewhere, of sayReaches: the sender's arbiter answers, and does not know of the receiver's grant.
+	Elsewhere bool `json:"elsewhere,omitempty"`
 	// Disk and Size, of sayGrow: which disk is to become how long, in bytes.
 	Disk string `json:"disk,omitempty"`
 	Size int64  `json:"size,omitempty"`
@@ -315,6 +318,8 @@ const (
 	sayFarewell = "farewell" // answers sayLeaves: that was heard
 	sayLast     = "last"     // primary: a switchover has begun, leave the guest standing from the next commit on
 	sayStays    = "stays"    // primary: the switchover was called off, the guest runs on where it ran; takes sayLast back
+	sayReach    = "reach?"   // primary: does the arbiter answer you
+	sayReaches  = "reaches"  // secondary: it does, or why not; answers sayReach
 	sayGo       = "go"       // primary: the guest is released, or given up for the receiver: claim it and run it
 	sayRuns     = "runs"     // secondary: it runs here
 	sayWhy      = "why"      // the sender ends the session by itself, and why; who goes on is settled as if it had not said so

@@ -154,6 +154,13 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=^TestAHostIsGrantedNothingByTheNameOfAnotherHolder$", "."},
 	},
 	{
+		What:  "a guest is handed to a host that does not reach the arbiter",
+		File:  "colo/protect/switchover.go",
+		Old:   "case s.peer.heedsFrom && j.manual == nil:",
+		New:   "case false:",
+		Tests: []string{"-run=^TestASwitchoverToAHostThat", "."},
+	},
+	{
 		What:  "a secondary forgets who has given it the guest",
 		File:  "colo/protect/arbitrate.go",
 		Old:   "s.peer.generation, s.givenBy(), word)",

@@ -71,6 +71,7 @@ type peer struct {
 	released bool          // on a secondary: the primary has released the guest for it, or given it up for it (note.From)
 	goneOn   error         // on a primary: that its secondary has gone on with the guest; nil: nobody has said so
 	grown    *note         // on a primary: what the secondary has said last of a disk that is to become longer
+	reaches  *note         // on a primary: what its secondary has said last of whether the arbiter answers it
 	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 
@@ -249,6 +250,8 @@ func (p *peer) hear(on func(note), while time.Duration, silent func()) (control 
 			p.set(func() { p.why = n.Reason })
 		case sayGrown:
 			p.set(func() { p.grown = &n })
+		case sayReaches:
+			p.set(func() { p.reaches = &n })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:

@@ -51,6 +51,8 @@ type session struct {
 	denied    bool                        // the arbiter has refused this host the generation after the session's
 	refusal   error                       // the answer by which this host does not go on; nil: there was none
 	saidRuns  bool                        // on a secondary: it has told the primary that the guest, which that has handed over, runs here
+	reach     uint64                      // on a primary: how often it has asked whether the arbiter answers its secondary
+	reaching  bool                        // on a secondary: that is being found out
 	from      string                      // on a secondary: the token of the primary, which has given the guest up for this host; set by the note that says so. "": it has not
 	trusted   bool                        // on a secondary without an arbiter: the primary has handed it the guest, and that is not settled yet
 	cause     error                       // why the session has ended; nil: it has not, or nothing is known

@@ -8,11 +8,15 @@ import (
 )
 
 // The connection that carries the order to go on falls silent, and the others do not: the
-// other host never hears it, and this one never that it has not.
+// other host never hears it, and this one never that it has not. Where the other host is asked first whether its arbiter
+// answers, the order is not given.
 func TestASwitchoverWhoseOrderIsNotHeardIsGivenUp(t *testing.T) {
-	for _, verb := range []string{"switchover", "migrate"} {
-		bubble(t, verb, func(t *testing.T, w *world) {
-			w.guest.Interval = 20 * time.Millisecond
+	for _, kind := range []string{"switchover", "migrate", "switchover, asked first", "migrate, asked first"} {
+		verb, _, asked := strings.Cut(kind, ", ")
+		bubble(t, kind, func(t *testing.T, w *world) {
+			if w.guest.Interval = 20 * time.Millisecond; !asked {
+				w.heeds = []string{}
+			}
 			w.f.flow = breakOnce(0, false, 9, true)
 			b := w.boot("b", false, nil)
 			synctest.Wait() // b is there for the first connection, which is the one that breaks
@@ -31,7 +35,19 @@ func TestASwitchoverWhoseOrderIsNotHeardIsGivenUp(t *testing.T) {
 			if verb == "migrate" {
 				change = a.job.Migrate
 			}
-			err := change(t.Context())
+			session, err := a.job.session(), change(t.Context())
+			if asked {
+				if err == nil || !strings.Contains(err.Error(), "the guest runs on here: the arbiter does not answer b, or that host does not hear the question") {
+					t.Errorf("%v", err)
+				}
+				if a.job.State() != Protected || a.job.session() != session {
+					t.Errorf("a is %v, in the same session %v", a.states(), a.job.session() == session)
+				}
+				w.hearsMore()
+				a.halt()
+				b.halt()
+				return
+			}
 			if err == nil || !strings.Contains(err.Error(), "b has not answered") {
 				t.Errorf("%v", err)
 			}

@@ -21,8 +21,10 @@ import (
 // waited for as long as PeerTimeout, each for itself; a checkpoint may take its CheckpointTimeout,
 // and ctx bounds it all up to the word that the other host is to go on. Where ctx ends before this
 // host begins to give up its grant, the guest runs on here, in the same session, and the pair stays
-// protected; later the session ends. It is the same where the arbiter is known not to answer: neither host
-// could be granted the guest, which would stand still. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
+// protected; later the session ends. It is the same where the arbiter does not answer the other host, or is
+// another one there: that host could not be granted the guest, which would stand still. This host need not reach
+// the arbiter, unless it holds the guest by an operator's word of which that has not heard, or the other host's arbiter does not
+// heed failover.Claim.From. Where this host then has to ask who goes on (Asking), and is not answered, Switchover
 // returns PeerTimeout after the end of ctx: the error is ctx's too, and what becomes of the guest shows
 // in the state. A host that dies in the moment between the arbiter's grant and its first output takes
 // the guest with it, as a lone host does: nobody knows what it said, and Switchover returns an error.
@@ -69,7 +71,7 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	if err == nil {
 		epoch, err = j.sendLast(ctx, s)
 	}
-	if err != nil && (ctx.Err() != nil || errors.Is(err, errNoArbiter)) && j.callOff(s, verb, err) {
+	if err != nil && (ctx.Err() != nil || errors.Is(err, errNoArbiter) || errors.Is(err, errElsewhere)) && j.callOff(s, verb, err) {
 		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, err)
 	}
 	if err == nil {
@@ -152,6 +154,10 @@ func (j *Job) makeReady(ctx context.Context, s *session) error {
 		return fmt.Errorf("%w: %w", errNoArbiter, err)
 	case err != nil:
 		return err
+	case s.peer.heedsFrom && j.manual == nil: // the other host asks, and this one need not
+		if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error { return j.answersThere(ctx, s) }); err != nil {
+			return err
+		}
 	case j.asked.away.Load(): // the guest would stand still until it is back
 		return errNoArbiter
 	}
