@@ -16,8 +16,8 @@ var errElsewhere = errors.New("the arbiter of the other host does not know of th
 
 // answersThere returns an error that matches errNoArbiter if the arbiter does not answer the secondary, and one that matches
 // errElsewhere if that is another arbiter. One that does not heed failover.Claim.From, and that of a
-// host of an earlier version, is not asked. Where the secondary does not hear the question it is
-// asked again, since the control connection may be another by then.
+// host of an earlier version, is not asked. Where there is no answer it is asked again: the secondary may have been
+// finding the answer to the question before.
 func (j *Job) answersThere(ctx context.Context, s *session) error {
 	s.mu.Lock()
 	s.reach++
@@ -26,17 +26,21 @@ func (j *Job) answersThere(ctx context.Context, s *session) error {
 	for {
 		s.peer.say(n)
 		var answer *note
+		gone := false
 		soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
 		err := s.peer.await(soon, func() bool {
 			if a := s.peer.reaches; a != nil && a.Seq == n.Seq {
 				answer = a
 			}
-			return answer != nil
+			gone = s.peer.gone
+			return answer != nil || gone
 		})
 		cancel()
 		switch {
+		case answer == nil && gone: // there is no other before the switchover is over
+			return fmt.Errorf("%w %s as far as is known: the control connection with that host has ended", errNoArbiter, s.peer.host)
 		case ctx.Err() != nil:
-			return fmt.Errorf("%w %s, or that host does not hear the question: %w", errNoArbiter, s.peer.host, context.Cause(ctx))
+			return fmt.Errorf("%w %s as far as is known: that host has not said whether it does: %w", errNoArbiter, s.peer.host, context.Cause(ctx))
 		case err != nil:
 		case answer.Reason == "":
 			return nil

@@ -148,6 +148,7 @@ func TestOfControlConnectionsThatComeAtOnceOneIsLeft(t *testing.T) {
 // made again for a session that ends.
 func TestAControlConnectionThatEndsInASwitchoverIsNotMadeAgain(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.heeds = []string{}
 		a, b := w.protected()
 		session := a.job.session()
 		a.on(SwitchingOver, func() { control(a).Close() })
@@ -166,6 +167,36 @@ func TestAControlConnectionThatEndsInASwitchoverIsNotMadeAgain(t *testing.T) {
 				t.Error("it was made again")
 			}
 		})
+		w.hearsMore()
+		if err := a.job.Switchover(t.Context()); err != nil {
+			t.Errorf("the next: %v", err)
+		}
+		b.is(Protected)
+		a.halt()
+		b.halt()
+	})
+}
+
+// One that ends while the other host is asked whether its arbiter answers ends the switchover, at once, and not the
+// session, for which it is made again.
+func TestAControlConnectionThatEndsBeforeTheGuestStandsStillIsMadeAgain(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		session := a.job.session()
+		a.on(SwitchingOver, func() { control(a).Close() })
+		begin := time.Now()
+		if err := a.job.Switchover(t.Context()); err == nil || !strings.Contains(err.Error(), "the guest runs on here") {
+			t.Errorf("%v", err)
+		}
+		if d := time.Since(begin); d > a.job.cfg.Lost {
+			t.Errorf("it took %v", d)
+		}
+		if a.job.State() != Protected || a.job.session() != session {
+			t.Fatalf("a is %v, in the same session %v", a.states(), a.job.session() == session)
+		}
+		if err := session.peer.await(t.Context(), func() bool { return session.peer.again }); err != nil {
+			t.Fatal(err)
+		}
 		w.hearsMore()
 		if err := a.job.Switchover(t.Context()); err != nil {
 			t.Errorf("the next: %v", err)
