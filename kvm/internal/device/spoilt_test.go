@@ -62,8 +62,9 @@ func (h *hostile) field() {
 	case 7:
 		q.broken = !q.broken
 	case 8:
+		odd := uint64(h.next() / 250) // which is refused
 		for n := min(int(h.next())+1, QueueSize-len(q.begun)); n > 0; n-- {
-			q.begun = append(q.begun, begun{head: uint16(n*7) % (QueueSize + uint16(h.next()/255)), done: uint64(h.length())})
+			q.begun = append(q.begun, begun{head: uint16(n*7) % (QueueSize + uint16(h.next()/255)), done: uint64(h.length())&^(SectorSize-1) | odd})
 		}
 	case 9:
 		for i := range min(v.varies, len(v.config)) {
