@@ -74,6 +74,10 @@
 // (KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X86_DISABLE_EXITS). That is neither in a state nor compared: a VMM
 // that sets it sets it alike on the hosts between which a guest moves. [Create] leaves all of it as KVM has it.
 //
+// A timer that catches up, which is what KVM has, does so for the pauses of checkpoints, so that a guest that counts its
+// ticks keeps the time. After a pause of a second or more it goes on without the interrupts of that time: they
+// would keep the guest busy for as long as a tenth of the pause.
+//
 // How far the timer (PIT) has counted is not saved either. KVM does not tell it for the channel that
 // interrupts, and lets every channel count anew when it is given their state: a guest that waits
 // for the timer waits for up to one more count of it, 55 ms at most, and one whose timer has run

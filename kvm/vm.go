@@ -37,11 +37,12 @@ type VM struct {
 	tscMoves atomic.Bool // KVM was seen to move a TSC by itself, and the log tells
 
 	mu       sync.Mutex
-	parked   signal  // for vCPUs: pauses, a rest or a context has ended
-	still    signal  // for Pause: active has become 0, or pauses or a context ended
-	pausing  lookout // whether Pause watches still before it waits
-	pauses   int     // Pause calls that no Resume has undone; the VM is paused while there are any
-	resets   uint64  // how often pauses has become 0
+	parked   signal    // for vCPUs: pauses, a rest or a context has ended
+	still    signal    // for Pause: active has become 0, or pauses or a context ended
+	pausing  lookout   // whether Pause watches still before it waits
+	pauses   int       // Pause calls that no Resume has undone; the VM is paused while there are any
+	since    time.Time // when pauses became 1
+	resets   uint64    // how often pauses has become 0
 	closed   bool
 	watching time.Duration // how long to watch, 0 if there are too few CPUs; vCPUs are added before it is read
 	gathers  time.Duration // how long a vCPU that leaves the guest watches for the others; the same
@@ -137,6 +138,7 @@ func (vm *VM) Pause(ctx context.Context) error {
 	}
 	resets := vm.resets
 	if vm.pauses++; vm.pauses == 1 {
+		vm.since = time.Now()
 		for _, v := range vm.vcpus {
 			v.kick()
 		}
@@ -201,9 +203,14 @@ func (vm *VM) resume() (last bool) {
 	if vm.closed || vm.pauses == 0 {
 		return false
 	}
-	if vm.pauses--; vm.pauses > 0 {
+	if vm.pauses > 1 {
+		vm.pauses--
 		return false
 	}
+	if vm.active == 0 {
+		vm.dropTicks()
+	}
+	vm.pauses = 0
 	vm.resets++
 	return true
 }

@@ -101,7 +101,7 @@ type Place struct {
 
 // Storage holds the contents of a guest's disk; a replication.Disk is one. Its
 // methods are called from goroutines of Run, one at a time unless Disk.Requests is
-// more, for 1 MiB at most. They may block: until they return, the request of the guest is not
+// more, for whole sectors of 512 bytes, 1 MiB at most. They may block: until they return, the request of the guest is not
 // complete, and Run does not return; nor is a Pause complete, except that no Pause waits for Sync.
 // Between two calls for one request the guest may be
 // paused, reset its disk, or be taken over by another host, which makes the second call.

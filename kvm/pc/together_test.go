@@ -25,7 +25,8 @@ import (
 type outside struct {
 	mu    sync.Mutex
 	fails bool
-	disk  [64 << 10]byte
+	disk  [64 << 10]byte // and behind it the same again, as far as it has grown
+	grown int64
 	sent  int
 	room  chan struct{}
 }
@@ -43,14 +44,33 @@ func (o *outside) do(fn func()) error {
 }
 
 func (o *outside) ReadAt(p []byte, off int64) (n int, err error) {
-	return len(p), o.do(func() { copy(p, o.disk[off:]) })
+	return len(p), o.do(func() {
+		for n := 0; n < len(p); {
+			n += copy(p[n:], o.disk[(off+int64(n))%int64(len(o.disk)):])
+		}
+	})
 }
 
 func (o *outside) WriteAt(p []byte, off int64) (n int, err error) {
-	return len(p), o.do(func() { copy(o.disk[off:], p) })
+	return len(p), o.do(func() {
+		for n := 0; n < len(p); {
+			n += copy(o.disk[(off+int64(n))%int64(len(o.disk)):], p[n:])
+		}
+	})
 }
 
-func (o *outside) Size() int64                 { return int64(len(o.disk)) }
+func (o *outside) Size() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return int64(len(o.disk)) + o.grown
+}
+
+func (o *outside) grow(n int64) {
+	o.mu.Lock()
+	o.grown += n
+	o.mu.Unlock()
+}
+
 func (o *outside) Sync() error                 { return o.do(func() {}) }
 func (o *outside) WritePacket([]byte) error    { return o.do(func() { o.sent++ }) }
 func (o *outside) Room() <-chan struct{}       { return o.room }
@@ -267,6 +287,17 @@ func (w *world) step(there *world) *world {
 			w.t.Fatal(err)
 		}
 	case 13:
+		if which%4 == 1 { // the disks grow on both hosts; one may not be told yet, and the guest may move meanwhile
+			n := int64(w.uint16())
+			w.out.grow(n)
+			there.out.grow(n)
+			for i, d := range []*world{w, there, w, there} {
+				if which>>4&(1<<i) != 0 {
+					w.must(d.DiskGrown(i/2, d.out.Size()))
+				}
+			}
+			break
+		}
 		w.out.fail(which%2 == 0)
 	case 14:
 		w.pause()

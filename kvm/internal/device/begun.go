@@ -11,7 +11,7 @@ import (
 // ring again for each part.
 type begun struct {
 	head uint16
-	done uint64 // bytes of it that have been performed
+	done uint64 // bytes of it that have been performed, whole sectors
 
 	by *blkServer // waits for the backend to be flushed for it; not part of the state
 }
@@ -69,6 +69,7 @@ func (q *queue) begunState(f *vmstate.Fields) {
 			f.Uint64("done", &r.done)
 			f.Check("a descriptor of the ring", r.head < QueueSize)
 			f.Check("less than a chain has", r.done < 1<<32)
+			f.Check("whole sectors, as the backend is asked for", r.done%SectorSize == 0)
 		})
 	})
 }

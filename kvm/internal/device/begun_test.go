@@ -252,6 +252,7 @@ func TestRequestsThatNobodyCanHaveBegunAreRefused(t *testing.T) {
 	}{
 		"a descriptor behind the ring": {"\x00\x01\x00\x01", "\x00\x01\x01\x00", vmstate.ErrValue},
 		"more than a chain has":        {"\x00\x01\x00\x01\x00\x00\x00\x00", "\x00\x01\x00\x01\x00\x00\x00\x01", vmstate.ErrValue},
+		"a part of a sector":           {"\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x02\x00", "\x00\x01\x00\x01\x00\x00\x00\x00\x00\x00\x02\x01", vmstate.ErrValue},
 		"more than a ring has":         {"\x00\x01\x00\x01", "\x01\x01\x00\x01", vmstate.ErrBounds},
 		"none, though it says some":    {"\x00\x01\x00\x01", "\x00\x00\x00\x01", vmstate.ErrValue},
 	} {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // Memory of a hostile guest: two pieces, and what lies behind them in the host, which no device
@@ -36,6 +38,7 @@ type hostile struct {
 	shadow  []byte // the same, as it is if every write of the device was marked
 	mem     *Memory
 	level   bool // of the device's line
+	grows   bool // the disk may grow
 	rings   [2]uint64
 	avail   [2]uint16
 	reads   []byte // what it has read from registers
@@ -231,13 +234,19 @@ func (h *hostile) step() {
 		h.avail[q] = 0
 	case 14:
 		h.disk.err, h.chaos.err, h.up.full = nil, nil, false
-		if h.next()%2 == 0 {
+		switch h.next() % 4 {
+		case 0, 2:
 			h.disk.err, h.chaos.err, h.up.full = errors.New("no"), errors.New("no"), true
+		case 1:
+			h.grow()
 		}
 	case 15:
-		if h.next()%4 == 0 {
+		switch h.next() % 4 {
+		case 0:
 			h.move()
-		} else {
+		case 1:
+			h.spoil()
+		default:
 			h.out(regFeatures, 4, h.uint32())
 		}
 	}
@@ -339,6 +348,7 @@ func FuzzDriver(f *testing.F) {
 			return
 		}
 		h := newHostile(t, which, program)
+		h.grows = true
 		h.place(0, h.rings[0])
 		if which%4 == 1 || which%4 == 2 {
 			h.place(1, h.rings[1])
@@ -394,5 +404,43 @@ func TestFramesThatNeverHaveRoomCostOneLookAtTheRing(t *testing.T) {
 				t.Errorf("%d of %d frames are dropped", n, waiting)
 			}
 		})
+	}
+}
+
+// Frames that a driver does not take whole, which came when another driver had the card, are dropped in the
+// time that it takes to look at one ring, however many descriptors a chain has.
+func TestFramesThatANewDriverDoesNotTakeCostOneLookAtTheRing(t *testing.T) {
+	for _, features := range []uint32{0, netMerge} {
+		r := newOffloadRig(t, allFeatures)
+		closed, waiting := NewGate(), 0
+		for {
+			big, l4 := tcpFrame(false, 0, 8+waiting%2000)
+			header := vnet(packet.VNetNeedsCsum, packet.GSOTCPv4, 0, 1448, uint16(l4), 16)
+			if r.nic.Receive(closed, join(header, []byte{0, 0}, big)) != nil {
+				break
+			}
+			waiting++
+		}
+		r.rx.out(regStatus, 1, 0)
+		r.rx.out(regFeatures, 4, features)
+		r.rx.out(regSelect, 2, netReceive)
+		r.rx.out(regPFN, 4, 0x10000/queueAlign)
+		for i := range uint16(QueueSize) {
+			p, flags := part{testData, 0, true}, uint16(descNext)
+			if i == QueueSize-1 {
+				p.n, flags = 4096, 0
+			}
+			r.rx.desc(i, p, flags, i+1)
+		}
+		r.rx.push(0)
+		looks := 0
+		r.nic.mem.Ensure(func(_, _ uint64) { looks++ })
+		r.rx.kick()
+		if limit := 4 * QueueSize; looks > limit {
+			t.Errorf("for %d frames the card has looked at memory %d times, want at most %d", waiting, looks, limit)
+		}
+		if n := int(r.nic.Dropped()) - 1; n != waiting { // one had no room in the card
+			t.Errorf("%d of %d frames are dropped", n, waiting)
+		}
 	}
 }

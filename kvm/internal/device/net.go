@@ -171,6 +171,7 @@ func (n *Net) keep(header, frame []byte) error {
 func (n *Net) deliver() {
 	moved := false
 	short := uint64(math.MaxUint64) // a frame that needed so many bytes would never have had room
+	found := uint64(0)              // bytes of room that were found, and that no frame has taken
 	q := &n.queues[netReceive]
 	for b := n.waiting.first(); b != nil; b = n.waiting.first() {
 		h, frame := packet.VNet(b[:vnetLen]), b[vnetLen:]
@@ -180,15 +181,16 @@ func (n *Net) deliver() {
 		var rooms []room
 		var in []segment
 		var err error
-		never := need >= short
-		if !never {
+		never, whole := need >= short, takesWhole(n.features, h)
+		if !never && (whole || need > found) {
 			rooms, in, never, err = q.rooms(need, n.features&netMerge != 0)
 			n.broke(netReceive, err)
+			found = max(found, size(in))
 		}
 		if never {
 			short = need
 		}
-		if never || err == nil && rooms != nil && !takesWhole(n.features, h) { // another driver has taken the card since the frame came
+		if never || !whole && need <= found { // another driver has taken the card since the frame came
 			n.waiting.drop()
 			n.dropped.Add(1)
 			continue
@@ -208,7 +210,7 @@ func (n *Net) deliver() {
 			need -= took
 		}
 		q.publish()
-		short = math.MaxUint64
+		short, found = math.MaxUint64, 0
 		n.waiting.drop()
 		moved = true
 	}
