@@ -120,14 +120,14 @@ func TestNothingIsReadWithoutRoomForTheLongestPacket(t *testing.T) {
 		if err := x.ComposeAtMost(longest, 0, compose); err != compare.ErrFull || *calls != 1 {
 			t.Errorf("%v after %d calls", err, *calls)
 		}
-		if err := x.ComposeAtMost(30000, 0, compose); err != nil || *calls != 2 {
-			t.Errorf("where it fits: %v after %d calls", err, *calls)
-		}
 		x.out.mu.Lock()
 		if !slices.Contains(x.reasons, "limit") {
 			t.Errorf("a checkpoint was asked for because of %q", x.reasons)
 		}
 		x.out.mu.Unlock()
+		if err := x.ComposeAtMost(30000, 0, compose); err != nil || *calls != 2 {
+			t.Errorf("where it fits: %v after %d calls", err, *calls)
+		}
 		x.Mark(1)
 		x.Received(1)
 		synctest.Wait()
@@ -157,15 +157,17 @@ func TestNothingIsReadWithoutRoomForTheLongestPacket(t *testing.T) {
 
 func TestAPacketWhoseRoomWasTakenWhileItWasReadIsNotTaken(t *testing.T) {
 	for _, marked := range []bool{false, true} { // it waits for the network, or for its twin
-		between(t, compare.Config{Marks: true, MaxBytes: 1 << 10}, func(x *pairing) {
+		between(t, compare.Config{Marks: true, MaxBytes: 1 << 12}, func(x *pairing) {
 			x.out.gate = make(chan struct{})
 			if marked {
 				begins(t, x.Comparer)
 			}
-			p := udp(strings.Repeat("x", 600)).Data
-			if err := x.ComposeAtMost(1000, 0, func(b []byte) int {
-				if err := x.WritePacket(p); err != nil {
-					t.Error(err)
+			p := udp(strings.Repeat("x", 1500)).Data
+			if err := x.ComposeAtMost(2000, 0, func(b []byte) int {
+				for range 2 {
+					if err := x.WritePacket(p); err != nil {
+						t.Error(err)
+					}
 				}
 				return copy(b, p)
 			}); err != compare.ErrFull {
@@ -178,9 +180,18 @@ func TestAPacketWhoseRoomWasTakenWhileItWasReadIsNotTaken(t *testing.T) {
 			}
 			<-x.Room()
 			synctest.Wait()
-			if wait, leave := x.InUse(); wait != 0 || leave != 0 || len(x.out.got) != 1 {
+			if wait, leave := x.InUse(); wait != 0 || leave != 0 || len(x.out.got) != 2 {
 				t.Errorf("%d and %d bytes are in use, %d packets have left", wait, leave, len(x.out.got))
 			}
+			x.ComposeAtMost(2000, 0, func(a []byte) int {
+				x.ComposeAtMost(2000, 0, func(b []byte) int {
+					if &a[0] == &b[0] {
+						t.Error("two packets are read into the same memory")
+					}
+					return 0
+				})
+				return 0
+			})
 		})
 	}
 }
