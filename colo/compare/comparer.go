@@ -156,48 +156,10 @@ func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 		return ErrFrame
 	}
 	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) {
-		if c.bytes > 0 && c.bytes+costOf(len(p)) > c.limit {
+		if c.crowded(costOf(len(p))) {
 			return Result{Full: true}, nil
 		}
 		return e.Primary(f, now), nil
-	})
-	if full {
-		return ErrFull
-	}
-	return nil
-}
-
-// ComposePacket does what WriteVNetPacket does, for a packet of n bytes that does not exist
-// yet: compose writes it into memory of the Comparer, where it can wait and from where it
-// can leave without being copied, which matters for a large segment (TSO). A NIC gathers
-// the packet there from the memory of its guest. p has n bytes of any content, and is valid
-// during the call. compose is called at most once, on the caller's goroutine and with no
-// lock held, and returns false if there is no packet after all; then ComposePacket returns
-// [ErrFrame]. It returns [ErrFull] before the call or after it.
-func (c *Comparer) ComposePacket(n, hdrLen int, compose func(p []byte) bool) error {
-	if n <= 0 || n > maxFrame || hdrLen < 0 || hdrLen > n {
-		return ErrFrame
-	}
-	c.mu.Lock()
-	if c.bytes > 0 && c.bytes+costOf(n) > c.limit {
-		c.wants = true
-		c.mu.Unlock()
-		return ErrFull
-	}
-	p := c.eng.draft(n)
-	c.mu.Unlock()
-	if !compose(p.Data) {
-		c.mu.Lock()
-		c.eng.giveBack(p)
-		c.mu.Unlock()
-		return ErrFrame
-	}
-	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) {
-		if c.bytes > 0 && c.bytes+costOf(n) > c.limit { // others have come meanwhile
-			e.giveBack(p)
-			return Result{Full: true}, nil
-		}
-		return e.compose(p, hdrLen, now), nil
 	})
 	if full {
 		return ErrFull
@@ -227,23 +189,6 @@ func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
 // Room returns a channel that receives a value when there may be room again for a packet
 // that was refused.
 func (c *Comparer) Room() <-chan struct{} { return c.room }
-
-// ServePrimary takes the primary's packets from r until reading fails or ctx ends, and
-// returns why. It does not read while there is no room. It drops what is no frame (see
-// [ErrFrame]), since there is no packet in it. A read that blocks is ended by closing what
-// r reads from.
-func (c *Comparer) ServePrimary(ctx context.Context, r PacketReader) error {
-	return c.serve(ctx, r, func(f Frame) error {
-		for c.WriteVNetPacket(f.Data, f.VNetHdr) == ErrFull {
-			select {
-			case <-c.room:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-		return nil
-	})
-}
 
 // ServeSecondary takes the secondary's packets from r until reading fails or
 // ctx ends, and returns why. If their stream has epoch markers, they call

@@ -24,16 +24,19 @@ func TestAComposedPacketIsTakenAsAWrittenOne(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var left []string
-			for _, composed := range []bool{false, true} {
+			for way := range 3 {
 				between(t, cfg, func(x *pairing) {
 					write := func(p []byte) {
 						t.Helper()
 						err := error(nil)
-						if composed {
+						switch way {
+						case 0:
+							err = x.WritePacket(p)
+						case 1:
 							compose, _ := composes(p)
 							err = x.ComposePacket(len(p), 0, compose)
-						} else {
-							err = x.WritePacket(p)
+						case 2:
+							err = x.ComposeAtMost(4096+65536, 0, func(b []byte) int { return copy(b, p) })
 						}
 						if err != nil {
 							t.Error(err)
@@ -80,8 +83,8 @@ func TestAComposedPacketIsTakenAsAWrittenOne(t *testing.T) {
 					}
 				})
 			}
-			if left[0] != left[1] {
-				t.Errorf("written: %s\ncomposed: %s", left[0], left[1])
+			if left[0] != left[1] || left[0] != left[2] {
+				t.Errorf("written: %s\ncomposed: %s\ncomposed in memory for more: %s", left[0], left[1], left[2])
 			}
 		})
 	}

@@ -6,7 +6,7 @@ import "time"
 // memory that the engine keeps, a draft, and fills it. A plain segment then waits in the draft, and
 // a packet that has waited leaves in the memory in which it waited.
 
-// draft returns memory for a packet of n bytes, for compose or giveBack.
+// draft returns memory for a packet of n bytes, for compose or giveBack. It does not count as in use.
 func (e *Engine) draft(n int) *pkt {
 	p := e.pool.get(n)
 	e.pool.bytes -= sizeOf(p.class)
@@ -29,11 +29,38 @@ func (e *Engine) compose(p *pkt, vnetHdr int, now time.Time) Result {
 	return e.primary(f, now)
 }
 
-// adopt returns the draft if f lies in it, after which the engine has no draft any more;
+// tight reports whether p is no more memory than its packet needs: what waits in memory that is much
+// larger takes the room of others. It is not if a draft was made for a longer packet than came.
+func (p *pkt) tight() bool {
+	return p.class == classOf(len(p.Data)) || p.class == largeClass && len(p.Data) > 1<<15
+}
+
+// needs returns how much memory the packet in the draft p takes once it waits or leaves.
+func (p *pkt) needs() int {
+	if p.tight() {
+		return sizeOf(p.class)
+	}
+	return costOf(len(p.Data))
+}
+
+// refusal reports, with Full, whether the engine has no room for a packet of n bytes of the primary's
+// guest; then it asks for a checkpoint, as Primary does. With Strict packets are never refused.
+func (e *Engine) refusal(n int, now time.Time) Result {
+	if e.strict != nil || e.passing || e.room(n, 0) {
+		return Result{}
+	}
+	e.begin()
+	e.now = e.instant(now)
+	e.res.Full = true
+	e.overLimit()
+	return e.end()
+}
+
+// adopt returns the draft if f lies in it and fills it, after which the engine has no draft any more;
 // otherwise it returns nil.
 func (e *Engine) adopt(f *Frame) *pkt {
 	p := e.drafted
-	if p == nil || len(f.Data) == 0 || &f.Data[0] != &p.Data[0] {
+	if p == nil || len(f.Data) == 0 || &f.Data[0] != &p.Data[0] || !p.tight() {
 		return nil
 	}
 	e.drafted = nil
@@ -50,7 +77,7 @@ const worthLending = 1024
 // changed nothing.
 func (e *Engine) lend(c *conn, f *Frame, s *plain) *pkt {
 	w := c.s.at(0)
-	if len(f.Data) < worthLending || e.drafted != nil || w.dat != s.dat || w.VNetHdr != f.VNetHdr || len(w.Data) != len(f.Data) {
+	if len(f.Data) < worthLending || e.drafted != nil && e.drafted.tight() || w.dat != s.dat || w.VNetHdr != f.VNetHdr || len(w.Data) != len(f.Data) {
 		return nil
 	}
 	copy(w.Data[:f.VNetHdr+s.dat], f.Data)

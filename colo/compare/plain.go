@@ -395,11 +395,13 @@ func (e *Engine) arrive(c *conn, now time.Time) {
 // holdPlain does what hold does, for a plain segment whose frame is f.
 func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 	var q *pkt
-	if e.drafted == nil {
+	if e.drafted != nil {
+		q = e.adopt(f) // it is the only packet of this call
+	}
+	if q == nil {
 		q = e.pool.get(len(f.Data))
 		copy(q.Data, f.Data)
 	} else {
-		q = e.adopt(f) // it is the only packet of this call
 		e.pool.bytes += sizeOf(q.class)
 	}
 	q.VNetHdr = f.VNetHdr

@@ -25,15 +25,27 @@ type pkt struct {
 
 // A pool keeps the memory of packets that have left, by size.
 type pool struct {
-	free  [24][]*pkt // up to 1 GiB
-	kept  int        // the bytes of free
-	limit int        // what kept may be at most
-	bytes int        // the bytes of buffers that are in use
+	free  [largeClass + 1][]*pkt // up to 1 GiB
+	kept  int                    // the bytes of free
+	limit int                    // what kept may be at most
+	bytes int                    // the bytes of buffers that are in use
 }
 
 const poolMin = 7 // 128 bytes
 
-func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
+// The memory of class c has 1<<(poolMin+c) bytes, and that of the last class 72 KiB: a reader of
+// packets needs memory for the longest, which is one of 64 KiB with its headers.
+const (
+	largeClass = 24
+	largeSize  = 72 << 10
+)
+
+func classOf(n int) int8 {
+	if n > 1<<16 && n <= largeSize {
+		return largeClass
+	}
+	return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin)
+}
 
 // costOf returns how much memory the pool uses for a packet of n bytes.
 func costOf(n int) int { return sizeOf(classOf(n)) }
@@ -43,7 +55,12 @@ func costOf(n int) int { return sizeOf(classOf(n)) }
 func atMost(n int) int { return 2*n + 1<<poolMin }
 
 // sizeOf returns how much memory the packets of a class have, which is not negative.
-func sizeOf(class int8) int { return 1 << (poolMin + class&31) }
+func sizeOf(class int8) int {
+	if class == largeClass {
+		return largeSize
+	}
+	return 1 << (poolMin + class&31)
+}
 
 // get returns a packet with memory for n bytes. Of its fields only class and Data are set.
 func (o *pool) get(n int) *pkt {

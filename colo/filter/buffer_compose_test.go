@@ -94,3 +94,67 @@ func TestAComposedPacketIsHeldAndReleasedWithoutAllocation(t *testing.T) {
 		t.Errorf("%v allocations in 100 packets", n)
 	}
 }
+
+// A packet whose length comes with it is the same as one whose length was known, whatever comes between.
+func TestAPacketIsComposedInMemoryForMore(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{})
+	b.Commit(0)
+	put := func(most int, text string, meanwhile func()) {
+		t.Helper()
+		if err := b.ComposeAtMost(most, func(p []byte) int {
+			if len(p) != most {
+				t.Errorf("%d bytes, want %d", len(p), most)
+			}
+			meanwhile()
+			return copy(p, text)
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	put(filter.MaxFrame, "void", func() {})
+	put(filter.MaxFrame, "kept", func() {
+		b.Commit(1)
+		b.WritePacket([]byte("between"))
+	})
+	put(5, "exact", func() {})
+	put(filter.MaxFrame, "last", func() {})
+	if s := b.Stats(); s.HeldBytes != 20 {
+		t.Errorf("%d bytes are held", s.HeldBytes)
+	}
+	b.Failover()
+	if got := released(t, b); got != "between kept exact last" {
+		t.Errorf("%q left", got)
+	}
+	b = filter.NewBuffer(filter.BufferConfig{})
+	for _, n := range []int{0, -1, 101, 1 << 62} {
+		if err := b.ComposeAtMost(100, func([]byte) int { return n }); !errors.Is(err, filter.ErrFrame) {
+			t.Errorf("%d bytes of 100: %v", n, err)
+		}
+	}
+	for n, want := range map[int]error{-1: filter.ErrFrame, 0: filter.ErrFrame, filter.MaxFrame + 1: filter.ErrFrameTooBig} {
+		if err := b.ComposeAtMost(n, func([]byte) int { t.Error("called"); return 1 }); !errors.Is(err, want) {
+			t.Errorf("at most %d bytes: %v", n, err)
+		}
+	}
+}
+
+func TestAFullBufferReadsNothing(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{Limit: 1}) // the least
+	b.Mark(0)
+	large, called := make([]byte, filter.MaxFrame), 0
+	read := func(p []byte) int { called++; return copy(p, large) }
+	for b.ComposeAtMost(filter.MaxFrame, read) == nil {
+	}
+	if s := b.Stats(); s.Refused != 1 || int(s.Held) != called {
+		t.Errorf("%d reads, %+v", called, s)
+	}
+	b = filter.NewBuffer(filter.BufferConfig{Limit: 1})
+	b.Mark(0)
+	if err := b.ComposeAtMost(filter.MaxFrame, func([]byte) int {
+		for b.WritePacket(large) == nil {
+		}
+		return len(large)
+	}); err != filter.ErrFull {
+		t.Errorf("others have filled it: %v", err)
+	}
+}

@@ -92,6 +92,12 @@ func (n *NIC) ComposePacket(size int, compose func(packet []byte) bool) error {
 	return n.buf.ComposePacket(size, compose)
 }
 
+// ComposeAtMost does what ComposePacket does, for a packet whose length is known only when it
+// is there: compose reads it and returns its length, or 0, as for filter.Buffer.ComposeAtMost.
+func (n *NIC) ComposeAtMost(most int, compose func(packet []byte) int) error {
+	return n.buf.ComposeAtMost(most, compose)
+}
+
 // Room returns a channel that is sent to when there is room again for a packet
 // that was refused.
 func (n *NIC) Room() <-chan struct{} { return n.buf.Room() }

@@ -221,6 +221,29 @@ func (n *Proxy) ComposePacket(size int, compose func(packet []byte) bool) error 
 	return first.ComposePacket(size, heard)
 }
 
+// ComposeAtMost does what ComposePacket does, for a packet whose length is known only when it
+// is there, as for proxy.Primary.ComposeAtMost. compose must not wait: a switchover would wait for
+// it. It returns 0 if there is nothing to read, and its caller waits for more.
+func (n *Proxy) ComposeAtMost(most int, compose func(packet []byte) int) error {
+	n.sending.RLock()
+	defer n.sending.RUnlock()
+	first, second, err := n.sender()
+	if err != nil {
+		return err
+	}
+	heard := func(p []byte) int {
+		k := compose(p)
+		if k > 0 && k <= len(p) {
+			n.neighbors.FromGuest(p[:k], n.cfg.VNetHdr)
+		}
+		return k
+	}
+	if second != nil {
+		return second.ComposeAtMost(most, heard)
+	}
+	return first.ComposeAtMost(most, heard)
+}
+
 // sender returns the sides, of which the second, if there is one, takes the guest's
 // packets, or filter.ErrFull while none does. sending is held.
 func (n *Proxy) sender() (*proxy.Primary, *proxy.Secondary, error) {

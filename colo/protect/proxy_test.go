@@ -3,6 +3,7 @@ package protect
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -221,6 +222,7 @@ func TestAProxyTakesPacketsWithoutAllocating(t *testing.T) {
 	h := newHub()
 	frame := segment{port: 1}.frame(false)
 	gather := func(b []byte) bool { return copy(b, frame) == len(b) }
+	read := func(b []byte) int { return copy(b, frame) }
 	for _, follows := range []bool{false, true} {
 		n, err := NewProxy(ProxyConfig{Uplink: h.plug("a"), Deliver: func([]byte) error { return nil }, Continuous: true, Limit: 64 << 20})
 		if err != nil {
@@ -232,6 +234,7 @@ func TestAProxyTakesPacketsWithoutAllocating(t *testing.T) {
 		for name, send := range map[string]func() error{
 			"written":  func() error { return n.WritePacket(frame) },
 			"composed": func() error { return n.ComposePacket(len(frame), gather) },
+			"read":     func() error { return n.ComposeAtMost(filter.MaxFrame, read) },
 		} {
 			if got := testing.AllocsPerRun(1000, func() {
 				if err := send(); err != nil {
@@ -275,7 +278,15 @@ func TestAProxyNeedsItsEnds(t *testing.T) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
+	for _, says := range []int{0, -1, 61, 1 << 62} {
+		if err := n.ComposeAtMost(60, func([]byte) int { return says }); !errors.Is(err, filter.ErrFrame) {
+			t.Errorf("a packet of %d bytes in 60: %v", says, err)
+		}
+	}
 	n.swaps = true
+	if err := n.ComposeAtMost(60, func([]byte) int { t.Error("read for nobody"); return 1 }); err != filter.ErrFull {
+		t.Errorf("between two sides: %v", err)
+	}
 	if err := n.ComposePacket(60, func([]byte) bool { t.Error("composed for nobody"); return true }); err != filter.ErrFull {
 		t.Errorf("between two sides: %v", err)
 	}

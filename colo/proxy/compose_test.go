@@ -12,32 +12,41 @@ import (
 // A composed packet goes the way of a written one, on either side, in either mode, and the
 // addresses in it are learned.
 func TestComposedPacketsGoTheWayOfWrittenOnes(t *testing.T) {
-	for _, continuous := range []bool{false, true} {
+	type nic interface {
+		ComposePacket(int, func([]byte) bool) error
+		ComposeAtMost(int, func([]byte) int) error
+	}
+	for way := range 4 {
+		continuous, most := way%2 == 1, way > 1
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
 				p.Continuous, s.Continuous = continuous, continuous
 			})
-			compose := func(to func(int, func([]byte) bool) error, text string) {
+			compose := func(to nic, text string) {
 				t.Helper()
 				p := datagram(text)
-				w.must(to(len(p), func(b []byte) bool { return copy(b, p) == len(b) }))
+				if most {
+					w.must(to.ComposeAtMost(filter.MaxFrame, func(b []byte) int { return copy(b, p) }))
+				} else {
+					w.must(to.ComposePacket(len(p), func(b []byte) bool { return copy(b, p) == len(b) }))
+				}
 				synctest.Wait()
 			}
 			w.connect()
-			compose(w.p.ComposePacket, "0")
+			compose(w.p, "0")
 			w.checkpoint()
-			compose(w.p.ComposePacket, "a")
-			compose(w.s.ComposePacket, "a")
-			compose(w.s.ComposePacket, "b")
-			compose(w.p.ComposePacket, "b")
+			compose(w.p, "a")
+			compose(w.s, "a")
+			compose(w.s, "b")
+			compose(w.p, "b")
 			if left := map[bool]uint64{false: 2, true: 0}[continuous]; w.p.Stats().Matched != left {
 				t.Errorf("continuous %v: %d packets have matched, want %d", continuous, w.p.Stats().Matched, left)
 			}
 			w.checkpoint()
 			w.wantLeft("all", w.pw, "0", "a", "b")
-			compose(w.s.ComposePacket, "c")
+			compose(w.s, "c")
 			w.must(w.s.Failover())
-			compose(w.s.ComposePacket, "d")
+			compose(w.s, "d")
 			if continuous {
 				w.wantLeft("inherited ones, and its own", w.sw, "a", "b", "c", "d")
 			} else {
@@ -65,6 +74,24 @@ func TestNothingIsSentThatIsNotComposed(t *testing.T) {
 			var malformed *filter.Error
 			if err := compose(100, no); !errors.Is(err, filter.ErrFrame) || !errors.As(err, &malformed) || called != 1 {
 				t.Errorf("%s, no packet after all: %v after %d calls", side, err, called)
+			}
+		}
+		for side, compose := range map[string]func(int, func([]byte) int) error{"primary": p.ComposeAtMost, "secondary": s.ComposeAtMost} {
+			called, says := 0, 0
+			no := func([]byte) int { called++; return says }
+			for n, want := range map[int]error{-1: filter.ErrFrame, 0: filter.ErrFrame, 12: filter.ErrFrame, filter.MaxFrame + 1: filter.ErrFrameTooBig} {
+				if err := compose(n, no); !errors.Is(err, want) || called != 0 {
+					t.Errorf("%s, at most %d bytes: %v after %d calls, want %v", side, n, err, called, want)
+				}
+			}
+			for _, says = range []int{0, -1, 12, 101, 1 << 62} { // a header without a packet is none
+				var malformed *filter.Error
+				if err := compose(100, no); !errors.Is(err, filter.ErrFrame) || !errors.As(err, &malformed) {
+					t.Errorf("%s, a packet of %d bytes in 100: %v", side, says, err)
+				}
+			}
+			if called != 5 {
+				t.Errorf("%s: %d calls", side, called)
 			}
 		}
 		if h := p.HeldOutput(); h.Packets != 0 || s.Stats().Keep.Held+s.Stats().Keep.Queued != 0 {
@@ -95,7 +122,8 @@ func TestAComposedPacketTakesNoNewMemory(t *testing.T) {
 // A NIC may wait for its guest's memory while it composes, and its program may live on
 // after a panic of its own. Nobody else has to wait for either.
 func TestNobodyWaitsForAPacketThatIsBeingComposed(t *testing.T) {
-	for _, continuous := range []bool{false, true} {
+	for way := range 4 {
+		continuous, most := way%2 == 1, way > 1
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
 				p.Continuous, s.Continuous = continuous, continuous
@@ -105,6 +133,7 @@ func TestNobodyWaitsForAPacketThatIsBeingComposed(t *testing.T) {
 			there := make(chan struct{})
 			for side, nic := range map[string]interface {
 				ComposePacket(int, func([]byte) bool) error
+				ComposeAtMost(int, func([]byte) int) error
 				WritePacket([]byte) error
 			}{"primary": w.p, "secondary": w.s} {
 				func() {
@@ -116,7 +145,11 @@ func TestNobodyWaitsForAPacketThatIsBeingComposed(t *testing.T) {
 					nic.ComposePacket(100, func([]byte) bool { panic("the guest's memory") })
 				}()
 				p := datagram("late")
-				go nic.ComposePacket(len(p), func(b []byte) bool { <-there; return copy(b, p) == len(b) })
+				if most {
+					go nic.ComposeAtMost(filter.MaxFrame, func(b []byte) int { <-there; return copy(b, p) })
+				} else {
+					go nic.ComposePacket(len(p), func(b []byte) bool { <-there; return copy(b, p) == len(b) })
+				}
 				synctest.Wait()
 				w.must(nic.WritePacket(datagram("early")))
 				synctest.Wait()

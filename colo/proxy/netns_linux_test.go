@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
@@ -183,16 +184,26 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 			}
 		})
 	})
-	for i, write := range []func([]byte) error{k.p.WritePacket, k.s.WritePacket} {
+	for i, nic := range []interface {
+		ComposeAtMost(int, func([]byte) int) error
+	}{k.p, k.s} {
 		group.Go(func() {
-			k.guests[i].Each(func(packet []byte) {
-				if i == 1 {
-					packet = retimed(packet, vnet, ahead, 0)
+			for {
+				var ended error
+				err := nic.ComposeAtMost(filter.MaxFrame, func(packet []byte) int {
+					n, err := k.guests[i].ReadInto(packet)
+					if ended = err; i == 1 && err == nil {
+						netns.Retime(packet[:n], vnet, ahead, 0)
+					}
+					return n
+				})
+				if ended != nil {
+					return
 				}
-				if err := write(packet); err != nil && !(i == 0 && host.Err() != nil) {
+				if err != nil && !(i == 0 && host.Err() != nil) {
 					t.Errorf("guest %d: %v", i, err)
 				}
-			})
+			}
 		})
 		var l net.Listener
 		k.guests[i].In(t, func() (err error) { l, err = net.Listen("tcp", ":"+serverPort); return err })

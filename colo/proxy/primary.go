@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -101,9 +100,6 @@ type Primary struct {
 	mirror   *filter.Outbox
 	backlog  filter.Backlog
 	scales   scaleImage // what PreSave has gathered
-
-	drafts sync.Mutex // of draft; taken before any other
-	draft  []byte     // continuous: where a packet is composed
 
 	known    *Neighbors
 	edge     *filter.Edge
@@ -242,43 +238,6 @@ func (p *Primary) WritePacket(packet []byte) error {
 	return nil
 }
 
-// ComposePacket is WritePacket for a packet of n bytes that does not exist yet: compose
-// writes it into memory of the Primary, from which a large segment (TSO) leaves without
-// having been copied again. A NIC gathers it there from its guest's memory. The slice has
-// n bytes of any content, and is valid during the call; compose must not call the
-// Primary. It is called at most once, on the caller's goroutine, and returns false if
-// there is no packet after all: that is a *filter.Error with filter.ErrFrame. [ErrFull]
-// may come before the call or after it.
-func (p *Primary) ComposePacket(n int, compose func(packet []byte) bool) error {
-	if err := checkLength(n, p.cfg.VNetHdr); err != nil {
-		return err
-	}
-	if p.buffer != nil {
-		p.drafts.Lock()
-		defer p.drafts.Unlock()
-		p.draft = slices.Grow(p.draft[:0], n)[:n]
-		if !compose(p.draft) {
-			return errNoPacket()
-		}
-		return p.WritePacket(p.draft)
-	}
-	ok := false
-	err := p.comparer.ComposePacket(n, p.cfg.VNetHdr, func(packet []byte) bool {
-		if ok = compose(packet); ok {
-			p.known.FromGuest(packet, p.cfg.VNetHdr)
-		}
-		return ok
-	})
-	switch err {
-	case nil:
-		p.took(n)
-		return nil
-	case compare.ErrFrame:
-		return errNoPacket()
-	}
-	return ErrFull
-}
-
 // took counts a packet of n bytes that the comparison has taken, and asks for a checkpoint
 // if it is time.
 func (p *Primary) took(n int) {
@@ -302,11 +261,11 @@ func (p *Primary) took(n int) {
 
 func checkPacket(packet []byte, vnetHdr int) error { return checkLength(len(packet), vnetHdr) }
 
-// errNoPacket returns the error for a packet that is empty, or that compose did
-// not make.
-func errNoPacket() error {
-	return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
-}
+// noPacket is the error for a packet that is empty, or that compose did not make. There is one, since
+// a reader that finds nothing to read gets it each time.
+var noPacket error = &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
+
+func errNoPacket() error { return noPacket }
 
 // checkLength returns an error for a length that no packet of the guest has;
 // its virtio-net header, of vnetHdr bytes, counts.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -159,39 +158,6 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	s.mu.Unlock()
 	s.give(early)
 	return err
-}
-
-// ComposePacket is WritePacket for a packet of n bytes that does not exist yet, as
-// [Primary.ComposePacket] is: compose writes it where it is translated, and must not call the
-// Secondary.
-func (s *Secondary) ComposePacket(n int, compose func(packet []byte) bool) error {
-	if err := checkLength(n, s.cfg.VNetHdr); err != nil {
-		return err
-	}
-	early, err := s.compose(n, compose)
-	s.give(early)
-	return err
-}
-
-// compose is ComposePacket, but for the packet that it returns for the guest. Nothing
-// waits for compose but other packets that are composed.
-func (s *Secondary) compose(n int, compose func(packet []byte) bool) (early []byte, err error) {
-	s.drafts.Lock()
-	defer s.drafts.Unlock()
-	s.draft = slices.Grow(s.draft[:0], n)[:n]
-	if !compose(s.draft) {
-		return nil, errNoPacket()
-	}
-	s.known.FromGuest(s.draft, s.cfg.VNetHdr)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.scales.FromGuest(s.draft, s.cfg.VNetHdr)
-	early = bytes.Clone(s.rewriter.Outbound(s.draft, s.cfg.VNetHdr))
-	if !s.rewriter.Kept() {
-		err = s.send(s.draft)
-	}
-	s.sendLate()
-	return early, err
 }
 
 // send takes a packet of the guest that has been translated. mu is held.

@@ -79,6 +79,16 @@ func (s *Stack) ReadPacket() ([]byte, error) {
 	}
 }
 
+// ReadInto does what ReadPacket does, in memory of the caller.
+func (s *Stack) ReadInto(p []byte) (int, error) {
+	for {
+		n, err := s.Device.ReadInto(p)
+		if err != nil || p[s.VNetHdrLen()]&1 == 0 {
+			return n, err
+		}
+	}
+}
+
 // Each calls fn with what ReadPacket returns, which is valid until fn returns, until the
 // interface is closed.
 func (s *Stack) Each(fn func(p []byte)) {

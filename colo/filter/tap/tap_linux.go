@@ -16,7 +16,7 @@ import (
 // A Device is a TAP interface of the network namespace in which it was opened.
 // Unless it is persistent, the interface lives as long as the Device.
 //
-// ReadPacket belongs to one goroutine; writes may come from several. Close may
+// ReadPacket and ReadInto belong to one goroutine; writes may come from several. Close may
 // be called from any goroutine and ends reads and writes that wait, with
 // os.ErrClosed.
 type Device struct {
@@ -33,6 +33,10 @@ type Device struct {
 	n, next  int        // frames in buf, and the next to be returned
 	rerr     error
 	readable func(fd uintptr) bool // fill, made once
+
+	into    []byte // where ReadInto reads, and how much it has read
+	got     int
+	readOne func(fd uintptr) bool // fillInto, made once
 
 	wmu      sync.Mutex // a batch of one; guards what follows
 	out      []byte
@@ -105,7 +109,7 @@ func Open(cfg Config) (_ *Device, err error) {
 		return nil, err
 	}
 	d.buf = make([]byte, bufSize)
-	d.readable, d.writable = d.fill, d.drain
+	d.readable, d.readOne, d.writable = d.fill, d.fillInto, d.drain
 	return d, nil
 }
 
@@ -156,6 +160,42 @@ func (d *Device) ReadPacket() ([]byte, error) {
 	to := d.ends[d.next]
 	d.next++
 	return d.buf[from:to:to], nil
+}
+
+// ReadInto does what ReadPacket does, but writes the frame into p and returns its length, for a caller
+// that keeps the frame: one that ReadPacket returns would have to be copied. A frame that is longer
+// than p is cut, as the kernel does; filter.MaxFrame bytes are enough for any.
+func (d *Device) ReadInto(p []byte) (int, error) {
+	if d.next < d.n || len(p) == 0 { // the kernel reads nothing into no memory
+		q, err := d.ReadPacket()
+		return copy(p, q), err
+	}
+	for d.rerr == nil {
+		d.into, d.got = p, 0
+		err := d.raw.Read(d.readOne)
+		if d.into = nil; err != nil {
+			d.rerr = err
+		}
+		if d.got > 0 {
+			return d.got, nil
+		}
+	}
+	return 0, &Error{Op: "read", Name: d.name, Err: d.closed(d.rerr)}
+}
+
+// fillInto reads one frame. It returns false if there is none.
+func (d *Device) fillInto(fd uintptr) bool {
+	for {
+		n, err := unix.Read(int(fd), d.into)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN, err == nil && n == 0:
+			return false
+		}
+		d.got, d.rerr = max(n, 0), err
+		return true
+	}
 }
 
 // fill reads what is there. It returns false if that is nothing.

@@ -24,6 +24,9 @@ func (d *Device) SetOffload(o Offload) error { return errors.ErrUnsupported }
 // ReadPacket returns the next frame.
 func (d *Device) ReadPacket() ([]byte, error) { return nil, errors.ErrUnsupported }
 
+// ReadInto writes the next frame into p.
+func (d *Device) ReadInto(p []byte) (int, error) { return 0, errors.ErrUnsupported }
+
 // WritePacket sends one frame.
 func (d *Device) WritePacket(p []byte) error { return errors.ErrUnsupported }
 
