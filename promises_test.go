@@ -130,6 +130,8 @@ var promises = []promise{
 	{"README.md", "over 500 malformed and random inputs get the same bytes.", []string{
 		"event/qmp.TestAQEMUAndTheServerGiveTheSameAnswers"}},
 
+	{"docs/operations.md", "they succeed once there is room, and nothing has to be started again.", []string{
+		"replication.TestAGuestWritesOnceThereIsRoomForTheMarkOfARegion", "replication.TestReplicationGoesOnOnceThereIsRoomForMetadata"}},
 	{"docs/operations.md", "A journal with which the disk was not changed last", []string{"replication.TestAJournalUndoesNothingThatWasWrittenWithoutIt"}},
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "A host that seeks the other one tells it when it is refused for longer than a second", []string{"colo/protect.TestWhyTheOtherHostDoesNotFollowIsToldOnce", "colo/protect.TestARefusalThatPassesIsNotTold"}},

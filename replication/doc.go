@@ -51,7 +51,9 @@
 // with the content that the disk still reads, see PrimaryConfig.Evacuate. Metadata that
 // cannot be written is a [MetadataError], and ends the use of a copy in the same way,
 // though its flushes may succeed: after a restart nobody could tell in what state the copy
-// is.
+// is. A write of metadata, of its bitmap or of a Journal for which there is no room (ENOSPC) is not
+// final: what needed it fails, and the next attempt, of a guest's write or of a primary that
+// comes back, succeeds once there is room.
 //
 // # Whose copy a disk is
 //

@@ -210,26 +210,28 @@ func (g *groupLife) noRoom(why string, err error) {
 	}
 	g.logf("%s: %v", why, err)
 	g.counts["no room"]++
-	g.disconnect()
-	final := false // what could not be recorded of a copy
 	for _, p := range g.primaries {
-		final = final || p.LocalErr() != nil
+		if err := p.LocalErr(); err != nil {
+			g.failf("%s: for want of room the guest's disk cannot be used: %v", why, err)
+		}
 	}
-	if final {
+	for i := range g.members {
+		if err := g.secondary(i).LocalErr(); err != nil {
+			g.failf("%s: for want of room the disk that follows cannot be used: %v", why, err)
+		}
+	}
+	if why == "write" && g.inStep() { // the guest is told, and goes on
+		g.counts["in step without room"]++
+		return
+	}
+	g.disconnect()
+	if g.rng.IntN(4) == 0 {
 		g.logf("another process of the guest's host")
-		g.counts["metadata of the guest's host"]++
 		g.lead.cut(g.rng)
 		g.lead.full(fromImages, 0, 0)
 		g.bootLead()
 	}
-	final = false
-	for i := range g.members {
-		final = final || g.secondary(i).LocalErr() != nil
-	}
-	if final {
-		g.counts["metadata of the host that follows"]++
-	}
-	if final || g.rng.IntN(2) == 0 {
+	if g.rng.IntN(2) == 0 {
 		g.logf("another process")
 		g.follow.cut(g.rng)
 		g.follow.full(fromImages, 0, 0)
@@ -237,6 +239,16 @@ func (g *groupLife) noRoom(why string, err error) {
 		g.bootFollow()
 		g.recovered()
 	}
+}
+
+// inStep reports whether replication goes on.
+func (g *groupLife) inStep() bool {
+	for i, p := range g.primaries {
+		if p.State() != Running || p.Err() != nil || g.members[i].Err() != nil {
+			return false
+		}
+	}
+	return g.linked
 }
 
 // connect joins the two and makes the first checkpoint. The primary may come back to a run.

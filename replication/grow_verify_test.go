@@ -87,7 +87,7 @@ func TestAGrowthInTheMiddleOfARepairEndsItAndLosesNothing(t *testing.T) {
 			}
 			_, err := x.p.VerifyOnline(ctx, VerifyConfig{Secondary: readHook{x.s.Export(), grow}, Repair: direction})
 			if at < 3 {
-				wantErr(t, why, err, ErrNotRunning)
+				wantSays(t, why, err, ErrNotRunning, "the disk has grown meanwhile")
 			} else if must(t, err); reads > 3 {
 				t.Fatalf("%s: it was in %d steps, want 3", why, reads)
 			}

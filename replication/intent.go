@@ -41,11 +41,12 @@ type intent struct {
 	regions int64 // how many the disk has
 
 	mu      sync.Mutex
-	ended   sync.Cond // broadcast when a write of the bitmap has ended
-	writing bool      // a goroutine writes the bitmap
-	want    []uint32  // regions that the secondary may not have
-	disk    []uint32  // regions that are marked on stable storage: all of want after a write of the bitmap
-	err     error
+	ended   sync.Cond                      // broadcast when a write of the bitmap has ended
+	writing bool                           // a goroutine writes the bitmap
+	want    []uint32                       // regions that the secondary may not have
+	disk    []uint32                       // regions that are marked on stable storage: all of want after a write of the bitmap
+	unsure  bool                           // stable storage may have other marks than disk: a write had no room
+	err     error                          // the first that is final
 	lost    *atomic.Pointer[MetadataError] // is told of err
 	access  *metadataAccess                // nil: the device is asked without it
 }
@@ -89,7 +90,7 @@ func (t *intent) span(off, n int64) (r0, r1 int64) {
 func (t *intent) has(set []uint32, r int64) bool { return set[r/32]&(1<<(r%32)) != 0 }
 
 // ensure returns when the regions that [off, off+n) touches are marked on
-// stable storage.
+// stable storage. Where there is no room for that, the next call tries again.
 func (t *intent) ensure(off, n int64) error {
 	r0, r1 := t.span(off, n)
 	t.mu.Lock()
@@ -110,20 +111,23 @@ func (t *intent) ensure(off, n int64) error {
 		case t.writing:
 			t.ended.Wait()
 		default:
-			t.write(func(want, disk uint32) uint32 { return want | disk })
+			if err := t.write(func(want, disk uint32) uint32 { return want | disk }); err != nil {
+				return err
+			}
 		}
 	}
 }
 
 // write writes the words of the bitmap that merge changes, and makes them stable. The
-// caller holds mu, which is released meanwhile.
-func (t *intent) write(merge func(want, disk uint32) uint32) {
+// caller holds mu, which is released meanwhile. An error is final, unless it is for want of room: of the marks that were
+// to be set some may be there then, and of those to be cleared some may be gone.
+func (t *intent) write(merge func(want, disk uint32) uint32) error {
 	t.writing = true
 	next := make([]uint32, len(t.want))
 	var sectors []int
 	for i := range next {
 		next[i] = merge(t.want[i], t.disk[i])
-		if s := i / intentWords; next[i] != t.disk[i] && (len(sectors) == 0 || sectors[len(sectors)-1] != s) {
+		if s := i / intentWords; (next[i] != t.disk[i] || t.unsure) && (len(sectors) == 0 || sectors[len(sectors)-1] != s) {
 			sectors = append(sectors, s)
 		}
 		// The marks that are being cleared may be gone from now on.
@@ -140,19 +144,25 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 		err = t.access.use(opUpdate, do)
 	}
 	t.mu.Lock()
-	if err != nil {
-		e := &MetadataError{"write-intent bitmap", err}
-		t.err = e
-		if t.lost != nil {
-			t.lost.CompareAndSwap(nil, e)
-		}
-	} else {
+	switch {
+	case err == nil:
+		t.unsure = false
 		for i := range next {
 			t.disk[i] |= next[i]
+		}
+	case lacksRoom(err):
+		t.unsure = true
+		err = fmt.Errorf("replication: write-intent bitmap: %w", err)
+	default:
+		e := &MetadataError{"write-intent bitmap", err}
+		t.err, err = e, e
+		if t.lost != nil {
+			t.lost.CompareAndSwap(nil, e)
 		}
 	}
 	t.writing = false
 	t.ended.Broadcast()
+	return err
 }
 
 // store writes sectors of the bitmap next, and makes them stable.
@@ -163,7 +173,7 @@ func (t *intent) store(sectors []int, next []uint32) error {
 			p = binary.LittleEndian.AppendUint32(p, w)
 		}
 		p = binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
-		if err := writeFull(t.dev, p, t.base+int64(s)*SectorSize); err != nil {
+		if err := writeInRoom(t.dev, p, t.base+int64(s)*SectorSize); err != nil {
 			return err
 		}
 	}
@@ -185,7 +195,7 @@ func (t *intent) settle(differs func(off, n int64) bool, before func() error) er
 		}
 		idle += bits.OnesCount32(t.disk[i] &^ t.want[i])
 	}
-	if idle <= intentActive || t.writing || t.err != nil {
+	if idle <= intentActive && !t.unsure || t.writing || t.err != nil {
 		return t.err
 	}
 	t.writing = true // nobody else writes the bitmap meanwhile
@@ -197,8 +207,7 @@ func (t *intent) settle(differs func(off, n int64) bool, before func() error) er
 	if err != nil {
 		return err
 	}
-	t.write(func(want, _ uint32) uint32 { return want })
-	return t.err
+	return t.write(func(want, _ uint32) uint32 { return want })
 }
 
 // marked calls f for each region that is marked on stable storage.

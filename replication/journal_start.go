@@ -15,12 +15,13 @@ func (j *Journal) setStarting(together ID) error {
 }
 
 // setStarted implements stableState. If several disks are started together, the first such write of
-// one of them is the commit point for all.
+// one of them is the commit point for all. It may be repeated, where the metadata had no room for the start.
 func (j *Journal) setStarted(id Identity) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.super
-	if !b.pending {
+	again := b.state == Running && b.run == b.start
+	if !b.pending && !again {
 		b.start = ID{}
 	}
 	b.run = b.start

@@ -30,8 +30,8 @@ type lifecycle struct {
 	next     uint64
 	// outrun: another disk of the group has made the prepared checkpoint. From outrunBy until emptied.
 	outrun bool
-	// due: the disk is at a start that is recorded, which another disk of the group has made, or may have. From
-	// missedStart until began.
+	// due: the disk is at a start that is recorded, but could not be completed, or that another disk of the group has
+	// made, or may have. From missedStart until began.
 	due bool
 	// back: parts of the disk are those of the last checkpoint again, since it is being brought back to that, or was and met
 	// an error. From takenBack until it is, or until ordered: the overlays still have what the guest sees.

@@ -40,6 +40,7 @@ type Metadata struct {
 	ahead  bool    // id and peer are newer than what stable storage has, see remember
 	intent *intent // nil: none is kept
 	failed *MetadataError
+	unsure bool     // stable storage may have tried and not facts, since there was no room; see store
 	tried  Identity // what a write that failed may have left on stable storage; zero: there was none
 
 	lost atomic.Pointer[MetadataError] // the first failure, also of intent; read without mu
@@ -65,7 +66,8 @@ type metadataDevice struct {
 
 // MetadataError says that what is known of a copy could not be written to stable storage.
 // It is final: the metadata there is the one before or the one that was being written, and
-// the process that has the copy changes it no more.
+// the process that has the copy changes it no more. A write for which the device has no room (ENOSPC) is no such
+// error: what needed it has failed, and is tried again by whatever needs it next.
 type MetadataError struct {
 	What string // "metadata" or "write-intent bitmap"
 	Err  error
@@ -222,7 +224,8 @@ func (m *Metadata) Held() uint64 {
 // Hold records a number of the caller's beside the identity, and returns when that is
 // stable. It may be the generation under which an arbiter has given the disk's guest to
 // this host, or which this host has followed; this package does not look at it. If Hold
-// fails, the metadata is the old one or the new one, and every later change of it fails. Where the
+// fails, the metadata is the old one or the new one, and every later change of it fails, unless the error matches
+// ENOSPC, after which Hold may be called again. Where the
 // device hangs it fails with an error that matches ErrHung, as every change does; see HungError.
 func (m *Metadata) Hold(generation uint64) error {
 	return m.change(func(f *facts) { f.held = generation })

@@ -10,7 +10,8 @@ import (
 
 // update changes the metadata, and returns when the change is stable. If it fails, nothing
 // has changed in memory, and stable storage has the old metadata or the new; from then on
-// every update that would change something fails.
+// every update that would change something fails. Where there was no room, the next one, whatever
+// it changes, says on stable storage which of the two it is.
 func (m *Metadata) update(change func(*Identity, *peerBase)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -18,7 +19,7 @@ func (m *Metadata) update(change func(*Identity, *peerBase)) error {
 	defer m.give()
 	next := m.facts
 	change(&next.id, &next.peer)
-	if next == m.facts && !m.ahead && (m.dev != nil || m.make == nil) {
+	if next == m.facts && !m.ahead && !m.unsure && (m.dev != nil || m.make == nil) {
 		return nil
 	}
 	return m.store(next)
@@ -31,7 +32,7 @@ func (m *Metadata) change(change func(*facts)) error {
 	m.take()
 	defer m.give()
 	next := m.facts
-	if change(&next); next == m.facts {
+	if change(&next); next == m.facts && !m.unsure {
 		return nil
 	}
 	return m.store(next)
@@ -87,11 +88,17 @@ func (m *Metadata) store(next facts) error {
 	switch {
 	case err == nil:
 		m.seq, m.facts, m.ahead = seq, next, false
+		m.unsure, m.tried = false, Identity{}
 		return nil
 	case !hung && m.dev == nil: // it has not been made, and the next change tries again
 		return fmt.Errorf("replication: metadata: %w", err)
 	}
-	m.failed, m.tried = &MetadataError{"metadata", err}, next.id
+	m.tried = next.id
+	if lacksRoom(err) { // the next change writes the same sector
+		m.unsure = true
+		return fmt.Errorf("replication: metadata: %w", err)
+	}
+	m.failed = &MetadataError{"metadata", err}
 	m.lost.CompareAndSwap(nil, m.failed)
 	return m.failed
 }
@@ -118,11 +125,32 @@ func (w *metadataWrite) do() error {
 		}
 		w.dev, w.close = newStableDisk(made.Disk, "metadata"), made.close
 	}
-	err := writeFull(w.dev, w.sector, w.at)
+	err := writeInRoom(w.dev, w.sector, w.at)
 	if err == nil {
 		err = w.dev.Sync()
 	}
 	return err
+}
+
+// roomError says that a device had no room for a write. Whatever else was written to it is still there, which
+// a sync that fails, also for want of room, does not say.
+type roomError struct{ error }
+
+func (e roomError) Unwrap() error { return e.error }
+
+// writeInRoom does what writeFull does. If there is no room, its error is a roomError.
+func writeInRoom(d Disk, p []byte, off int64) error {
+	err := writeFull(d, p, off)
+	if noRoom(err) {
+		return roomError{err}
+	}
+	return err
+}
+
+// lacksRoom reports whether err is that of a write for which there was no room, which may be tried again.
+func lacksRoom(err error) bool {
+	var e roomError
+	return errors.As(err, &e)
 }
 
 // shut closes the file with the metadata, if there is one. What still hangs there ends as if it were open.

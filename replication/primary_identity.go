@@ -193,7 +193,7 @@ func (p *Primary) settle(epoch uint64) error {
 	err := p.peer.intent.settle(p.peer.differs, func() error {
 		return p.meta.update(func(_ *Identity, b *peerBase) { b.Epoch = epoch })
 	})
-	if p.evacuates.Load() {
+	if p.evacuates.Load() || lacksRoom(err) {
 		return nil // marks that stay where they need not cost time after a restart, no more
 	}
 	return err

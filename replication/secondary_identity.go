@@ -200,6 +200,9 @@ func (s *Secondary) beginRun() error {
 			*i, *b = id, peerBase{}
 			i.State = CopyInconsistent
 		})
+		if lacksRoom(err) && s.cfg.Journal != nil {
+			s.life.missedStart() // a recovery would find the start made
+		}
 	}
 	if err == nil {
 		s.life.keptEnded()

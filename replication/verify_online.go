@@ -68,8 +68,13 @@ func (e *UndecidedError) Error() string {
 // has been compared. VerifyOnline itself returns only when what
 // VerifyConfig reads with does, which should have a timeout, as an nbd.Client has.
 //
+// A difference that is not repaired is in what VerifyOnline returns, and nowhere else: not in the account of what
+// the secondary lacks, since nobody has said which of the two copies is the right one. The next
+// synchronisation, of what changed alone, leaves it, and a VerifyOnline with the direction of the repair
+// removes it.
+//
 // At the end the bus is told, with an event.DiskVerified. Any other error is
-// ErrNotRunning without a secondary, or if the disk grows or another Remote is attached meanwhile, ctx's, that of a side
+// ErrNotRunning without a secondary, or if the disk grows or the Remote is replaced meanwhile, which the error says, ctx's, that of a side
 // that could not be read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
 // the *BrokenError; what was found until then is returned with it. A side whose disk could not be flushed (SyncError) may
 // read as it was before, so that the other one is not repaired with it: that is an error too.
@@ -86,7 +91,7 @@ func (p *Primary) verifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	differ = NewBitmap(p.size.Load())
 	f := p.link.Load()
 	if f == nil {
-		return differ, ErrNotRunning
+		return differ, fmt.Errorf("%w: verify: no secondary is attached", ErrNotRunning)
 	}
 	if cfg.Secondary == nil && (cfg.Sums == nil || cfg.Repair == RepairPrimary) {
 		return differ, fmt.Errorf("replication: verify: nothing to read the secondary with")
@@ -106,7 +111,7 @@ func (p *Primary) verifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	for off := int64(0); off < p.size.Load(); off += copyStep {
 		n := min(copyStep, p.size.Load()-off)
 		if err := v.step(ctx, off, n); err != nil {
-			return differ, err
+			return differ, v.why(err)
 		}
 		if cfg.BytesPerSecond > 0 {
 			due := begin.Add(time.Duration(float64(off+n) / float64(cfg.BytesPerSecond) * float64(time.Second)))
@@ -123,6 +128,17 @@ func (p *Primary) verifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 		return differ, &UndecidedError{v.undecided}
 	}
 	return differ, nil
+}
+
+// why adds to ErrNotRunning what has ended the use of the connection.
+func (v *verifier) why(err error) error {
+	switch {
+	case !errors.Is(err, ErrNotRunning):
+		return err
+	case v.p.size.Load() != v.differ.bits.Load().size:
+		return fmt.Errorf("%w: verify: the disk has grown meanwhile, verify again", err)
+	}
+	return fmt.Errorf("%w: verify: the secondary was detached or replaced meanwhile", err)
 }
 
 // How a chunk is compared that differs and is changed all the time.

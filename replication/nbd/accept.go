@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -15,17 +16,17 @@ import (
 // has left already, or the host is short of something. The listener still works.
 var passing = []error{
 	syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EINTR, syscall.EAGAIN, syscall.EPROTO, syscall.EPERM, // a firewall's refusal is EPERM
-	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ETIMEDOUT,
 }
 
-func isPassing(err error) bool {
-	for _, p := range passing {
-		if errors.Is(err, p) {
-			return true
-		}
-	}
-	return isTimeout(err)
+// short are those of them that a connection which is closed may end.
+var short = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM}
+
+func isShort(err error) bool   { return isOneOf(err, short) }
+func isPassing(err error) bool { return isOneOf(err, passing) || isShort(err) || isTimeout(err) }
+
+func isOneOf(err error, all []error) bool {
+	return slices.ContainsFunc(all, func(e error) bool { return errors.Is(err, e) })
 }
 
 const (
@@ -69,7 +70,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		case ctx.Err() != nil:
 			return ErrServerClosed
 		case isPassing(err):
-			room.shed(time.Now()) // descriptors may be short because of it
+			if isShort(err) {
+				room.shed(time.Now()) // it may be because of that one
+			}
 			if pause == 0 && s.cfg.Logger != nil {
 				s.cfg.Logger.Warn("no client of a disk can be accepted for now", "error", err)
 			}

@@ -119,6 +119,26 @@ func TestWhereDescriptorsAreShortASilentConnectionEnds(t *testing.T) {
 	})
 }
 
+// Nobody waits for its place when a client has left before it was accepted.
+func TestAClientThatIsSilentForLongStaysThoughOthersLeaveBeforeTheyAreAccepted(t *testing.T) {
+	servePipes(t, ServerConfig{MaxConns: 8}, ErrServerClosed, func(l *pipes) {
+		slow := l.connect()
+		_, err := io.ReadFull(slow, make([]byte, 18))
+		must(t, err)
+		for _, err := range []error{syscall.ECONNABORTED, syscall.EPERM, os.ErrDeadlineExceeded} {
+			time.Sleep(2 * silence)
+			l.errs <- err
+		}
+		time.Sleep(2 * silence)
+		_, err = slow.Write([]byte{0, 0, 0, flagFixedNewstyle | flagNoZeroes})
+		must(t, err)
+		must(t, (&dialogue{conn: slow}).send(optList, nil))
+		_, err = io.ReadFull(slow, make([]byte, 20))
+		must(t, err)
+		must(t, slow.Close())
+	})
+}
+
 func TestOtherErrorsOfAcceptEndService(t *testing.T) {
 	servePipes(t, ServerConfig{}, syscall.EBADF, func(l *pipes) {
 		l.errs <- syscall.EBADF
