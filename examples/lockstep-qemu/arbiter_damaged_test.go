@@ -5,52 +5,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
-	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
-// A standby whose arbiter has a record that is damaged would find out when it is to go on.
-func TestADamagedRecordOfAnArbiterIsToldOfBeforeItIsNeeded(t *testing.T) {
-	for name, damage := range map[string]func(b []byte) []byte{
-		"it is whole":       func(b []byte) []byte { return b },
-		"it is cut off":     func(b []byte) []byte { return b[:20] },
-		"it is empty":       func([]byte) []byte { return nil },
-		"a bit has flipped": func(b []byte) []byte { b[strings.Index(string(b), "generation")] ^= 4; return b },
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			var said printed
-			p := &printer{terminal: terminal{out: &said, err: &said}}
-			arb, end, err := openArbiter("file:"+dir, p)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer end()
-			if _, err := arb.Acquire(t.Context(), failover.Claim{Holder: "a", Token: "t", Term: time.Second}); err != nil {
-				t.Fatal(err)
-			}
-			file := filepath.Join(dir, "state.00000000000000000001")
-			b, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(file, damage(b), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			tellDamaged(t.Context(), arb, p)
-			want := 1
-			if name == "it is whole" {
-				want = 0
-			}
-			if n := said.count(file + ": failover: not an arbiter's record"); n != want || said.count("written the record anew") != want {
-				t.Errorf("that was said %d times, want %d:\n%s", n, want, said.b.String())
-			}
-		})
-	}
-}
-
+// A standby would find out when it is to go on.
 func TestAStandbyTellsOfADamagedRecordAsItStarts(t *testing.T) {
 	dir := qemutest.Dir(t)
 	if err := os.WriteFile(filepath.Join(dir, "state.00000000000000000001"), []byte("{"), 0o600); err != nil {

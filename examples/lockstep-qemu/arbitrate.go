@@ -35,16 +35,6 @@ func openArbiter(s string, p *printer) (a failover.Arbiter, end func(), err erro
 	return a, end, err
 }
 
-// tellDamaged tells of an arbiter whose record cannot be understood: nobody is granted a guest as long as that is so,
-// and without a word a standby would find out when it is to go on. One that is out of reach may be back by then.
-func tellDamaged(ctx context.Context, a failover.Arbiter, p *printer) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if _, err := a.Record(ctx); errors.Is(err, failover.ErrRecord) {
-		p.warn("arbiter: %v. No standby goes on until a person has written the record anew: see \"An arbiter that has lost its record\" in docs/operations.md", err)
-	}
-}
-
 // checkArbiter returns an error unless -arbiter names one, or none.
 func checkArbiter(s string) error {
 	if s == "" {

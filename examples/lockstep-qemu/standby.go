@@ -158,18 +158,6 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	}
 	defer end()
 	s.arbiterOf = arb
-	if arb != nil {
-		asked := make(chan struct{})
-		ask, cancel := context.WithCancel(ctx)
-		go func() { defer close(asked); tellDamaged(ask, arb, s.p) }()
-		defer func() {
-			cancel()
-			select {
-			case <-asked:
-			case <-time.After(time.Second): // a file system that hangs heeds no context
-			}
-		}()
-	}
 	s.token = tokenOf("unix:" + filepath.Join(s.state, "qmp"))
 	s.kept = keptIn(s.state)
 	serving, stop := context.WithCancel(ctx)
