@@ -142,25 +142,26 @@ func TestAGoodbyeInTheMidstOfAHandoverIsEnoughWithoutAnArbiter(t *testing.T) {
 func TestAnEndOfASynchronisationThatIsExpectedIsToldInItsWords(t *testing.T) {
 	noon := fmt.Errorf("%w: at noon", errMaintenance)
 	for name, c := range map[string]struct {
-		end    func(x *pair, cancel context.CancelFunc)
+		end    func(x *pair, cancel context.CancelCauseFunc)
 		ended  string // the reason of PROTECTION_ENDED; "none": there is no such event
 		by     event.Mode
 		reason event.ExitReason
 	}{
-		"the link breaks": {func(x *pair, _ context.CancelFunc) { x.primary.Expect(errMaintenance); x.pc.Break() },
+		"the link breaks": {func(x *pair, _ context.CancelCauseFunc) { x.primary.Expect(errMaintenance); x.pc.Break() },
 			"maintenance", event.ModePrimary, event.ExitRequest},
-		"the peer has ordered it": {func(x *pair, _ context.CancelFunc) { x.primary.Expect(colo.ErrEndedByPeer); x.pc.Break() },
+		"the peer has ordered it": {func(x *pair, _ context.CancelCauseFunc) { x.primary.Expect(colo.ErrEndedByPeer); x.pc.Break() },
 			colo.ErrEndedByPeer.Error(), event.ModeSecondary, event.ExitRequest},
-		"the host says more": {func(x *pair, _ context.CancelFunc) { x.primary.Expect(errMaintenance); x.primary.Lost(noon) },
+		"the host says more": {func(x *pair, _ context.CancelCauseFunc) { x.primary.Expect(errMaintenance); x.primary.Lost(noon) },
 			"colo: primary: checkpoint 0: send ram while running: maintenance: at noon", event.ModePrimary, event.ExitRequest},
-		"it is not expected": {func(x *pair, _ context.CancelFunc) { x.pc.Break() }, "none", "", event.ExitError},
-		"by End":             {func(x *pair, _ context.CancelFunc) { x.primary.End() }, "", event.ModePrimary, event.ExitRequest},
-		"its context ends":   {func(_ *pair, cancel context.CancelFunc) { cancel() }, "none", "", event.ExitRequest},
+		"it is not expected": {func(x *pair, _ context.CancelCauseFunc) { x.pc.Break() }, "none", "", event.ExitError},
+		"by End":             {func(x *pair, _ context.CancelCauseFunc) { x.primary.End() }, "", event.ModePrimary, event.ExitRequest},
+		"its context ends":   {func(_ *pair, cancel context.CancelCauseFunc) { cancel(nil) }, "", event.ModePrimary, event.ExitRequest},
+		"and says why":       {func(_ *pair, cancel context.CancelCauseFunc) { cancel(noon) }, "maintenance: at noon", event.ModePrimary, event.ExitRequest},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
 				var x *pair
 				x = newPair(t, options{primary: func(p *colo.PrimaryConfig) {
 					p.Step = func(op string, _ uint64) {
@@ -175,6 +176,9 @@ func TestAnEndOfASynchronisationThatIsExpectedIsToldInItsWords(t *testing.T) {
 				x.wait()
 				told := "none"
 				for _, e := range x.p.seen() {
+					if _, refused := e.(event.ProtectionRefused); refused && c.ended != "none" {
+						t.Errorf("%+v", e)
+					}
 					if e, ok := e.(event.ProtectionEnded); ok {
 						if told = e.Reason; e.By != c.by {
 							t.Errorf("%+v", e)

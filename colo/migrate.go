@@ -271,6 +271,10 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	p.heed()
 	expected := p.expected()
 	left := ctx.Err() != nil && errors.Is(cause, ctx.Err())
+	words := ""
+	if why := context.Cause(ctx); left && why != ctx.Err() {
+		words = why.Error()
+	}
 	p.mu.Lock()
 	if p.info.Mode, p.info.Reason = event.ModeNone, event.ExitError; expected != nil || left || errors.Is(cause, errEnd) {
 		p.info.Reason = event.ExitRequest
@@ -288,6 +292,10 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	if errors.Is(cause, errEnd) {
 		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode})
 		return nil
+	}
+	if left && expected == nil { // whoever has ended the context has ordered it
+		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode, Reason: words})
+		return cause
 	}
 	if expected != nil {
 		by, reason := p.mode, expected

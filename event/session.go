@@ -58,7 +58,8 @@ type ProtectionRefused struct {
 func (ProtectionRefused) Name() string { return "PROTECTION_REFUSED" }
 
 // ProtectionEnded says that the session was ended on purpose: the primary's
-// guest runs on unprotected, the secondary's does not go on.
+// guest runs on unprotected, the secondary's does not go on. An attempt to protect the guest that is given up, by an
+// order or as its context ends, is told so, too, and not by ProtectionRefused.
 type ProtectionEnded struct {
 	Mode   Mode   `json:"mode"` // the side that says so
 	By     Mode   `json:"by"`   // the side on which the end was ordered

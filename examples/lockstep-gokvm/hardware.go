@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -69,15 +70,25 @@ type cable interface {
 var thisHost = hardware{
 	machine: newMachine,
 	probe: func() error {
-		if err := kvm.Probe(); err != nil {
-			return fmt.Errorf("this host cannot run a guest: %w", err)
-		}
-		return nil
+		return cannotRun(kvm.Probe())
 	},
 	cable:  openTAP,
 	image:  openImage,
 	there:  imageThere,
 	notify: signal.Notify,
+}
+
+// cannotRun adds to the error of KVM what an operator can do; nil: it can be used.
+func cannotRun(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("this host cannot run a guest: %w (this user may not: put it into the group that /dev/kvm belongs to)", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("this host cannot run a guest: %w (the kernel has no KVM: load kvm_intel or kvm_amd, or turn virtualization on in the firmware)", err)
+	}
+	return fmt.Errorf("this host cannot run a guest: %w", err)
 }
 
 // openImage opens an image file, beside which its metadata is kept, or a block device.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -278,13 +277,7 @@ func (s *standbyRun) runFence(ctx context.Context, c colo.Claim) error {
 	if c.Cause != nil {
 		cause = c.Cause.Error()
 	}
-	cmd := exec.CommandContext(ctx, "sh", "-c", s.fence)
-	cmd.Env = append(os.Environ(), "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+cause)
-	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))
-	}
-	return nil
+	return shell(ctx, s.fence, "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+cause)
 }
 
 // tokenOf returns the token of this host's claims for the guest whose monitor is at addr. A

@@ -38,9 +38,13 @@ func placeOf(addr string) (network, address string) {
 	return network, address
 }
 
-// portless reports whether an address is one of TCP that lacks its port.
+// portless reports whether an address is one of TCP that lacks its port. The IP address of a host by itself would
+// be the name of a socket in the working directory, which nobody means.
 func portless(addr string) bool {
 	network, address := qmp.Split(addr)
+	if network == "unix" && address == addr && net.ParseIP(addr) != nil {
+		return true
+	}
 	_, port, err := net.SplitHostPort(address)
 	return addr != "" && network == "tcp" && (err != nil || port == "")
 }

@@ -36,6 +36,8 @@ type guardian struct {
 	releasing sync.Mutex // held while the copies of the disks are given up
 	parting   sync.Mutex // held while the QEMU is told to go on without its standby
 
+	command func(ctx context.Context, command string, env ...string) error // runs -fence; nil: shell does
+
 	resuming sync.Mutex // held while the guest is told to run again after a moment
 	halted   bool       // the guard has stopped the guest since the call of begins; under resuming
 
@@ -47,6 +49,10 @@ type guardian struct {
 	protects   bool                   // the standby may answer for the guest
 	got        time.Time              // when it last received more of a checkpoint, see received
 	dead       bool                   // the guest's QEMU has ended, and answers nothing that it still owes
+	copied     time.Time              // when the standby last said that it has a copy of this generation; zero: it does not answer
+	fenced     bool                   // by -fence
+	fencing    chan struct{}          // closed when the -fence that is under way has ended; nil: none is
+	stopping   bool                   // the guest is being stopped for the standby, which has not been told yet
 	exited     bool                   // COLO_EXIT since the last migrate
 	hangs      string                 // how the QEMU has taken no order for a while, see takesOrders
 	ran        bool                   // the guest has been seen to run since it was last seen stopped
@@ -204,7 +210,13 @@ func (g *guardian) run(ctx context.Context) (int, error) {
 			}
 			notify("WATCHDOG=1")
 		case <-ctx.Done():
-			return exitInterrupted, g.leave()
+			if !g.lastWord() {
+				return exitInterrupted, g.leave()
+			}
+			var cancel context.CancelFunc // the arbiter can be told, the standby no more
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), fenceGrace)
+			defer cancel()
+			in = g.fencedDeath()
 		}
 		if now := g.holds(); now != held {
 			held = now
@@ -220,6 +232,7 @@ func (g *guardian) run(ctx context.Context) (int, error) {
 			return g.ended(ctx, in)
 		case standby.StoodDown:
 			if in.in == standby.Died || in.in == standby.PlannedEnd {
+				g.endedStopping(ctx, in)
 				return exitUnfenced, errors.New("the guest's QEMU, which was stopped, has ended; the guest is the standby's")
 			}
 		}
@@ -254,6 +267,7 @@ func (g *guardian) step(ctx context.Context, n news) {
 		err := g.act(ctx, a, why)
 		if err != nil && a == standby.StopGuest && i+1 < len(do) && do[i+1] == standby.TellStopped {
 			// Nobody is told that the guest has stopped before it has.
+			g.set(func() { g.stopping = true })
 			g.all.Go(func() { g.stopThenTell(ctx, why) })
 			return
 		}

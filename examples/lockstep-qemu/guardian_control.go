@@ -24,7 +24,7 @@ func (g *guardian) talk(ctx context.Context) {
 		err := g.channel(ctx)
 		over := false // the guest is the standby's, which ends when it runs there
 		g.set(func() {
-			g.link, g.status.Standby = nil, false
+			g.link, g.status.Standby, g.copied = nil, false, time.Time{}
 			over = g.status.State == standby.StoodDown.String()
 		})
 		g.tell(standby.StandbyLost, "")
@@ -180,6 +180,9 @@ func (g *guardian) answeredBeat(m standby.ControlMessage) {
 	}
 	g.delivered = max(g.delivered, m.Seq)
 	g.status.Checkpoint = m.Epoch
+	if g.copied = (time.Time{}); !m.Ready && m.Epoch > 0 && m.Generation == g.generation {
+		g.copied = time.Now()
+	}
 	if g.keeper != nil && m.Promise > 0 && m.Generation == g.generation {
 		g.keeper.Promised(m.Generation, g.beats[m.Seq%uint64(len(g.beats))], time.Duration(m.Promise)*time.Millisecond)
 	}

@@ -35,6 +35,27 @@ func (g *guardian) ended(ctx context.Context, n news) (int, error) {
 	return exitOK, nil
 }
 
+// endedStopping tells the standby of the end of a guest that was being stopped for it: it waits for that word.
+func (g *guardian) endedStopping(ctx context.Context, n news) {
+	g.mu.Lock()
+	stopping := g.stopping
+	g.mu.Unlock()
+	if !stopping {
+		return
+	}
+	defer stillAlive()()
+	why := "it was to be stopped, and has ended"
+	if n.why != "" {
+		why += ": " + n.why
+	}
+	g.stopped(why)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if g.control != "" && !g.heardOf(ctx) {
+		g.p.warn("the standby could not be told that the guest has ended")
+	}
+}
+
 // give tells the arbiter. A guest that has ended in good order is held for good, so that no
 // copy of it is granted; one that has died is given back.
 func (g *guardian) give(ctx context.Context, n news) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -21,10 +22,20 @@ const (
 func (g *guardian) takesOrders(ctx context.Context) bool {
 	defer g.set(func() { g.hangs = "" })
 	said := make(map[string]bool)
+	quiet := silence{since: time.Now()}
 	for {
 		m := g.monitor()
-		if m == nil || answered(g.heeds(ctx, m, said)) { // nil: there is no QEMU to be asked
+		if m == nil { // there is no QEMU to be asked
 			return true
+		}
+		err := g.heeds(ctx, m, said, &quiet)
+		if answered(err) {
+			return true
+		}
+		if errors.Is(err, errFenced) || g.fenceDue(ctx, &quiet) {
+			n := g.fencedDeath()
+			g.tellWhile(ctx, n.in, n.why)
+			return false
 		}
 		select {
 		case <-time.After(tick):
@@ -38,7 +49,7 @@ func (g *guardian) takesOrders(ctx context.Context) bool {
 // more. The question is asked once, so that the answer of a QEMU that is slow counts. While there is none,
 // what the QEMU's main loop may wait for is ended out of band: its connections to the standby, which is
 // given up in any case by then.
-func (g *guardian) heeds(ctx context.Context, m *qmp.Client, said map[string]bool) error {
+func (g *guardian) heeds(ctx context.Context, m *qmp.Client, said map[string]bool, quiet *silence) error {
 	ask, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answer := make(chan error, 1)
@@ -64,7 +75,21 @@ func (g *guardian) heeds(ctx context.Context, m *qmp.Client, said map[string]boo
 		}
 		if g.set(func() { g.hangs = words }); !said[words] {
 			said[words] = true
-			g.p.warn("%s (%s): nothing is decided until it does. If it hangs, kill it, and the guest goes on at the standby", words, g.qmp)
+			then := ""
+			if g.fence != "" {
+				then = fmt.Sprintf("; -fence does so after %v", g.fenceAfter)
+			}
+			g.p.warn("%s (%s): nothing is decided until it does. If it hangs, kill it, and the guest goes on at the standby%s", words, g.qmp, then)
+		}
+		select {
+		case err := <-answer: // in the last moment
+			return err
+		default:
+		}
+		if g.fenceDue(ctx, quiet) {
+			cancel()
+			<-answer
+			return errFenced
 		}
 	}
 }

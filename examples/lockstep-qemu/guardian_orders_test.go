@@ -134,7 +134,7 @@ func TestAQEMUWhoseMonitorIsClosedHasNotAnswered(t *testing.T) {
 			t.Fatal(err)
 		}
 		go func() { <-q.hung; near.Close() }()
-		if err := g.heeds(t.Context(), g.m, make(map[string]bool)); err == nil || errors.Is(err, context.Canceled) {
+		if err := g.heeds(t.Context(), g.m, make(map[string]bool), new(silence)); err == nil || errors.Is(err, context.Canceled) {
 			t.Errorf("it has answered: %v", err)
 		}
 		<-served

@@ -11,9 +11,15 @@ import (
 
 // stopThenTell stops the guest, however long that takes, and then says so.
 func (g *guardian) stopThenTell(ctx context.Context, why string) {
+	quiet := silence{since: time.Now()}
 	for ctx.Err() == nil {
 		if g.halt(ctx) == nil {
 			g.stopped(why)
+			return
+		}
+		if g.fenceDue(ctx, &quiet) {
+			n := g.fencedDeath()
+			g.tellWhile(ctx, n.in, n.why)
 			return
 		}
 		select {
@@ -26,6 +32,7 @@ func (g *guardian) stopThenTell(ctx context.Context, why string) {
 // stopped says that the guest was stopped for the standby's copy, and gives it back to the
 // arbiter, which grants it to nobody else for as long as it is this host's.
 func (g *guardian) stopped(why string) {
+	g.set(func() { g.stopping = false })
 	g.send(standby.SaidStopped, why)
 	if g.arb == nil {
 		return

@@ -58,6 +58,8 @@ func (g *guardian) watch(ctx context.Context) {
 					told = true
 					g.p.warn("the monitor's connection was lost, and another is not answered: %v", err)
 				}
+			case g.owing() == nil: // -fence has ended it, and tells so
+				return
 			case errors.Is(err, fs.ErrNotExist) && !gone:
 				// A QEMU that ends in good order removes its socket, but so may whoever
 				// cleans up after one that has crashed: which it was cannot be known.

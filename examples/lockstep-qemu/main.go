@@ -11,7 +11,7 @@
 // and domain.go say what a QEMU for the guest is started with) and protect.go (mirror.go for disks)
 // are parts of the primary, and guardian.go stays with it: guardian_watch.go sees what becomes of
 // the guest, guardian_protect.go protects it again, guardian_rescue.go has it run on alone,
-// guardian_still.go keeps it stopped, guardian_generation.go asks whose it is, guardian_control.go
+// guardian_still.go keeps it stopped, guardian_fence.go has a QEMU ended that hangs, guardian_generation.go asks whose it is, guardian_control.go
 // talks to the standby, guardian_end.go tells of its end. output_filters.go holds what it sends.
 // page.go tells how it stands, and log.go logs; qemu_end.go says how a QEMU has ended,
 // hanging_qemu.go that one does not answer, and interrupted.go that a signal has ended this

@@ -44,6 +44,8 @@ With -stay it stays with the guest as its guardian, and holds the monitor:
     the next checkpoint.
   - A standby that has gone on, or is promoted, has the guest: the one here is
     stopped, and stopped again.
+  - A QEMU that hangs may go on, so nothing is decided. With -fence, a command that
+    ends it is run after -fence-after, and once it has ended the standby goes on.
   - With an -arbiter, a guest that is protected runs only while this host has been
     heard of there within -term, or has its standby's word: its standby may have
     the guest afterwards. So a guardian that is gone must be back within -term.
@@ -80,6 +82,8 @@ type protectOptions struct {
 	term       time.Duration
 	stall      time.Duration
 	silence    time.Duration
+	fence      string
+	fenceAfter time.Duration
 	state      string
 	http       string
 
@@ -130,6 +134,8 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: let the standby have the guest when this host has been silent for so long")
 	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: have a guest run on that stands for so long without its checkpoint getting on")
 	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: give up a standby that is silent for so long, or receives nothing for so long after a checkpoint was due")
+	f.StringVar(&o.fence, "fence", "", "with -stay: run the shell `COMMAND` when the QEMU of a protected guest hangs; it succeeds when that QEMU has surely ended, and the guest goes on at the standby then")
+	f.DurationVar(&o.fenceAfter, "fence-after", 30*time.Second, "run -fence when the QEMU has answered nothing in band for so long")
 	f.StringVar(&o.state, "state", "", "with -stay: answer \"lockstep-qemu status\" in `DIR`")
 	pageFlag(f, &o.http, "with -stay: serve how it stands")
 	if status, done := parse(f, aboutProtect, args, t, false); done {
@@ -192,8 +198,12 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 // checkStay looks at the flags of a guardian.
 func (o *protectOptions) checkStay() error {
 	switch {
-	case !o.stay && (o.control != "" || o.arbiter != "" || o.http != ""):
-		return errors.New("-control, -arbiter and -http are for -stay")
+	case !o.stay && (o.control != "" || o.arbiter != "" || o.http != "" || o.fence != ""):
+		return errors.New("-control, -arbiter, -http and -fence are for -stay")
+	case o.fence != "" && o.control == "":
+		return errors.New("-fence wants -control: the standby has to be told that the QEMU has ended")
+	case o.fence != "" && o.fenceAfter < time.Second:
+		return errors.New("-fence-after is a second or more")
 	case o.controlTLS != "" && o.insecure:
 		return errors.New("-control-tls and -insecure contradict each other")
 	case o.control != "" && o.controlTLS == "" && !o.insecure:

@@ -166,6 +166,12 @@ func (o *standbyOptions) check() error {
 		return errors.New("-rehearse is of the QEMU after --, and there is none")
 	case o.tls != "" && o.insecure:
 		return errors.New("-tls and -insecure contradict each other")
+	case portless(o.listen):
+		return fmt.Errorf("-listen %s: the port is missing (HOST:PORT, or unix:PATH)", o.listen)
+	case portless(o.control):
+		return fmt.Errorf("-control %s: the port is missing (HOST:PORT, or unix:PATH)", o.control)
+	case portless(o.nbd):
+		return fmt.Errorf("-nbd %s: the port is missing (HOST:PORT, or unix:PATH)", o.nbd)
 	case o.control != "" && o.tls == "" && !o.insecure:
 		return errors.New("-control wants -tls, or -insecure by name")
 	}

@@ -79,6 +79,9 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 			}
 		}
 	}
+	if host, peer := f.Lookup("host"), f.Lookup("peer"); host != nil && peer != nil && host.Value.String() == peer.Value.String() {
+		return cli.Wrong("-host and -peer are both %q: the two hosts have names of their own", host.Value.String())
+	}
 	return nil
 }
 

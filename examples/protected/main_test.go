@@ -117,6 +117,7 @@ func TestOnlyADemonstrationFailsWhenItIsEnded(t *testing.T) {
 
 func TestAHostNeedsItsAddressesAndCertificates(t *testing.T) {
 	for args, want := range map[string]string{
+		"-host a -peer a -listen :0 -dial :0 -insecure": `-host and -peer are both "a"`,
 		"-host a": "-listen is missing", "-host a -listen :0": "-dial is missing", "-listen :0 -dial :0": "-host is missing",
 		"-host a -listen :0 -dial :0 -insecure -ca a": "-ca and -insecure contradict each other",
 		"-host a -listen :0 -dial :0":                 "-cert is missing", "-host a -listen :0 -dial :0 -cert c -key k -ca a": "-peer is missing",

@@ -53,6 +53,7 @@ var checks = []struct {
 	{"a claim that comes late in a term waits for its end", (*arbiters).lateClaim},
 	{"renewals keep the other out", (*arbiters).renewals},
 	{"a renewal counts from its own request", (*arbiters).renewalCounts},
+	{"a renewal late in a term keeps the other out", (*arbiters).lateRenewal},
 	{"a grant without a deadline lasts until it is released", (*arbiters).endless},
 	{"release lets the other in at once", (*arbiters).release},
 	{"a guest that its holder gives up is the claimant's at once", (*arbiters).givenUp},

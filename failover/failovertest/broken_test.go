@@ -93,6 +93,23 @@ func (s stale) Renew(ctx context.Context, g failover.Grant, note string) (failov
 	return g, err
 }
 
+// early is an arbiter that records no renewal when more than half of a term is over. What it answers then is
+// the grant that it has, or one that counts from the renewal.
+type early struct {
+	failover.Arbiter
+	counts bool
+}
+
+func (e early) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	if time.Since(g.Sent) <= g.Term/2 {
+		return e.Arbiter.Renew(ctx, g, note)
+	}
+	if e.counts {
+		g.Sent = time.Now()
+	}
+	return g, nil
+}
+
 // punctual is an arbiter that refuses to renew a grant whose term has run out.
 type punctual struct {
 	failover.Arbiter
@@ -147,6 +164,10 @@ func TestABrokenArbiterIsFound(t *testing.T) {
 			func(a failover.Arbiter) failover.Arbiter { return impatient{a, &held, term * 3 / 4} }, "was granted before"},
 		{"whose renewals count from the request before", (*arbiters).renewalCounts,
 			func(a failover.Arbiter) failover.Arbiter { return stale{a} }, "is not that of the request"},
+		{"that renews nothing late in a term", (*arbiters).renewalCounts,
+			func(a failover.Arbiter) failover.Arbiter { return early{a, false} }, "is not that of the request"},
+		{"that only says that it has renewed late in a term", (*arbiters).lateRenewal,
+			func(a failover.Arbiter) failover.Arbiter { return early{a, true} }, "before the end of the renewal"},
 		{"that ends a grant without a deadline", (*arbiters).endless,
 			func(a failover.Arbiter) failover.Arbiter { return finite{a, term} }, "without a deadline"},
 		{"that refuses to renew what nobody else has got", (*arbiters).notes,
@@ -156,6 +177,7 @@ func TestABrokenArbiterIsFound(t *testing.T) {
 			func(a failover.Arbiter) failover.Arbiter { return finite{a, 0} }, ""},
 		{"but not a right one, by late claims", (*arbiters).lateClaim, nil, ""},
 		{"but not a right one, by when its renewals count", (*arbiters).renewalCounts, nil, ""},
+		{"but not a right one, by late renewals", (*arbiters).lateRenewal, nil, ""},
 		{"but not a right one, by a grant without a deadline", (*arbiters).endless, nil, ""},
 		{"but not a right one, by its claims", (*arbiters).contexts, nil, ""},
 		{"but not a right one, by its renewals", (*arbiters).renewals, nil, ""},

@@ -24,17 +24,59 @@ func (a *arbiters) lateClaim() {
 	}
 }
 
-// renewalCounts renews a grant a while after it was given. A holder whose renewals count from the
-// request before is shut out at the end of each term, though the arbiter answers.
+// renewalCounts renews a grant a while after it was given, early and late in its term. A holder whose
+// renewals count from the request before is shut out at the end of each term, though the arbiter answers.
 func (a *arbiters) renewalCounts() {
 	g := a.acquire(a.A, "a", 0)
-	time.Sleep(a.term / 10)
-	before := time.Now()
-	next, err := a.A.Renew(a.ctx, g, "")
-	if err != nil {
-		a.Fatal(err) // nobody else has claimed it
+	for _, tenths := range []time.Duration{1, 6, 9} {
+		time.Sleep(time.Until(g.Sent.Add(a.term * tenths / 10)))
+		before := time.Now()
+		next, err := a.A.Renew(a.ctx, g, "")
+		if err != nil {
+			a.Fatal(err) // nobody else has claimed it
+		}
+		a.counts(next, before)
+		g = next
 	}
-	a.counts(next, before)
+}
+
+// lateRenewal has a renew for the first time in the second half of its term, while b, which has claimed the guest
+// from the beginning, waits for the end. An arbiter that answers without recording it grants b what a still has.
+func (a *arbiters) lateRenewal() {
+	after := uint64(0)
+	for range tries {
+		g := a.acquire(a.A, "a", after)
+		type granted struct {
+			failover.Grant
+			at  time.Time
+			err error
+		}
+		claim := make(chan granted, 1)
+		go func() {
+			got, err := a.B.Acquire(a.ctx, a.claim("b", g.Generation))
+			claim <- granted{got, time.Now(), err}
+		}()
+		time.Sleep(time.Until(g.Sent.Add(a.term * 6 / 10)))
+		next, err := a.A.Renew(a.ctx, g, "late")
+		late := time.Now().After(g.Sent.Add(g.Term - failover.Margin(g.Term)))
+		got := <-claim
+		if got.err != nil {
+			a.Fatal(got.err)
+		}
+		switch {
+		case err == nil:
+			if end := next.Sent.Add(next.Term - failover.Margin(next.Term)); got.at.Before(end) {
+				a.Errorf("generation %d was granted %v before the end of the renewal of generation %d", got.Generation, end.Sub(got.at), g.Generation)
+			}
+			return
+		case !late:
+			a.Fatalf("a renewal in its term: %v", err)
+		}
+		if err := a.B.Release(a.ctx, got.Grant, ""); err != nil { // this process got no CPU for too long
+			a.Fatal(err)
+		}
+		after = got.Generation
+	}
 }
 
 // endless claims the guest without a term. An arbiter that gives no such grants says so of the claim.

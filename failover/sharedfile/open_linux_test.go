@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+
+	"github.com/gocolo/lockstep/failover"
 )
 
 // A host that can read the record, and not write it, would find out when it is to take over.
@@ -31,6 +33,21 @@ func TestADirectoryThatCannotBeWrittenIsNotOpened(t *testing.T) {
 	}()
 	if err := <-opened; !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("opened: %v", err)
+	}
+}
+
+// A file system that is full takes an empty file, and the record of no failover.
+func TestADirectoryIsTriedWithAFileAsLongAsAnyRecord(t *testing.T) {
+	var long int64
+	if _, err := openBy(t.TempDir(), func(old, name string) error {
+		fi, err := os.Stat(old)
+		if err != nil {
+			return err
+		}
+		long = fi.Size()
+		return os.Link(old, name)
+	}); err != nil || long < failover.MaxRecord {
+		t.Errorf("it was tried with %d bytes, %v", long, err)
 	}
 }
 

@@ -76,10 +76,13 @@ func openBy(dir string, link func(oldname, newname string) error) (*Store, error
 }
 
 // try finds out whether the directory can be written as Swap writes it: it
-// makes a file that is no state, gives it a second name, and checks that
-// link(2) refuses a name that is there.
+// makes a file that is no state and as long as any, since a file system that is full takes
+// one of no length, gives it a second name, and checks that link(2) refuses a name that is there.
 func (s *Store) try() error {
-	temp, err := s.write(nil)
+	temp, err := s.write(make([]byte, failover.MaxRecord))
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("sharedfile: %w: there is no room for a record, so that no host could be granted the guest", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -78,6 +78,9 @@ func find(s, guest string, say func(line string)) (a failover.Arbiter, store *pr
 		if err != nil {
 			return nil, nil, cli.Opening(s, "", err)
 		}
+		if say != nil {
+			tellDamaged(a, say)
+		}
 		return a, nil, nil
 	case "etcd":
 		if guest == "" {
@@ -104,6 +107,15 @@ func find(s, guest string, say func(line string)) (a failover.Arbiter, store *pr
 		return nil, nil, err
 	}
 	return failover.NewStoreArbiter(store), store, nil
+}
+
+// tellDamaged says so where the record in a directory cannot be understood: nobody is granted the guest as long as that
+// is so, and a host that follows would find out when it is to take over.
+func tellDamaged(a failover.Arbiter, say func(line string)) {
+	if _, err := a.Record(context.Background()); errors.Is(err, failover.ErrRecord) {
+		say(err.Error())
+		say("no host takes over until a person has written the record anew: see \"An arbiter that has lost its record\" in docs/operations.md")
+	}
 }
 
 // maxLine bounds a line that a program writes, in bytes.
