@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"errors"
+	"math"
 	"testing"
 	"testing/synctest"
 
@@ -84,7 +85,7 @@ func TestNothingIsSentThatIsNotComposed(t *testing.T) {
 					t.Errorf("%s, at most %d bytes: %v after %d calls, want %v", side, n, err, called, want)
 				}
 			}
-			for _, says = range []int{0, -1, 12, 101, 1 << 62} { // a header without a packet is none
+			for _, says = range []int{0, -1, 12, 101, math.MaxInt} { // a header without a packet is none
 				var malformed *filter.Error
 				if err := compose(100, no); !errors.Is(err, filter.ErrFrame) || !errors.As(err, &malformed) {
 					t.Errorf("%s, a packet of %d bytes in 100: %v", side, says, err)
