@@ -63,7 +63,7 @@ func TestTimerCountsFromTriggerToTrigger(t *testing.T) {
 			t.Errorf("checkpoints (-want +got):\n%s", d)
 		}
 		in := x.primary.Info()
-		if in.Checkpoints != 6 || in.Epoch != 6 || in.Reason != event.ExitRequest || in.TookOver {
+		if in.Checkpoints != 6 || in.Epoch != 6 || in.TookOver {
 			t.Errorf("%+v", in)
 		}
 		if d := cmp.Diff(map[event.Cause]uint64{event.CauseTimer: 5, event.CauseDivergence: 1}, in.Causes); d != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -95,7 +96,7 @@ func TestNothingIsTakenOfWhatIsNotRead(t *testing.T) {
 			t.Errorf("%d calls", *calls)
 		}
 		kept := 0
-		for _, n := range []int{0, -1, longest + 1, 1 << 62, 11} {
+		for _, n := range []int{0, -1, longest + 1, math.MaxInt, 11} {
 			if err := x.ComposeAtMost(longest, 12, func([]byte) int { return n }); err != compare.ErrFrame {
 				t.Errorf("a packet of %d bytes: %v", n, err)
 			}
@@ -257,7 +258,7 @@ func TestServePrimaryReadsIntoMemoryOfTheComparer(t *testing.T) {
 			want = append(want, word)
 		}
 		x.want("all", strings.Join(want, " "), "")
-		for _, n := range []int{longest + 1, 1 << 62, -1} { // a reader that says what cannot be
+		for _, n := range []int{longest + 1, math.MaxInt, -1} { // a reader that says what cannot be
 			in.n = n
 			in.source <- udp("no").Data
 			synctest.Wait()

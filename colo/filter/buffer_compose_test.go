@@ -2,6 +2,7 @@ package filter_test
 
 import (
 	"errors"
+	"math"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/filter"
@@ -126,7 +127,7 @@ func TestAPacketIsComposedInMemoryForMore(t *testing.T) {
 		t.Errorf("%q left", got)
 	}
 	b = filter.NewBuffer(filter.BufferConfig{})
-	for _, n := range []int{0, -1, 101, 1 << 62} {
+	for _, n := range []int{0, -1, 101, math.MaxInt} {
 		if err := b.ComposeAtMost(100, func([]byte) int { return n }); !errors.Is(err, filter.ErrFrame) {
 			t.Errorf("%d bytes of 100: %v", n, err)
 		}
