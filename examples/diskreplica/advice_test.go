@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"path/filepath"
 	"strings"
@@ -26,6 +28,23 @@ func TestAnImageOfAnotherSizeSaysHowItGetsThat(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "leave it out, or give the images of both sides that length with truncate -s") {
 			t.Errorf("-size %s of an image of 1 MiB: %v", size, err)
 		}
+	}
+}
+
+func TestDisksOfUnequalLengthSayWhatMakesThemEqual(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("%w: 1 and 2 bytes", replication.ErrSize), "1 and 2 bytes (end both sides, give the shorter image the length of the other with truncate -s"},
+		{io.ErrUnexpectedEOF, io.ErrUnexpectedEOF.Error()},
+	} {
+		if err := unequal(c.err); !errors.Is(err, c.err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v", err)
+		}
+	}
+	if err := unequal(nil); err != nil {
+		t.Error(err)
 	}
 }
 

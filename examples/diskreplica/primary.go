@@ -91,6 +91,14 @@ func (p *primary) connect(ctx context.Context) error {
 	return err
 }
 
+// unequal adds to the error of disks that are not equally long what makes them so.
+func unequal(err error) error {
+	if errors.Is(err, replication.ErrSize) {
+		return fmt.Errorf("%w (end both sides, give the shorter image the length of the other with truncate -s, and start them again)", err)
+	}
+	return err
+}
+
 // join attaches the secondary that has been reached.
 func (p *primary) join(ctx context.Context, to *reached) error {
 	c, conn, sums, identity := to.control, to.disk, to.sums, to.identity
@@ -99,7 +107,7 @@ func (p *primary) join(ctx context.Context, to *reached) error {
 	defer abortAfter(ctx, conn, sums, identity)()
 	remote := replication.WithIdentity(conn, identity)
 	if err := p.disk.Attach(remote); err != nil {
-		err = p.lost(err, conn, identity)
+		err = unequal(p.lost(err, conn, identity))
 		return cmp.Or(ctx.Err(), errors.Join(err, remote.Close()))
 	}
 	p.conn, p.identity = conn, identity.Info().Name
