@@ -24,24 +24,17 @@ func (j *Job) answersThere(ctx context.Context, s *session) error {
 	n := note{Say: sayReach, Seq: s.reach}
 	s.mu.Unlock()
 	for {
-		s.peer.say(n)
-		var answer *note
 		gone := false
-		soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
-		err := s.peer.await(soon, func() bool {
-			if a := s.peer.reaches; a != nil && a.Seq == n.Seq {
-				answer = a
-			}
+		answer := s.peer.answer(ctx, n, j.cfg.Lost, func() (*note, bool) {
 			gone = s.peer.gone
-			return answer != nil || gone
+			return s.peer.reaches, gone
 		})
-		cancel()
 		switch {
 		case answer == nil && gone: // there is no other before the switchover is over
 			return fmt.Errorf("%w %s as far as is known: the control connection with that host has ended", errNoArbiter, s.peer.host)
 		case ctx.Err() != nil:
 			return fmt.Errorf("%w %s as far as is known: that host has not said whether it does: %w", errNoArbiter, s.peer.host, context.Cause(ctx))
-		case err != nil:
+		case answer == nil:
 		case answer.Reason == "":
 			return nil
 		case answer.Elsewhere:

@@ -182,20 +182,11 @@ func (j *Job) growThere(ctx context.Context, s *session, disk string, size int64
 	s.growth++
 	n := note{Say: sayGrow, Seq: s.growth, Disk: disk, Size: size}
 	for {
-		s.peer.say(n)
-		var answer *note
-		soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
-		err := s.peer.await(soon, func() bool {
-			if a := s.peer.grown; a != nil && a.Seq == n.Seq {
-				answer = a
-			}
-			return answer != nil
-		})
-		cancel()
+		answer := s.peer.answer(ctx, n, j.cfg.Lost, func() (*note, bool) { return s.peer.grown, false })
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case err != nil:
+		case answer == nil:
 		case answer.Reason != "":
 			return &RefusedError{Reason: answer.Reason, There: true}
 		default:

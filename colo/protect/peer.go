@@ -177,6 +177,23 @@ func (p *peer) until(ctx context.Context, done func() bool) (context.Context, fu
 	}
 }
 
+// answer says n and waits for the note that answers it, which has its number, for as long as patience. last
+// returns the note of that kind that has come last, and whether none will come any more; p.mu is held. It
+// returns nil if there is none, if none will come, or if ctx ends.
+func (p *peer) answer(ctx context.Context, n note, patience time.Duration, last func() (a *note, over bool)) (answer *note) {
+	p.say(n)
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	p.await(soon, func() bool {
+		a, over := last()
+		if a != nil && a.Seq == n.Seq {
+			answer = a
+		}
+		return answer != nil || over
+	})
+	return answer
+}
+
 // say sends a note. Whoever does not take it within sayTime is not there.
 func (p *peer) say(n note) error {
 	p.write <- struct{}{}
