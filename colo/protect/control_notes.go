@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -36,12 +37,12 @@ func (j *Job) heard(s *session, n note) {
 		s.endsInOrder(&leavesError{s.peer.host})
 		s.peer.say(note{Say: sayFarewell})
 	case sayLast:
-		if _, whole := s.committed(); s.primary == nil && whole && !compares(j.cfg.Network) {
+		if _, whole := s.committed(); s.primary == nil && whole && (n.Seq > 0 || !compares(j.cfg.Network)) {
 			j.leaveStanding()
 		}
 	case sayStays:
 		if s.primary == nil && !s.wasHanded() {
-			j.letRun()
+			j.letRun(s)
 		}
 	case sayGrow:
 		j.heardGrow(s, n)
@@ -93,8 +94,15 @@ func (j *Job) pledges(s *session, term time.Duration) bool {
 // session that has ended resumes what it has left standing.
 func (j *Job) leaveStanding() { j.keepFollowing(func() {}) }
 
-// letRun takes leaveStanding back: the next checkpoint resumes the guest of this secondary again.
-func (j *Job) letRun() { j.keepFollowing(nil) }
+// letRun takes leaveStanding back: the guest of this secondary runs again, and is resumed by each checkpoint.
+func (j *Job) letRun(s *session) {
+	j.keepFollowing(nil)
+	s.begins(func(ctx context.Context) {
+		if err := j.vm.runOn(ctx); err != nil && ctx.Err() == nil {
+			s.colo.Lost(fmt.Errorf("resume the guest: %w", err))
+		}
+	})
+}
 
 // keepFollowing calls keep of the vm, if this host follows.
 func (j *Job) keepFollowing(held func()) {

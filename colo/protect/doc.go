@@ -115,8 +115,9 @@
 //
 // What can be done while the guest still runs comes first, and if the switchover ends there
 // nothing is lost: the control connection is there, the arbiter has heard of the generation and answers the secondary,
-// what the guest has written is sent, in rounds, and the secondary, unless its guest's output is
-// compared, has been told to leave its guest standing from its next commit on. Then, with nobody running the guest:
+// what the guest has written is sent, in rounds, and the secondary has been told to leave its guest standing from its
+// next commit on; where output is compared it hears that when the primary's guest stands still for the last
+// checkpoint. Then, with nobody running the guest:
 //
 //	primary      pauses it, and sends the rest of its memory and its devices   half a turn of the link
 //	secondary    has all of that, and says so; from here on it can but commit  half a turn
@@ -138,7 +139,7 @@
 //	primary      is protected again, and a last checkpoint that is still to come is an ordinary one
 //	primary      resumes the guest, if it stands still; its grant has been its own all the while
 //	primary      says that the guest stays                                     half a turn
-//	secondary    lets its guest run again from its next commit on; it has promised not to claim the guest
+//	secondary    lets its guest run again; it has promised not to claim the guest
 //
 // A secondary that does not hear this keeps its copy paused between checkpoints, which nobody sees.
 // After the release whoever claims

@@ -283,7 +283,7 @@ func (h *hello) check() error {
 type note struct {
 	Say string `json:"say"`
 	// Seq, of sayAsk and sayPromise: the number of the question. Of sayGo: that of the
-	// checkpoint. Of sayGrow and sayGrown: the number of the growth in the session.
+	// checkpoint. Of sayLast: that of the last checkpoint, for which the primary's guest stands still already; 0: it still runs. Of sayGrow and sayGrown: the number of the growth in the session.
 	// Of sayReach and sayReaches: that of the question. Of a secondary's sayCannot and sayEnd: the generation that it may have
 	// been granted, and will not use; 0: it cannot say so.
 	Seq    uint64 `json:"seq,omitempty"`
@@ -316,7 +316,7 @@ const (
 	sayHeard    = "heard"    // answers sayEnd and sayRuns: that was heard, and the connection may close
 	sayLeaves   = "leaves"   // the sender's Run is about to end, and with it the session; the guest may be claimed
 	sayFarewell = "farewell" // answers sayLeaves: that was heard
-	sayLast     = "last"     // primary: a switchover has begun, leave the guest standing from the next commit on
+	sayLast     = "last"     // primary: leave the guest standing from the next commit on, it is about to be handed over
 	sayStays    = "stays"    // primary: the switchover was called off, the guest runs on where it ran; takes sayLast back
 	sayReach    = "reach?"   // primary: does the arbiter answer you
 	sayReaches  = "reaches"  // secondary: it does, or why not; answers sayReach

@@ -6,7 +6,6 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter"
@@ -163,18 +162,21 @@ var errNotRun = errors.New("protect: the NIC does not run")
 // Drain implements Network. Before Run has begun it waits for that as for everything else: a
 // guest can be switched over in the moment in which its job starts Run's goroutine.
 func (n *NIC) Drain(ctx context.Context) error {
-	for {
+	return drain(ctx, func() (left, dead bool) {
 		// What the guest has inherited in a takeover leaves before what it has sent itself.
-		if st := n.buf.Stats(); st.Queued+st.Inherited == 0 {
-			return nil
-		}
-		if n.over.Load() {
-			return errNotRun
-		}
-		if err := wait.For(ctx, time.Millisecond); err != nil {
-			return err
-		}
+		st := n.buf.Stats()
+		return st.Queued+st.Inherited > 0, n.over.Load()
+	})
+}
+
+// drain waits until nothing is left that may leave. What is left on a network that is dead does not leave.
+func drain(ctx context.Context, looks func() (left, dead bool)) error {
+	var left, dead bool
+	err := wait.Until(ctx, func() bool { left, dead = looks(); return !left || dead })
+	if left && dead {
+		return errNotRun
 	}
+	return err
 }
 
 // HeldOutput returns what the guest has sent and no checkpoint covers yet. (A

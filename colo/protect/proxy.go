@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -409,28 +407,18 @@ func (n *Proxy) Neighbors() []proxy.Neighbor { return n.neighbors.All() }
 
 // Drain implements Network.
 func (n *Proxy) Drain(ctx context.Context) error {
-	for {
+	return drain(ctx, func() (left, dead bool) {
 		p, s := n.side()
-		var left uint64
 		if s != nil {
 			st := s.Stats().Keep
-			left = st.Queued + st.Inherited
+			left = st.Queued+st.Inherited > 0
 		} else {
-			left = p.Stats().Queued
-		}
-		if left == 0 {
-			return nil
+			left = p.Stats().Queued > 0
 		}
 		n.mu.RLock()
-		dead := n.spawn == nil
-		n.mu.RUnlock()
-		if dead {
-			return errNotRun
-		}
-		if err := wait.For(ctx, time.Millisecond); err != nil {
-			return err
-		}
-	}
+		defer n.mu.RUnlock()
+		return left, n.spawn == nil
+	})
 }
 
 // Link implements Sided.

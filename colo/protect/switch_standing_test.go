@@ -1,14 +1,17 @@
 package protect
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // A guest that is about to be handed over stands still on the other host too when that has committed the
-// last checkpoint: it would be paused once more otherwise, while it runs nowhere. Where what both
-// guests say is compared it runs up to then.
+// last checkpoint: it would be paused once more otherwise, while it runs nowhere.
 func TestAGuestThatIsHandedOverIsNotPausedOnceMore(t *testing.T) {
 	for name, compared := range map[string]bool{"output waits": false, "output is compared": true} {
 		bubble(t, name, func(t *testing.T, w *world) {
@@ -32,8 +35,8 @@ func TestAGuestThatIsHandedOverIsNotPausedOnceMore(t *testing.T) {
 			if b.job.State() != Following || !a.guest.Paused() {
 				t.Fatalf("too late: b is %v", b.job.State())
 			}
-			if b.guest.Paused() == compared {
-				t.Errorf("the guest on the host that takes it stands still: %v", !compared)
+			if !b.guest.Paused() {
+				t.Error("the guest on the host that takes it runs")
 			}
 			a.slow.Store(0)
 			if err := <-done; err != nil {
@@ -72,4 +75,46 @@ func TestAGuestThatWasLeftStandingForASwitchoverRunsInATakeover(t *testing.T) {
 			b.halt()
 		})
 	}
+}
+
+// Where output is compared, the guest of a secondary that was left standing for a switchover runs again as soon as that
+// is called off, and not only from the next checkpoint on: nothing would be compared up to then.
+func TestBothGuestsRunAgainAfterASwitchoverThatWasCalledOff(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval, w.guest.TSCPerMille, w.compared, w.delay = 20*time.Millisecond, 1, true, time.Minute
+		w.f.ways = newWays(w.newest, func() time.Duration { return time.Millisecond })
+		// The secondary takes a while over a commit, as a real one does, and has heard by then that it is the last.
+		slow := func(side event.Mode, what string, _ uint64) {
+			if side == event.ModeSecondary && what == "commit" {
+				time.Sleep(500 * time.Microsecond)
+			}
+		}
+		b := w.boot("b", false, func(c *Config) { c.Session.Step = slow })
+		a := w.boot("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		s := a.job.session()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.job.Switchover(ctx) }()
+		for !b.job.vm.isLeft() {
+			if time.Sleep(100 * time.Microsecond); b.job.State() != Following {
+				t.Fatal("the guest there was not left standing")
+			}
+		}
+		if !a.guest.Paused() || !b.guest.Paused() {
+			t.Fatal("one of the guests runs")
+		}
+		before, _ := s.committed()
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond) // to the secondary's, by the link
+		if now, _ := s.committed(); a.guest.Paused() || b.guest.Paused() || now > before+1 || a.job.session() != s {
+			t.Errorf("a's stands still: %v, b's: %v, at checkpoint %d, %d before", a.guest.Paused(), b.guest.Paused(), now, before)
+		}
+		a.halt()
+		b.halt()
+	})
 }

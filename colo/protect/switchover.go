@@ -174,11 +174,17 @@ func (j *Job) sendLast(ctx context.Context, s *session) (epoch uint64, err error
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.
 	s.converge(func(stands func()) {
-		j.keep(stands) // otherwise the switchover is over already, as is said below
+		j.keep(func() { stands(); j.wake() }) // otherwise the switchover is over already, as is said below
 	})
 	// The checkpoint under way, if there is one, and the last one end the session if they take
 	// too long.
 	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
+		if err := j.switching(ctx, func() bool { return s.lastOne() > 0 }); err != nil {
+			return err
+		}
+		if compares(j.cfg.Network) {
+			s.peer.say(note{Say: sayLast, Seq: s.lastOne()}) // nobody compares any more what its guest says
+		}
 		return j.switching(ctx, func() bool {
 			// The other side commits the checkpoint as soon as it has all of it, while this one
 			// does the rest of its part.
@@ -302,6 +308,13 @@ func (s *session) stands(turn int) {
 	if s.last == 0 && s.calledOff == turn {
 		s.last = s.epoch + 1
 	}
+}
+
+// lastOne returns which checkpoint of a switchover is the last; 0: the guest does not stand still for it yet.
+func (s *session) lastOne() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
 }
 
 // keep has the guest left standing by the next checkpoint, unless the switchover is

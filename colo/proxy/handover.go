@@ -2,9 +2,9 @@ package proxy
 
 import (
 	"context"
-	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // Promote returns the Primary of a guest that has been taken over, which is to be
@@ -81,28 +81,11 @@ func (s *Secondary) HandOverScales(p *Primary) {
 	p.comparer.AdoptScales(s.scales)
 }
 
-// drainPoll is the time between two looks at whether everything has left.
-const drainPoll = time.Millisecond
-
-// drain waits until queued returns false.
-func drain(ctx context.Context, queued func() bool) error {
-	for queued() {
-		timer := time.NewTimer(drainPoll)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
 // Drain returns when all packets that may leave have been written to the network, or with
 // the cause of the end of ctx. Run writes them, as far as the gate is open. The guest must
 // be paused, or new packets may come without end.
 func (p *Primary) Drain(ctx context.Context) error {
-	return drain(ctx, func() bool { return p.Stats().Queued > 0 })
+	return wait.Until(ctx, func() bool { return p.Stats().Queued == 0 })
 }
 
 // Drain is for a side that has taken over. It returns when the packets that its guest has
@@ -110,8 +93,8 @@ func (p *Primary) Drain(ctx context.Context) error {
 // ctx. Run writes them, as far as the gate is open. The guest must be paused, or new
 // packets may come without end.
 func (s *Secondary) Drain(ctx context.Context) error {
-	return drain(ctx, func() bool {
+	return wait.Until(ctx, func() bool {
 		k := s.keep.Stats()
-		return k.Queued+k.Inherited > 0
+		return k.Queued+k.Inherited == 0
 	})
 }
