@@ -53,9 +53,20 @@ func TestAGuestThatIsHandedOverIsNotPausedOnceMore(t *testing.T) {
 // A guest that was left standing for a switchover runs on in a takeover, if its primary dies before the
 // last checkpoint or after it.
 func TestAGuestThatWasLeftStandingForASwitchoverRunsInATakeover(t *testing.T) {
-	for name, after := range map[string]time.Duration{"at once": 0, "later": 150 * time.Millisecond, "when it is released": 450 * time.Millisecond} {
+	type moment struct {
+		after    time.Duration
+		compared bool
+	}
+	const ms = time.Millisecond
+	for name, at := range map[string]moment{
+		"at once": {0, false}, "later": {150 * ms, false}, "when it is released": {450 * ms, false},
+		"at once, compared": {0, true}, "later, compared": {150 * ms, true}, "when it is released, compared": {450 * ms, true},
+	} {
 		bubble(t, name, func(t *testing.T, w *world) {
-			w.guest.Interval, w.heeds = 10*time.Millisecond, []string{}
+			w.guest.Interval, w.compared, w.heeds = 10*ms, at.compared, []string{}
+			if at.compared {
+				w.guest.TSCPerMille = 1
+			}
 			a, b := w.protected()
 			time.Sleep(250 * time.Millisecond)
 			a.slow.Store(int64(400 * time.Millisecond))
@@ -66,7 +77,7 @@ func TestAGuestThatWasLeftStandingForASwitchoverRunsInATakeover(t *testing.T) {
 					break
 				}
 			}
-			time.Sleep(after)
+			time.Sleep(at.after)
 			a.kill(true)
 			b.is(Alone)
 			w.hearsMore()
