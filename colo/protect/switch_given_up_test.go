@@ -21,7 +21,7 @@ import (
 func TestASwitchoverIsGivenUpAtAnyMoment(t *testing.T) {
 	heard, stood, over := 0, 0, 0
 	for _, kind := range []string{"arbiter", "no arbiter", "compared", "released"} {
-		for _, at := range require.Many([]int{20, 60, 75, 90}, momentsOf(2), momentsOf(1)) {
+		for _, at := range require.Many([]int{20, 60, 75, 90}, momentsOf(4), momentsOf(1)) {
 			bubble(t, fmt.Sprintf("%s, %d", kind, at), func(t *testing.T, w *world) {
 				w.guest.Interval = 20 * time.Millisecond
 				if kind == "released" {
