@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // commandTime bounds one run of -arbiter-command; commandPipe how long its output may
@@ -36,7 +37,7 @@ func (b *between) run(ctx context.Context, after uint64) error {
 		fmt.Sprintf("LOCKSTEP_GENERATION=%d", after+1), "LOCKSTEP_CAUSE="+oneLine(errors.New(cause)))
 	// When the shell ends, so have the processes that it waits for. Others that still hold
 	// the output open are not waited for.
-	together(cmd)
+	cli.Together(cmd)
 	cmd.WaitDelay = commandPipe
 	var said head
 	cmd.Stdout, cmd.Stderr = &said, &said

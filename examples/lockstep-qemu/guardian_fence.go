@@ -13,6 +13,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // A QEMU that hangs may go on at any time, so that nobody else may run its guest. -fence makes sure that it does not:
@@ -127,9 +128,10 @@ func shell(ctx context.Context, command string, env ...string) error {
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.WaitDelay = time.Second
+	cli.Together(cmd) // what it has started must not go on when it has failed
 	out, err := cmd.CombinedOutput()
 	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("it has not ended by itself (%w)", err)
+		err = fmt.Errorf("it has not ended by itself: %w", context.Cause(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))

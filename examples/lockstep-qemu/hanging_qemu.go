@@ -104,7 +104,7 @@ func (o *protectOptions) slowness() time.Duration {
 // graced returns a context that ends after limit, or when ctx has been over for grace: for what has to be
 // done although ctx may have ended, and may take longer than whoever has ended it waits.
 func graced(ctx context.Context, limit, grace time.Duration) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+	longer, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), limit, fmt.Errorf("it was given %v", limit))
 	stop := context.AfterFunc(ctx, func() {
 		select {
 		case <-time.After(grace):

@@ -79,10 +79,13 @@ func (s *standbyRun) main(ctx context.Context) int {
 // keep one.
 type standbyRun struct {
 	standbyOptions
-	p      *printer
-	guest  *standby.Copy
-	conn   *watched // of the session, or the last one; nil: none yet
-	heard  *heard
+	p     *printer
+	guest *standby.Copy
+	conn  *watched // of the session, or the last one; nil: none yet
+	heard *heard
+
+	command func(ctx context.Context, command string, env ...string) error // runs -fence; nil: shell does
+
 	orders chan order // orders of an operator; each wait takes them
 	tries  *rehearsals
 

@@ -1,14 +1,14 @@
 //go:build unix
 
-package main
+package cli
 
 import (
 	"os/exec"
 	"syscall"
 )
 
-// together has the end of a command's context end what it has started, too.
-func together(cmd *exec.Cmd) {
+// Together has the end of a command's context end what the command has started, too.
+func Together(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 }
