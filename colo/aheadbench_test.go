@@ -3,7 +3,6 @@ package colo_test
 import (
 	"context"
 	"errors"
-	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/mapping"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -45,24 +45,6 @@ func (w *written) ReadDirty(_ string, bitmap []uint64) error {
 
 func (*written) Pause(context.Context) error  { return nil }
 func (*written) Resume(context.Context) error { return nil }
-
-// gigabit is a connection that carries 1 Gbit/s.
-type gigabit struct {
-	net.Conn
-	free time.Time // when it has carried what was written
-}
-
-func (g *gigabit) Write(p []byte) (int, error) {
-	now := time.Now()
-	if g.free.Before(now) {
-		g.free = now
-	}
-	g.free = g.free.Add(time.Duration(len(p)) * time.Second / 125e6)
-	if ahead := g.free.Sub(now); ahead > 2*time.Millisecond {
-		time.Sleep(ahead)
-	}
-	return g.Conn.Write(p)
-}
 
 // aheadRun counts the cost of the checkpoints of a guest with a hot set and a cold set.
 type aheadRun struct {
@@ -129,7 +111,7 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, way aheadWay) (r ahe
 			<-ctx.Done()
 		}
 	})
-	lead, err := colo.NewPrimary(&gigabit{Conn: pc}, colo.PrimaryConfig{
+	lead, err := colo.NewPrimary(&socket.Gigabit{Conn: pc}, colo.PrimaryConfig{
 		VM: p, State: &ps, RAM: saver, Events: &bus,
 		CheckpointDelay: way.delay, AheadThreshold: way.threshold, EarlyShare: way.share,
 		Step: func(op string, _ uint64) {

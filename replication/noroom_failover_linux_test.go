@@ -10,16 +10,7 @@ import (
 // records fits.
 func TestAFailoverNeedsNoRoomForASuperblock(t *testing.T) {
 	for checkpoints := range uint64(2) {
-		dir := smallFileSystem(t, "2m")
-		local := newFake(testSize, 0x11)
-		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
-		must(t, err)
-		j, err := OpenJournalFiles(filepath.Join(dir, "journal"), 16<<20)
-		must(t, err)
-		defer func() { must(t, j.Close()) }()
-		disk := newFake(testSize, 0)
-		s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
-		must(t, err)
+		p, _, s, disk, dir := pairWithSmallFileSystem(t)
 		protectFirst(t, p, s)
 		fillUp(t, filepath.Join(dir, "full"))
 		for epoch := range checkpoints {

@@ -35,18 +35,24 @@ func fillUp(t *testing.T, name string) {
 	wantErr(t, "filling the file system up", err, syscall.ENOSPC)
 }
 
-func TestAFullFileSystemUnderAJournalEndsNoMoreThanTheRun(t *testing.T) {
-	dir := smallFileSystem(t, "2m")
-	ctx := context.Background()
-	local := newFake(testSize, 0x11)
+// pairWithSmallFileSystem makes both sides of a disk. The secondary's journal is on a small file system, in dir.
+func pairWithSmallFileSystem(t *testing.T) (p *Primary, local *fakeDisk, s *Secondary, disk *fakeDisk, dir string) {
+	t.Helper()
+	dir = smallFileSystem(t, "2m")
+	local, disk = newFake(testSize, 0x11), newFake(testSize, 0)
 	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
 	must(t, err)
 	j, err := OpenJournalFiles(filepath.Join(dir, "journal"), 16<<20)
 	must(t, err)
-	defer func() { must(t, j.Close()) }()
-	disk := newFake(testSize, 0)
-	s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+	t.Cleanup(func() { must(t, j.Close()) })
+	s, err = NewSecondary(disk, SecondaryConfig{Journal: j})
 	must(t, err)
+	return p, local, s, disk, dir
+}
+
+func TestAFullFileSystemUnderAJournalEndsNoMoreThanTheRun(t *testing.T) {
+	ctx := context.Background()
+	p, local, s, disk, dir := pairWithSmallFileSystem(t)
 	full := filepath.Join(dir, "full")
 
 	// The superblocks have room.
@@ -58,7 +64,8 @@ func TestAFullFileSystemUnderAJournalEndsNoMoreThanTheRun(t *testing.T) {
 
 	// There is no room for a pre-image.
 	fillUp(t, full)
-	for err = nil; err == nil; { // a page of a file may have some room left
+	var err error
+	for err == nil { // a page of a file may have some room left
 		_, err = s.Export().WriteAt(bytes.Repeat([]byte{0x22}, testSize), 0)
 	}
 	wantErr(t, "a write without room for what it replaces", err, syscall.ENOSPC)

@@ -32,6 +32,19 @@ func lateCall(t *testing.T, by func(*File, func() error) error) (f *File, name s
 	return f, name, late, release
 }
 
+// closesLocked closes an image. It stays locked until what is under way has returned, when release is closed.
+func closesLocked(t *testing.T, f *File, name string, late *sync.WaitGroup, release chan struct{}) {
+	t.Helper()
+	must(t, f.Close())
+	_, err := OpenFile(name)
+	wantErr(t, "opening it anew while an operation is under way", err, ErrLocked)
+	close(release)
+	late.Wait()
+	again, err := OpenFile(name)
+	must(t, err)
+	must(t, again.Close())
+}
+
 func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
 	f, name, late, release := lateCall(t, (*File).change)
 	p, err := NewPrimary(f, PrimaryConfig{})
@@ -53,14 +66,7 @@ func TestAnImageStaysLockedUntilALateWriteHasReturned(t *testing.T) {
 	f.StartSync()
 	_, err = NewSecondary(f, SecondaryConfig{})
 	wantErr(t, "another use of it", err, ErrHung)
-	must(t, f.Close())
-	_, err = OpenFile(name)
-	wantErr(t, "opening it anew while the write is under way", err, ErrLocked)
-	close(release)
-	late.Wait()
-	f, err = OpenFile(name)
-	must(t, err)
-	must(t, f.Close())
+	closesLocked(t, f, name, late, release)
 }
 
 // The system tells an error of a flush once. Who has opened the image before that would take the next flush for good.
@@ -71,14 +77,7 @@ func TestAnImageStaysLockedUntilALateFlushHasReturned(t *testing.T) {
 	for f.changing.Load() == 0 {
 		runtime.Gosched()
 	}
-	must(t, f.Close())
-	_, err := OpenFile(name)
-	wantErr(t, "opening it anew while the flush is under way", err, ErrLocked)
-	close(release)
-	late.Wait()
-	f, err = OpenFile(name)
-	must(t, err)
-	must(t, f.Close())
+	closesLocked(t, f, name, late, release)
 }
 
 func TestAnImageStaysLockedUntilALateWriteOfItsMetadataHasReturned(t *testing.T) {
@@ -89,19 +88,12 @@ func TestAnImageStaysLockedUntilALateWriteOfItsMetadataHasReturned(t *testing.T)
 	must(t, err)
 	must(t, m.Hold(1))
 	release, begun := make(chan struct{}), make(chan struct{})
-	var late sync.WaitGroup
+	late := new(sync.WaitGroup)
 	late.Go(func() { m.access.use(opUpdate, func() error { close(begun); <-release; return nil }) })
 	<-begun
 	m.access.flight.hung.Store(&HungError{Device: "metadata", Op: opUpdate})
 	wantErr(t, "a change", m.Hold(2), ErrHung)
-	must(t, f.Close())
-	_, err = OpenFile(name)
-	wantErr(t, "opening it anew while the write is under way", err, ErrLocked)
-	close(release)
-	late.Wait()
-	f, err = OpenFile(name)
-	must(t, err)
-	must(t, f.Close())
+	closesLocked(t, f, name, late, release)
 	wantErr(t, "to close it again", f.Close(), os.ErrClosed)
 }
 

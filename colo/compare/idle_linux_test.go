@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -56,32 +54,15 @@ func until(t *testing.T, what string, done func() bool) {
 // keepalive has a stack ask after a second whether the other end is there, and again.
 var keepalive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 100}
 
-// serveBoth runs a server on both guests, one connection after the other.
+// serveBoth runs a server on both guests.
 func serveBoth(t *testing.T, w *world, serve func(c *net.TCPConn)) {
 	t.Helper()
-	for _, h := range []*netns.Stack{w.primary, w.secondary} {
-		var l net.Listener
-		h.In(t, func() (err error) {
-			cfg := net.ListenConfig{Control: inline}
-			cfg.SetMultipathTCP(false)
-			l, err = cfg.Listen(t.Context(), "tcp", ":"+strconv.Itoa(port))
-			return err
-		})
-		conns := &closer{}
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				conns.add(c)
-				serve(c.(*net.TCPConn))
-				c.Close()
-			}
-		})
-		t.Cleanup(func() { l.Close(); conns.Close(); wg.Wait() })
-	}
+	cfg := net.ListenConfig{Control: inline}
+	cfg.SetMultipathTCP(false)
+	listenOnBoth(t, w, cfg, func(c net.Conn) {
+		serve(c.(*net.TCPConn))
+		c.Close()
+	})
 }
 
 // Each connection is one on which little happens, or what seldom does. It goes on without a

@@ -76,13 +76,35 @@ func serve(c net.Conn) {
 // startServers runs the server on both guests, and an echo of datagrams.
 func startServers(t *testing.T, w *world) {
 	t.Helper()
+	listenOnBoth(t, w, net.ListenConfig{}, serve)
 	for _, h := range []*netns.Stack{w.primary, w.secondary} {
-		var l net.Listener
 		var u net.PacketConn
 		h.In(t, func() (err error) {
-			if l, err = net.Listen("tcp", ":"+strconv.Itoa(port)); err == nil {
-				u, err = net.ListenPacket("udp", ":"+strconv.Itoa(port))
+			u, err = net.ListenPacket("udp", ":"+strconv.Itoa(port))
+			return err
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			b := make([]byte, 65536)
+			for {
+				n, from, err := u.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				u.WriteTo(b[:n], from)
 			}
+		})
+		t.Cleanup(func() { u.Close(); wg.Wait() })
+	}
+}
+
+// listenOnBoth serves connections on both guests, each on a goroutine of its own.
+func listenOnBoth(t *testing.T, w *world, cfg net.ListenConfig, serve func(c net.Conn)) {
+	t.Helper()
+	for _, h := range []*netns.Stack{w.primary, w.secondary} {
+		var l net.Listener
+		h.In(t, func() (err error) {
+			l, err = cfg.Listen(t.Context(), "tcp", ":"+strconv.Itoa(port))
 			return err
 		})
 		conns := &closer{}
@@ -97,17 +119,7 @@ func startServers(t *testing.T, w *world) {
 				wg.Go(func() { serve(c) })
 			}
 		})
-		wg.Go(func() {
-			b := make([]byte, 65536)
-			for {
-				n, from, err := u.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				u.WriteTo(b[:n], from)
-			}
-		})
-		t.Cleanup(func() { l.Close(); u.Close(); conns.Close(); wg.Wait() })
+		t.Cleanup(func() { l.Close(); conns.Close(); wg.Wait() })
 	}
 }
 

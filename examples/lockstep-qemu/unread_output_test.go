@@ -1,11 +1,11 @@
 package main
 
 import (
-	"errors"
 	"io"
-	"os"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // A logger behind a pipe that hangs, or a terminal that is stopped, takes nothing. A standby that waited
@@ -14,24 +14,7 @@ func TestACommandOnWhichAGuestDependsWaitsForNoReader(t *testing.T) {
 	for _, command := range []string{"standby", "relay", "protect", "drill"} {
 		t.Run(command, func(t *testing.T) {
 			t.Parallel()
-			r, w, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer w.Close()
-			defer r.Close()
-			if err := w.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
-				t.Skip(err)
-			}
-			for err == nil {
-				_, err = w.Write(make([]byte, 4096)) // until the pipe is full
-			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatal(err)
-			}
-			if err := w.SetWriteDeadline(time.Time{}); err != nil {
-				t.Fatal(err)
-			}
+			w, left := socket.Unread(t)
 			out, at := output([]string{command}, w, w)
 			said := make(chan struct{})
 			go func() {
@@ -45,7 +28,7 @@ func TestACommandOnWhichAGuestDependsWaitsForNoReader(t *testing.T) {
 			case <-time.After(time.Minute):
 				t.Error("it waits for its reader")
 			}
-			r.Close() // ends the write that waits
+			left()
 			<-said
 			out.Status(0, "lockstep-qemu", io.Discard)
 		})

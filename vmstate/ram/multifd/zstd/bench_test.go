@@ -9,26 +9,9 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/lanes"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
-
-// gigabit is a connection over a link of 1 Gbit/s of its own.
-type gigabit struct {
-	net.Conn
-	free time.Time // when the link has carried what was written
-}
-
-func (g *gigabit) Write(p []byte) (int, error) {
-	now := time.Now()
-	if g.free.Before(now) {
-		g.free = now
-	}
-	g.free = g.free.Add(time.Duration(len(p)) * time.Second / 125e6)
-	if ahead := g.free.Sub(now); ahead > 2*time.Millisecond {
-		time.Sleep(ahead)
-	}
-	return g.Conn.Write(p)
-}
 
 // sections is how often a channel brings all pages, once before the time is taken.
 const sections = 5
@@ -62,7 +45,7 @@ func transfer(b *testing.B, mem []byte, m manner, paced bool) time.Duration {
 		Place: func(_ string, off uint64, page []byte) error { copy(to[off:], page); return nil },
 	})
 	if paced {
-		x = &gigabit{Conn: x}
+		x = &socket.Gigabit{Conn: x}
 	}
 	s, err := lanes.NewSender(lanes.SenderConfig{Conns: []io.WriteCloser{x}, Method: m.method, Choose: m.choose, Compressor: Compressor})
 	if err != nil {
