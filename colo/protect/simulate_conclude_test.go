@@ -46,6 +46,7 @@ func (s *simulation) concludes() (ended bool) {
 	}
 	s.elapse(time.Duration(draw.IntN(1<<draw.IntN(12))) * time.Millisecond)
 	s.say("the faults stop")
+	s.settles.Store(true)
 	s.heal(draw.IntN(2) == 0)
 	var err error
 	select {

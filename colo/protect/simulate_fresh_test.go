@@ -20,6 +20,7 @@ var errGuest = errors.New("the VMM fails")
 // ailing says what of a host's own does not work.
 type ailing struct {
 	loaded                      atomic.Bool  // a load has failed: the memory may be that of a synchronisation that was given up
+	ran                         atomic.Bool  // the guest was resumed here
 	unpaused                    atomic.Bool  // the last pause has failed, so that the guest runs
 	pause, resume, load, commit atomic.Int64 // so many calls fail
 	paused                      atomic.Int64 // a pause takes so long, in nanoseconds
@@ -58,7 +59,9 @@ func (g ailingGuest) Resume(ctx context.Context) error {
 	if err := wait.For(ctx, time.Duration(g.h.ails.tarries.Load())); err != nil {
 		return err
 	}
-	if s := g.h.job.State(); g.h.w.kept != nil && !g.h.restored && (s == Created || s == Waiting) {
+	// A guest that has run here may be resumed by the end of its session while its job waits already, deposed.
+	first := !g.h.ails.ran.Swap(true)
+	if s := g.h.job.State(); first && g.h.w.kept != nil && !g.h.restored && (s == Created || s == Waiting) {
 		g.h.w.startsAnew(g.h)
 	}
 	if g.h.ails.resume.Load() > 0 && g.h.ails.resume.Add(-1) >= 0 {

@@ -69,7 +69,7 @@ func (s *simulation) befallsByMistake() bool {
 func (s *simulation) putsTheRecordBack() {
 	o := &s.odd
 	was, _ := s.store.Load(s.t.Context())
-	if s.manual || s.kept == nil && !s.allKnow(was.Generation) {
+	if s.manual || !s.allKnow(was.Generation) {
 		return
 	}
 	r := failover.Record{}

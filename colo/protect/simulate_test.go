@@ -294,6 +294,7 @@ func (s *simulation) run() (lost bool) {
 	concluded := s.later != nil && !s.odd.back && s.concludes()
 	if !concluded {
 		s.say("the faults stop")
+		s.settles.Store(true)
 		s.heal(s.rng.IntN(2) == 0)
 		if s.odd.back {
 			time.Sleep(2 * s.longestTerm()) // whoever has the guest hears that its grant is over

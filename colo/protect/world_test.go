@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math/bits"
 	"net"
 	"slices"
 	"sync"
@@ -31,6 +32,8 @@ type world struct {
 
 	names []string      // the hosts that there can be
 	turn  time.Duration // of three, each reaches for one of the others for so long, and then for the next
+
+	settles atomic.Bool // no more faults come
 
 	delay    time.Duration // from one checkpoint to the next; 0: what it is by default
 	lean     bool          // hosts keep no copy of the memory
@@ -178,7 +181,11 @@ func (w *world) other(name string) string {
 	if len(others) == 1 {
 		return others[0]
 	}
-	return others[int(time.Since(w.began)/w.turn)%len(others)]
+	turn := uint64(time.Since(w.began) / w.turn)
+	if w.settles.Load() { // whoever calls once a second would always have the same one's turn
+		turn = uint64(bits.OnesCount64(turn))
+	}
+	return others[turn%uint64(len(others))]
 }
 
 // others returns the names of the hosts beside one.
