@@ -35,15 +35,40 @@ func (s *Secondary) beginFailover() error {
 		err = s.stable.setFailover(s.active)
 	}
 	if err != nil {
-		// After a crash the disk will be that of the last checkpoint, so it
-		// must not be changed: the guest goes on with the overlays alone.
-		s.life.commitFailed()
-		s.Drain()
-		return s.latch("commit", 0, 0, err)
+		return s.goesOnOverOverlays(err)
 	}
 	s.life.ordered(s.leavesInUse())
 	s.Drain()
 	return nil
+}
+
+// promoteAsItIs makes a failover where neither side has written anything since the last checkpoint, as after a
+// switchover: the disk is what the guest sees. So nothing is to be copied, and stable storage says in one step that
+// the guest has gone on, in place of that it is going to, and then that it has. A crash before that leaves the checkpoint. It
+// returns false, and has changed nothing, if it is not so.
+func (s *Secondary) promoteAsItIs() (over bool, err error) {
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	if s.State() != Running || s.life.hasPrepared() || s.life.isBack() || s.life.isKeeping() || s.life.failed() != nil ||
+		len(s.leavesInUse()) > 0 || s.syncDisk() != nil {
+		return false, nil
+	}
+	if err := s.end(s.life.promote(s.lastIdentity())); err != nil {
+		return true, s.goesOnOverOverlays(err)
+	}
+	s.life.ordered(nil)
+	s.empty()
+	s.life.ended()
+	s.Drain()
+	return true, nil
+}
+
+// goesOnOverOverlays notes that the failover could not be recorded. After a crash the disk will be that of the last
+// checkpoint, so it must not be changed: the guest goes on with the overlays alone. The whole disk is locked.
+func (s *Secondary) goesOnOverOverlays(err error) error {
+	s.life.commitFailed()
+	s.Drain()
+	return s.latch("commit", 0, 0, err)
 }
 
 // A Group calls failOverAlone when it could not order a failover of all its disks. The

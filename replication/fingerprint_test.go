@@ -166,6 +166,7 @@ func TestASmallDiskThatItsGuestHasRewrittenIsStillTheJournals(t *testing.T) {
 		s, err := NewSecondary(devices[0], SecondaryConfig{Journal: j, DeferCommit: true})
 		must(t, err)
 		must(t, s.Start(ctx))
+		write(t, s, 1, 0, BlockSize) // or there would be nothing to be copied
 		must(t, s.Stop(ctx, true))
 		for b := int64(0); b < int64(size); b += BlockSize {
 			write(t, s, byte(1+b/BlockSize), b, BlockSize)

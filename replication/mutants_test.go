@@ -344,6 +344,20 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-short", "-run=WithWhatADisk", "."},
 	},
 	{
+		What:  "a failover with something to copy is recorded as one without",
+		File:  "commit.go",
+		Old:   "\t\tlen(s.leavesInUse()) > 0 || s.syncDisk() != nil {",
+		New:   "\t\ts.syncDisk() != nil {",
+		Tests: []string{"-short", "-run=NothingToCopy", "."},
+	},
+	{
+		What:  "a failover that could not be recorded is one",
+		File:  "commit.go",
+		Old:   "\t\treturn true, s.goesOnOverOverlays(err)",
+		New:   "\t\t_ = err",
+		Tests: []string{"-short", "-run=NothingToCopy", "."},
+	},
+	{
 		What:  "what a secondary has behind the end of the primary's disk differs",
 		File:  "sums.go",
 		Old:   "\tif len(p) == ChunkSize {\n\t\treturn false",

@@ -32,6 +32,9 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 
 func (s *Secondary) stop(ctx context.Context, failover bool) error {
 	if failover {
+		if over, err := s.promoteAsItIs(); over {
+			return err
+		}
 		if err := s.beginFailover(); err != nil {
 			return err
 		}
