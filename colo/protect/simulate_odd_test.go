@@ -86,18 +86,27 @@ func (s *simulation) putsTheRecordBack() {
 	}
 }
 
-// allKnow reports whether each host that may ask for the guest knows of a generation.
+// allKnow reports whether each host that may ask for the guest knows of a generation. One that waits asks only
+// where its disks start the guest, as may those of a host that is down.
 func (s *simulation) allKnow(generation uint64) bool {
-	for _, h := range s.up() {
+	up := s.up()
+	for _, h := range up {
 		knows := h.job.keeper.Generation()
 		if s := h.job.session(); s != nil {
 			knows = max(knows, s.peer.generation)
 		}
-		if h.job.State() != Waiting && knows < generation {
+		if (h.job.State() != Waiting || h.job.mayStart()) && knows < generation {
 			return false
 		}
 	}
-	return true
+	return s.kept == nil || len(up) == len(s.names)
+}
+
+// mayStart reports whether the disks here may start the guest by themselves.
+func (j *Job) mayStart() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.claims || !j.known
 }
 
 // writesTheRecordAnew is what a person does who has ended the jobs of all hosts: the record is of nobody, in
