@@ -45,7 +45,8 @@ func (s *Secondary) beginFailover() error {
 // promoteAsItIs makes a failover where neither side has written anything since the last checkpoint, as after a
 // switchover: the disk is what the guest sees. So nothing is to be copied, and stable storage says in one step that
 // the guest has gone on, in place of that it is going to, and then that it has. A crash before that leaves the checkpoint. It
-// returns false, and has changed nothing, if it is not so.
+// returns false, and has changed nothing, if it is not so. Of several disks none comes here in state Running: each is
+// ordered first to go on, so that after a crash all do or none.
 func (s *Secondary) promoteAsItIs() (over bool, err error) {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
