@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/mapping"
-	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/slow"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -111,7 +111,7 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, way aheadWay) (r ahe
 			<-ctx.Done()
 		}
 	})
-	lead, err := colo.NewPrimary(&socket.Gigabit{Conn: pc}, colo.PrimaryConfig{
+	lead, err := colo.NewPrimary(&slow.Gigabit{Conn: pc}, colo.PrimaryConfig{
 		VM: p, State: &ps, RAM: saver, Events: &bus,
 		CheckpointDelay: way.delay, AheadThreshold: way.threshold, EarlyShare: way.share,
 		Step: func(op string, _ uint64) {

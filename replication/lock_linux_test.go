@@ -4,9 +4,34 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
+
+func TestImagesAreLocked(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	a, err := CreateFile(name, testSize)
+	must(t, err)
+	if !a.Made() {
+		t.Error("an image that was just made is not called so")
+	}
+	_, err = OpenFile(name)
+	wantErr(t, "the same image", err, ErrLocked)
+	wantErr(t, "as an errno", err, syscall.EBUSY)
+	if !strings.Contains(err.Error(), name) {
+		t.Errorf("%v does not say which", err)
+	}
+	_, err = CreateFile(name, testSize)
+	wantErr(t, "the same image", err, ErrLocked)
+	must(t, a.Close())
+	b, err := CreateFile(name, testSize)
+	must(t, err)
+	if b.Made() {
+		t.Error("an image that was there is called made")
+	}
+	must(t, b.Close())
+}
 
 // A copy of the descriptor is what a process has for a moment that is being started.
 func TestAClosedImageIsFreeThoughItsDescriptorWasCopied(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -30,33 +28,6 @@ func reopened(t testing.TB, d, dev *fakeDisk) *keptDisk {
 
 func newMetaDevice(size int64) *fakeDisk {
 	return newPoweredFake(make([]byte, metadataHead+intentBytes(size)))
-}
-
-func TestImagesAreLocked(t *testing.T) {
-	if runtime.GOOS != "linux" {
-		t.Skip("no locks of open file descriptions here")
-	}
-	name := filepath.Join(t.TempDir(), "image")
-	a, err := CreateFile(name, testSize)
-	must(t, err)
-	if !a.Made() {
-		t.Error("an image that was just made is not called so")
-	}
-	_, err = OpenFile(name)
-	wantErr(t, "the same image", err, ErrLocked)
-	wantErr(t, "as an errno", err, syscall.EBUSY)
-	if !strings.Contains(err.Error(), name) {
-		t.Errorf("%v does not say which", err)
-	}
-	_, err = CreateFile(name, testSize)
-	wantErr(t, "the same image", err, ErrLocked)
-	must(t, a.Close())
-	b, err := CreateFile(name, testSize)
-	must(t, err)
-	if b.Made() {
-		t.Error("an image that was there is called made")
-	}
-	must(t, b.Close())
 }
 
 func TestMetadataIsOfTheImageThatItWasMadeFor(t *testing.T) {

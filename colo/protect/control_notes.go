@@ -99,7 +99,9 @@ func (j *Job) letRun(s *session) {
 	j.keepFollowing(nil)
 	s.begins(func(ctx context.Context) {
 		if err := j.vm.runOn(ctx); err != nil && ctx.Err() == nil {
-			s.colo.Lost(fmt.Errorf("resume the guest: %w", err))
+			err = fmt.Errorf("resume the guest: %w", err)
+			s.sayWhy(err, j.cfg.Lost) // before the connections end
+			s.colo.Lost(err)
 		}
 	})
 }

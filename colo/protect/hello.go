@@ -283,7 +283,8 @@ func (h *hello) check() error {
 type note struct {
 	Say string `json:"say"`
 	// Seq, of sayAsk and sayPromise: the number of the question. Of sayGo: that of the
-	// checkpoint. Of sayLast: that of the last checkpoint, for which the primary's guest stands still already; 0: it still runs. Of sayGrow and sayGrown: the number of the growth in the session.
+	// checkpoint. Of sayLast: that of the last checkpoint, for which the primary's guest stands still already; 0: it
+	// still runs. Of sayGrow and sayGrown: the number of the growth in the session.
 	// Of sayReach and sayReaches: that of the question. Of a secondary's sayCannot and sayEnd: the generation that it may have
 	// been granted, and will not use; 0: it cannot say so.
 	Seq    uint64 `json:"seq,omitempty"`

@@ -3,10 +3,13 @@ package protect
 import (
 	"context"
 	"errors"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
 )
 
@@ -91,6 +94,17 @@ func TestAGuestThatWasLeftStandingForASwitchoverRunsInATakeover(t *testing.T) {
 // Where output is compared, the guest of a secondary that was left standing for a switchover runs again as soon as that
 // is called off, and not only from the next checkpoint on: nothing would be compared up to then.
 func TestBothGuestsRunAgainAfterASwitchoverThatWasCalledOff(t *testing.T) {
+	callsOffStanding(t, false)
+}
+
+// Where that guest cannot be resumed the session ends, as where a checkpoint cannot resume it, and the primary's runs on.
+func TestASecondarysGuestThatCannotRunAgainEndsTheSession(t *testing.T) {
+	callsOffStanding(t, true)
+}
+
+// callsOffStanding calls a switchover off when both guests have been left standing for it. The secondary's cannot be resumed any
+// more then, if it fails.
+func callsOffStanding(t *testing.T, fails bool) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.guest.Interval, w.guest.TSCPerMille, w.compared, w.delay = 20*time.Millisecond, 1, true, time.Minute
 		w.f.ways = newWays(w.newest, func() time.Duration { return time.Millisecond })
@@ -100,7 +114,10 @@ func TestBothGuestsRunAgainAfterASwitchoverThatWasCalledOff(t *testing.T) {
 				time.Sleep(500 * time.Microsecond)
 			}
 		}
-		b := w.boot("b", false, func(c *Config) { c.Session.Step = slow })
+		stuck := new(atomic.Bool)
+		b := w.boot("b", false, func(c *Config) {
+			c.Session.Step, c.Guest = slow, unresumable{c.Guest.(*colotest.VM), stuck}
+		})
 		a := w.boot("a", true, nil)
 		a.is(Protected)
 		b.is(Following)
@@ -117,9 +134,24 @@ func TestBothGuestsRunAgainAfterASwitchoverThatWasCalledOff(t *testing.T) {
 			t.Fatal("one of the guests runs")
 		}
 		before, _ := s.committed()
+		stuck.Store(fails)
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Fatal(err)
+		}
+		if fails {
+			a.is(Alone)
+			b.is(Waiting)
+			if q := b.job.Query(); q.LastError == nil || !strings.Contains(q.LastError.Error(), "resume the guest: it is stuck") {
+				t.Errorf("b says %v", q.LastError) // it would find that out at the next checkpoint
+			}
+			w.hearsMore()
+			stuck.Store(false)
+			a.is(Protected)
+			b.is(Following)
+			a.halt()
+			b.halt()
+			return
 		}
 		time.Sleep(10 * time.Millisecond) // to the secondary's, by the link
 		if now, _ := s.committed(); a.guest.Paused() || b.guest.Paused() || now > before+1 || a.job.session() != s {

@@ -5,12 +5,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/slow"
 )
 
 // A logger behind a pipe that hangs, or a terminal that is stopped, takes nothing.
 func TestNeitherTheGuestNorItsHostWaitsForAReader(t *testing.T) {
-	w, left := socket.Unread(t)
+	w, left := slow.Unread(t)
 	out, std := streams(nil, w, w)
 	said := make(chan struct{})
 	go func() {

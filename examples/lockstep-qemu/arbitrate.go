@@ -271,7 +271,7 @@ func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, settle
 	}
 }
 
-// runFence runs -fence. One that does not end has failed: nothing is known of the primary then.
+// runFence runs -fence. Meanwhile the standby hears neither its guardian nor an operator.
 func (s *standbyRun) runFence(ctx context.Context, c colo.Claim) error {
 	s.p.say("fencing     %s", s.fence)
 	cause := "an operator's order"
@@ -280,11 +280,7 @@ func (s *standbyRun) runFence(ctx context.Context, c colo.Claim) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, fenceLimit, fmt.Errorf("it was given %v", fenceLimit))
 	defer cancel()
-	fence := s.command
-	if fence == nil {
-		fence = shell
-	}
-	return fence(ctx, s.fence, "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+cause)
+	return s.command.run(ctx, s.fence, "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+cause)
 }
 
 // tokenOf returns the token of this host's claims for the guest whose monitor is at addr. A

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,15 +23,17 @@ func TestAFenceThatIsGivenUpLeavesNothingBehind(t *testing.T) {
 	at := filepath.Join(t.TempDir(), "pid")
 	why := errors.New("it was given a moment")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	go func() { // joined by the end of the fence
+	var watch sync.WaitGroup
+	watch.Go(func() {
 		for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
 			if b, _ := os.ReadFile(at); strings.HasSuffix(string(b), "\n") {
 				cancel(why)
 			}
 		}
-	}()
+	})
 	err := shell(ctx, "sleep 600 & echo $! >"+at+"; wait")
 	cancel(nil)
+	watch.Wait()
 	if !errors.Is(err, why) {
 		t.Errorf("it was ended by %v", err)
 	}

@@ -36,7 +36,7 @@ type guardian struct {
 	releasing sync.Mutex // held while the copies of the disks are given up
 	parting   sync.Mutex // held while the QEMU is told to go on without its standby
 
-	command func(ctx context.Context, command string, env ...string) error // runs -fence; nil: shell does
+	command fencer // runs -fence
 
 	resuming sync.Mutex // held while the guest is told to run again after a moment
 	halted   bool       // the guard has stopped the guest since the call of begins; under resuming

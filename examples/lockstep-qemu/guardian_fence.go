@@ -5,15 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event/qmp"
-	"github.com/gocolo/lockstep/internal/cli"
 )
 
 // A QEMU that hangs may go on at any time, so that nobody else may run its guest. -fence makes sure that it does not:
@@ -24,10 +20,9 @@ import (
 // errFenced says that the guest's QEMU has been ended by -fence.
 var errFenced = errors.New("-fence has ended the QEMU")
 
-// The bounds of a fence: how long the command may take, how long a QEMU that was killed may take until it has ended,
-// and for how long an interrupt waits for a command that is under way.
+// How long a QEMU that was killed may take until it has ended, and for how long an interrupt waits for a command
+// that is under way.
 const (
-	fenceLimit = time.Minute
 	fencedEnds = 5 * time.Second
 	fenceGrace = 5 * time.Second
 )
@@ -90,11 +85,7 @@ func (g *guardian) copyThere() bool {
 func (g *guardian) runFence(ctx context.Context, took time.Duration) error {
 	run, cancel := graced(ctx, fenceLimit, fenceGrace)
 	defer cancel()
-	fence := g.command
-	if fence == nil {
-		fence = shell
-	}
-	if err := fence(run, g.fence, "LOCKSTEP_QMP="+g.qmp, fmt.Sprintf("LOCKSTEP_SILENT=%d", int(took.Seconds()))); err != nil {
+	if err := g.command.run(run, g.fence, "LOCKSTEP_QMP="+g.qmp, fmt.Sprintf("LOCKSTEP_SILENT=%d", int(took.Seconds()))); err != nil {
 		return err
 	}
 	for end := time.Now().Add(fencedEnds); g.listens(run); {
@@ -121,22 +112,6 @@ func (g *guardian) listens(ctx context.Context) bool {
 		conn.Close()
 	}
 	return err == nil || errors.Is(err, syscall.EAGAIN) // its queue is full
-}
-
-// shell runs a -fence. Its error has what the command has printed.
-func shell(ctx context.Context, command string, env ...string) error {
-	cmd := exec.CommandContext(ctx, "sh", "-c", command)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.WaitDelay = time.Second
-	cli.Together(cmd) // what it has started must not go on when it has failed
-	out, err := cmd.CombinedOutput()
-	if err != nil && ctx.Err() != nil {
-		err = fmt.Errorf("it has not ended by itself: %w", context.Cause(ctx))
-	}
-	if err != nil {
-		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))
-	}
-	return nil
 }
 
 // fencedDeath is what guard is told when -fence has ended the QEMU.

@@ -84,10 +84,10 @@ type standbyRun struct {
 	conn  *watched // of the session, or the last one; nil: none yet
 	heard *heard
 
-	command func(ctx context.Context, command string, env ...string) error // runs -fence; nil: shell does
-
 	orders chan order // orders of an operator; each wait takes them
 	tries  *rehearsals
+
+	command fencer // runs -fence
 
 	arbiterOf failover.Arbiter // nil: none
 	token     string           // the token of this process's claims at the arbiter

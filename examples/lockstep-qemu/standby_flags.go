@@ -27,9 +27,9 @@ one, the state is left in DIR/guest, to be used as
 Who decides that the primary is lost: a guardian on its host ("lockstep-qemu protect -stay"),
 which connects to -control and knows a crash from a planned end and from a guest
 that runs on without this standby. Where it does not answer: the -arbiter, then a
--fence that makes sure, for which it has a minute. Where there is none of these, you decide: the standby keeps
-the checkpoint, says so and waits for "lockstep-qemu promote -standby DIR", or SIGUSR1. With
--takeover always, the primary counts as dead as soon as its connection is closed. But
+-fence that makes sure, for which it has a minute. Where there is none of these, you
+decide: the standby keeps the checkpoint, says so and waits for
+"lockstep-qemu promote -standby DIR", or SIGUSR1. With -takeover always, the primary counts as dead as soon as its connection is closed. But
 it is closed as well when the primary's operator quits it or gives it
 x-colo-lost-heartbeat, or when the network resets it: two guests may run then.
 

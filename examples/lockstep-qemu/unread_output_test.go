@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/slow"
 )
 
 // A logger behind a pipe that hangs, or a terminal that is stopped, takes nothing. A standby that waited
@@ -14,7 +14,7 @@ func TestACommandOnWhichAGuestDependsWaitsForNoReader(t *testing.T) {
 	for _, command := range []string{"standby", "relay", "protect", "drill"} {
 		t.Run(command, func(t *testing.T) {
 			t.Parallel()
-			w, left := socket.Unread(t)
+			w, left := slow.Unread(t)
 			out, at := output([]string{command}, w, w)
 			said := make(chan struct{})
 			go func() {

@@ -1,7 +1,6 @@
 // Package socket finds places for listeners. Listen takes the place of a Unix socket that a killed
 // process has left: the name of that socket stays, though nobody listens at it, and would keep the
 // next process from listening. ListenPrivate lets nobody else connect. Dir and ChooseTCP return places that nobody else has.
-// Gigabit and Unread are the slow links and the readers that take nothing of tests.
 package socket
 
 import (

@@ -1,4 +1,5 @@
-// Package wait pauses a goroutine until its context ends, and does something when that ends.
+// Package wait pauses a goroutine for a while, or until something is done, but no longer than its context lasts, and
+// does something when that ends.
 package wait
 
 import (

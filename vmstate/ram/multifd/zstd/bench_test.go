@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/lanes"
-	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/slow"
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
 
@@ -45,7 +45,7 @@ func transfer(b *testing.B, mem []byte, m manner, paced bool) time.Duration {
 		Place: func(_ string, off uint64, page []byte) error { copy(to[off:], page); return nil },
 	})
 	if paced {
-		x = &socket.Gigabit{Conn: x}
+		x = &slow.Gigabit{Conn: x}
 	}
 	s, err := lanes.NewSender(lanes.SenderConfig{Conns: []io.WriteCloser{x}, Method: m.method, Choose: m.choose, Compressor: Compressor})
 	if err != nil {

@@ -1,18 +1,16 @@
-package socket
+package slow
 
 import (
 	"errors"
 	"os"
+	"testing"
 	"time"
 )
 
 // Unread returns the writing end of a pipe that is full and has a reader that takes nothing, as a logger that hangs, or a
 // terminal that is stopped. left lets the reader go: a write that waits ends then. Where writes to a pipe have no deadline
 // the test is skipped.
-func Unread(t interface {
-	test
-	Skip(...any)
-}) (w *os.File, left func()) {
+func Unread(t testing.TB) (w *os.File, left func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {

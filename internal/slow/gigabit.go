@@ -1,4 +1,5 @@
-package socket
+// Package slow has the links and readers of tests that are slower than whoever writes to them.
+package slow
 
 import (
 	"net"
