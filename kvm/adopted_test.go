@@ -33,6 +33,21 @@ const (
 	reqSetMSRs       = 0x4008ae89
 )
 
+// enabled returns what enables a capability of a VM or of a vCPU, or skips the test where KVM lacks it.
+func enabled(t testing.TB, capability uint32, argument uint64) func(fd int) {
+	return func(fd int) {
+		t.Helper()
+		e := struct {
+			capability, flags uint32
+			args              [4]uint64
+			_                 [64]byte
+		}{capability: capability, args: [4]uint64{argument}}
+		if _, err := rawIoctl(fd, reqEnableCap, unsafe.Pointer(&e)); err != nil {
+			t.Skipf("this KVM has no capability %d: %v", capability, err)
+		}
+	}
+}
+
 func rawIoctl(fd int, req uintptr, arg unsafe.Pointer) (int, error) {
 	for {
 		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, uintptr(arg))

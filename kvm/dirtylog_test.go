@@ -5,7 +5,6 @@ package kvm_test
 import (
 	"slices"
 	"testing"
-	"unsafe"
 
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -13,17 +12,7 @@ import (
 
 // manualLog puts a VM's dirty log into the mode in which reading does not clear it.
 func manualLog(t *testing.T, options uint64) func(vm int) {
-	return func(vm int) {
-		var e struct {
-			cap, flags uint32
-			args       [4]uint64
-			_          [64]byte
-		}
-		e.cap, e.args[0] = 168, options // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
-		if _, err := rawIoctl(vm, reqEnableCap, unsafe.Pointer(&e)); err != nil {
-			t.Skip(err)
-		}
-	}
+	return enabled(t, 168, options) // KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 }
 
 // Whether reading KVM's log clears it is its owner's choice, which KVM does not tell.

@@ -45,7 +45,9 @@ type ExitError struct {
 	Data   []uint64 // internal error: what KVM tells of it
 
 	// Internal error: where the guest was, and the bytes of the instruction there,
-	// 1 to 15, which may reach beyond its end; nil: they cannot be read.
+	// 1 to 15, which may reach beyond its end; nil: they cannot be read. Where a program of the
+	// guest has such an instruction, at CPL3, some KVMs give it an exception of the guest's own, and tell only
+	// a VMM that has enabled KVM_CAP_EXIT_ON_EMULATION_FAILURE.
 	RIP         uint64
 	Instruction []byte
 

@@ -33,17 +33,7 @@ const (
 
 // payloads has a VM tell a pending exception's payload apart.
 func payloads(t *testing.T) func(vm int) {
-	return func(vm int) {
-		var e struct {
-			cap, flags uint32
-			args       [4]uint64
-			_          [64]byte
-		}
-		e.cap, e.args[0] = 164, 1 // KVM_CAP_EXCEPTION_PAYLOAD
-		if _, err := rawIoctl(vm, reqEnableCap, unsafe.Pointer(&e)); err != nil {
-			t.Skip(err)
-		}
-	}
+	return enabled(t, 164, 1) // KVM_CAP_EXCEPTION_PAYLOAD
 }
 
 // An exception that is pending, with what it will put into CR2 or DR6, is restored as
@@ -93,15 +83,7 @@ func TestASlotOfAnotherAddressSpaceCannotBeAdded(t *testing.T) {
 func (x *adopted) hyperV() {
 	x.Helper()
 	for _, fd := range x.fds {
-		var e struct {
-			cap, flags uint32
-			args       [4]uint64
-			_          [64]byte
-		}
-		e.cap = 148 // KVM_CAP_HYPERV_SYNIC2
-		if _, err := rawIoctl(fd, reqEnableCap, unsafe.Pointer(&e)); err != nil {
-			x.Skip("this KVM has no synthetic interrupts:", err)
-		}
+		enabled(x, 148, 0)(fd) // KVM_CAP_HYPERV_SYNIC2
 	}
 }
 

@@ -388,7 +388,7 @@ func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 		}
 	}
 	if state.apic {
-		if err := setLAPIC(s.fd, &s.lapic, state.sregs.APICBase); err != nil {
+		if err := state.setLAPIC(s.fd, &s.lapic); err != nil {
 			return "local APIC", err
 		}
 	}

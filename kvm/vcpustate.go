@@ -288,7 +288,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 		}
 	}
 	if s.apic {
-		if err := setLAPIC(vcpu, &s.lapic, s.sregs.APICBase); err != nil {
+		if err := s.setLAPIC(vcpu, &s.lapic); err != nil {
 			return err
 		}
 	}

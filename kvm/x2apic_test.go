@@ -21,16 +21,7 @@ func TestTheIDOfAnX2APICIsTakenInTheFormThatTheVMWants(t *testing.T) {
 		extended = 1 << 10 // of APIC_BASE
 		id       = 0x20
 	)
-	long := func(vm int) {
-		enable := struct {
-			capability, flags uint32
-			args              [4]uint64
-			_                 [64]byte
-		}{capability: 129, args: [4]uint64{1}} // 32 bits
-		if _, err := rawIoctl(vm, reqEnableCap, unsafe.Pointer(&enable)); err != nil {
-			t.Skip("this KVM has one form of the ID:", err)
-		}
-	}
+	long := enabled(t, 129, 1) // KVM_CAP_X2APIC_API: 32 bits
 	kinds := []func(vm int){nil, long}
 	for i, from := range kinds {
 		for j, to := range kinds {

@@ -206,7 +206,7 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
 	t.Parallel()
-	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI|MachineCheck|Banks|Enclaves|ADeadline'", nil, false)
+	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill|AtARollBack|DoesNotTell|WhatIsQueued|EachSituation|NoAccess|InTheMidst|SMI|MachineCheck|Banks|Enclaves|ADeadline|X2APIC'", nil, false)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable",
 		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
@@ -218,7 +218,7 @@ func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 		"TestNoAccessIsLostOrRepeatedWhereverAGuestIsMoved", "TestAGuestIsMovedInTheMidstOfItsHandlers",
 		"TestEveryMSRThatOnlySomeCPUsSetIsPartOfAState", "TestAnSMIWithoutMemoryForItEndsRunInWords",
 		"TestMachineCheckBanksAreRestored", "TestMachineCheckBanksThatDoNotFitAreRefusedInWords",
-		"TestADeadlineIsRestoredWhateverTheTimerWas")
+		"TestADeadlineIsRestoredWhateverTheTimerWas", "TestTheIDOfAnX2APICIsTakenInTheFormThatTheVMWants")
 }
 
 // KVM sets a TSC by other rules where that of its host is stable, as it mostly is: only there does it keep the old
