@@ -17,6 +17,8 @@ import (
 //	bin/jobs   internal/linuxguest/jobs
 //	bin/gokvmhost.test  the tests of kvm/gokvmhost
 //	bin/kvm.test        the tests of kvm
+//	bin/pc.test         the tests of kvm/pc
+//	bin/lockstep.test   the tests of examples/lockstep
 //	bin/qemu            examples/lockstep-qemu
 //
 // all of the programs linked statically, and perhaps
