@@ -19,6 +19,7 @@ import (
 //	bin/kvm.test        the tests of kvm
 //	bin/pc.test         the tests of kvm/pc
 //	bin/lockstep.test   the tests of examples/lockstep
+//	bin/nbd.test        the tests of replication/nbd
 //	bin/qemu            examples/lockstep-qemu
 //
 // all of the programs linked statically, and perhaps
@@ -233,7 +234,7 @@ func (k *Kit) QEMUHostArchive(name, guest string, files map[string]string) error
 }
 
 func (k *Kit) hostArchive(name, guest string, programs map[string]string) error {
-	return k.archive(name, hostInit, []string{"kvm-amd", "virtio_pci", "virtio_blk", "virtio_net", "tun", "bridge"}, func(a *Archive) {
+	return k.archive(name, hostInit, []string{"kvm-amd", "virtio_pci", "virtio_blk", "virtio_net", "tun", "bridge", "nbd"}, func(a *Archive) {
 		for _, to := range slices.Sorted(maps.Keys(programs)) {
 			a.Copy(to, programs[to])
 		}

@@ -232,3 +232,11 @@ func TestATSCIsExactInsideAMachineWhoseOwnIsStable(t *testing.T) {
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestAHostWhoseTSCIsNotStableIsSaid", "TestATSCThatIsAdvancedIsLater",
 		"TestTheTSCOfAVCPUThatWaitsGoesOnWhereTheHostsIsStable")
 }
+
+// A machine's kernel has a client for NBD, which this host's may lack.
+func TestTheKernelsNBDClientFindsItsDiskInsideAMachine(t *testing.T) {
+	needKit(t, "qemu-system-x86_64")
+	t.Parallel()
+	results := insideAMachine(t, "nbd", "nbd.test", "-test.run TheKernelsClient", nil, false)
+	passedInside(t, results, "TestTheKernelsClientFindsItsDiskAtTheOtherHost")
+}
