@@ -14,6 +14,7 @@ import (
 	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/signals"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 var kills = flag.Int("kills", 1, "how often each test of the field list loses a standby")
@@ -23,7 +24,7 @@ func child(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), programEnv+"=1")
-	release, err := qemutest.Tied(cmd)
+	release, err := tied.Start(cmd)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // pageCommand is a command of the README's page for the first time.
@@ -154,7 +155,7 @@ func typeIn(t *testing.T, dir, line string, c pageCommand) {
 		}
 		defer said.Close()
 		cmd.Stdout, cmd.Stderr = said, said
-		release, err := qemutest.Tied(cmd)
+		release, err := tied.Start(cmd)
 		if err != nil {
 			t.Fatal(err)
 		}

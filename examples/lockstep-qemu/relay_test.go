@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // secondary starts a QEMU that waits for a migration at uri.
@@ -178,7 +179,7 @@ func TestRelayThatIsKilledLeavesBothSidesToTheirOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release, err := qemutest.Tied(cmd)
+	release, err := tied.Start(cmd)
 	if err != nil {
 		t.Fatal(err)
 	}

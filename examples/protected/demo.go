@@ -19,6 +19,7 @@ import (
 	"github.com/gocolo/lockstep/internal/cli"
 	"github.com/gocolo/lockstep/internal/signals"
 	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // A client reads the lines of both hosts and knows what a guest would have said.
@@ -109,9 +110,10 @@ type pair struct {
 
 // process runs this program as one host of the demonstration.
 type process struct {
-	cmd    *exec.Cmd
-	log    *watched
-	reader sync.WaitGroup
+	cmd     *exec.Cmd
+	release func() // called when it has ended
+	log     *watched
+	reader  sync.WaitGroup
 }
 
 // watched keeps the log of a process.
@@ -169,7 +171,7 @@ func (p *pair) start(host string, first bool, more ...string) error {
 	if err != nil {
 		return err
 	}
-	if err := proc.cmd.Start(); err != nil {
+	if proc.release, err = tied.Start(proc.cmd); err != nil {
 		return err
 	}
 	proc.reader.Go(func() {
@@ -210,6 +212,7 @@ func (p *pair) end(host string) {
 	proc.cmd.Process.Kill()
 	proc.reader.Wait()
 	proc.cmd.Wait()
+	proc.release()
 	p.ended = append(p.ended, proc)
 }
 

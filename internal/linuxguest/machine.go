@@ -9,11 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // MachineConfig says what a machine has. All files are on this host.
@@ -101,23 +102,15 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 	}
 	m.cmd = exec.Command(cmp.Or(cfg.Emulator, "qemu-system-x86_64"), args...)
 	m.cmd.Stderr = &m.stderr
-	dieWithUs(m.cmd)
-	started := make(chan error)
-	go func() { // ends with the process
-		// The signal for the parent's death comes when the thread ends that started
-		// the child.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := m.cmd.Start()
-		started <- err
-		if err == nil {
-			m.err = m.cmd.Wait()
-			close(m.ended)
-		}
-	}()
-	if err := <-started; err != nil {
+	release, err := tied.Start(m.cmd)
+	if err != nil {
 		return nil, err
 	}
+	go func() { // ends with the process
+		m.err = m.cmd.Wait()
+		release()
+		close(m.ended)
+	}()
 	if cfg.Pulse != "" {
 		m.pulsing = make(chan struct{})
 		go func() {

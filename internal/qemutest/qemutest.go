@@ -22,6 +22,7 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // counter is firmware that writes a counter into some pages at 1 MiB, round
@@ -143,7 +144,7 @@ func Start(t testing.TB, dir string, args ...string) *VM {
 	v := &VM{t: t, Dir: dir, Args: args, done: make(chan struct{})}
 	v.cmd = exec.Command(path, append(args, "-qmp", "unix:"+sock+",server=on,wait=off")...)
 	v.cmd.Stdout, v.cmd.Stderr = &v.log, &v.log
-	release, err := Tied(v.cmd)
+	release, err := tied.Start(v.cmd)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/gocolo/lockstep/internal/signals"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // A process is one side, as the parent sees it.
@@ -47,7 +48,8 @@ func start(cfg SideConfig, inbox chan<- message, group *sync.WaitGroup) (*proces
 	if err != nil {
 		return nil, err
 	}
-	if err := p.cmd.Start(); err != nil {
+	release, err := tied.Start(p.cmd)
+	if err != nil {
 		return nil, err
 	}
 	group.Go(func() {
@@ -67,7 +69,9 @@ func start(cfg SideConfig, inbox chan<- message, group *sync.WaitGroup) (*proces
 			}
 			inbox <- message{side: p.side, from: p, report: in.Report, event: in.Event}
 		}
-		inbox <- message{side: p.side, from: p, ended: true, err: p.cmd.Wait()}
+		err := p.cmd.Wait()
+		release()
+		inbox <- message{side: p.side, from: p, ended: true, err: err}
 	})
 	p.tell(cfg)
 	return p, nil

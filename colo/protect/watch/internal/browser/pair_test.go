@@ -11,11 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/socket"
+	"github.com/gocolo/lockstep/internal/tied"
 )
 
 // patience bounds each wait for something that is certain to come.
@@ -29,13 +29,14 @@ type pair struct {
 	addr    map[string]string // where a host is reached by the other
 	page    map[string]string // the address of its page
 	procs   map[string]*exec.Cmd
+	release map[string]func() // called when a host has ended
 
 	mu  sync.Mutex
 	log strings.Builder
 }
 
 func newPair(t *testing.T) *pair {
-	p := &pair{t: t, dir: t.TempDir(), addr: map[string]string{}, page: map[string]string{}, procs: map[string]*exec.Cmd{}}
+	p := &pair{t: t, dir: t.TempDir(), addr: map[string]string{}, page: map[string]string{}, procs: map[string]*exec.Cmd{}, release: map[string]func(){}}
 	p.program = filepath.Join(p.dir, "protected")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
@@ -68,11 +69,11 @@ func (p *pair) start(host string, more ...string) {
 	c := exec.Command(p.program, append([]string{"-host", host, "-listen", p.addr[host], "-dial", p.addr[peer],
 		"-arbiter", filepath.Join(p.dir, "arbiter"), "-insecure", "-term", "4s", "-beat", "2s", "-http", p.page[host]}, more...)...)
 	c.Stderr = logOf{p, host}
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.Start(); err != nil {
+	release, err := tied.Start(c)
+	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.procs[host] = c
+	p.procs[host], p.release[host] = c, release
 	p.until(host, "serves its page", func(string) bool { return true })
 }
 
@@ -105,6 +106,7 @@ func (p *pair) kill(host string) {
 	delete(p.procs, host)
 	c.Process.Kill()
 	c.Wait()
+	p.release[host]()
 }
 
 type logOf struct {

@@ -3,17 +3,12 @@ package qemutest
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"syscall"
 )
 
-const ties = true
-
-func tie(cmd *exec.Cmd) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-}
+const reaps = true
 
 // end kills the processes with a path in their arguments that no others have.
 func end(path string) {

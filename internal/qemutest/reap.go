@@ -5,33 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
 	"syscall"
 	"time"
 )
-
-// Tied starts a command whose process does not outlive this one, on Linux, however
-// this one ends: by the timeout of a test run, say. The caller calls release once
-// the process has ended.
-func Tied(cmd *exec.Cmd) (release func(), err error) {
-	started, over := make(chan error), make(chan struct{})
-	go func() {
-		// What Linux waits for is the end of the thread that has started the
-		// process, so that one is kept.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		tie(cmd)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			<-over
-		}
-	}()
-	if err := <-started; err != nil {
-		return nil, err
-	}
-	return func() { close(over) }, nil
-}
 
 // reaperEnv makes a test binary the reaper of the directory that it names.
 const reaperEnv = "LOCKSTEP_TEST_REAPER"
@@ -42,13 +18,13 @@ const reaperEnv = "LOCKSTEP_TEST_REAPER"
 const maxAbove = 40
 
 // Reap is called first in the TestMain of tests whose programs start QEMUs that are
-// not [Tied], since they are to outlive who has started them. On Linux it makes a new
+// not tied, since they are to outlive who has started them. On Linux it makes a new
 // directory the one for temporary files, and starts a process that waits for the end
 // of this one, however it ends. That process then kills every process that was
 // started with a path in the directory, and removes the directory. The caller calls
 // stop after the tests, and keeps it until then.
 func Reap() (stop func(), err error) {
-	if !ties {
+	if !reaps {
 		return func() {}, nil
 	}
 	if dir := os.Getenv(reaperEnv); dir != "" {

@@ -1,4 +1,4 @@
-package qemutest
+package tied
 
 import (
 	"bufio"
@@ -12,15 +12,15 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-// tiedEnv makes the test binary start a process that it is tied to, say so, and
-// hang.
+// tiedEnv makes the test binary start a process that is tied to it, and which stops
+// itself, say so, and hang.
 const tiedEnv = "LOCKSTEP_TEST_TIED"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(tiedEnv) != "" {
-		cmd := exec.Command("sleep", "3600")
+		cmd := exec.Command("sh", "-c", "kill -STOP $$")
 		cmd.Stdout = os.Stdout
-		if _, err := Tied(cmd); err != nil {
+		if _, err := Start(cmd); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -31,9 +31,6 @@ func TestMain(m *testing.M) {
 }
 
 func TestATiedProcessDoesNotOutliveItsParent(t *testing.T) {
-	if !ties {
-		t.Skip("only on Linux")
-	}
 	require.Outside(t, require.Processes)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), tiedEnv+"=1")
@@ -41,7 +38,7 @@ func TestATiedProcessDoesNotOutliveItsParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	release, err := Tied(cmd)
+	release, err := Start(cmd)
 	if err != nil {
 		t.Fatal(err)
 	}

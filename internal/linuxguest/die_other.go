@@ -1,8 +1,0 @@
-//go:build !linux
-
-package linuxguest
-
-import "os/exec"
-
-// dieWithUs does nothing: other systems have no such call.
-func dieWithUs(*exec.Cmd) {}
