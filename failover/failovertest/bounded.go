@@ -2,6 +2,7 @@ package failovertest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"testing"
@@ -44,13 +45,13 @@ func (s *boundedStore) Changed(ctx context.Context, seen failover.Record) (failo
 }
 
 func (b *bounded) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
-	return within(ctx, b.bound, "Acquire", func(ctx context.Context) (failover.Grant, error) { return b.on.Acquire(ctx, c) })
+	return b.answered(ctx, "Acquire", func(ctx context.Context) (failover.Grant, error) { return b.on.Acquire(ctx, c) })
 }
 
 func (b *bounded) HeedsFrom() bool { return failover.HeedsFrom(b.on) }
 
 func (b *bounded) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
-	return within(ctx, b.bound, "Renew", func(ctx context.Context) (failover.Grant, error) { return b.on.Renew(ctx, g, note) })
+	return b.answered(ctx, "Renew", func(ctx context.Context) (failover.Grant, error) { return b.on.Renew(ctx, g, note) })
 }
 
 func (b *bounded) Release(ctx context.Context, g failover.Grant, note string) error {
@@ -64,6 +65,18 @@ func (b *bounded) Record(ctx context.Context) (failover.Record, error) {
 
 func (b *bounded) Watch(ctx context.Context, seen failover.Record) (failover.Record, error) {
 	return within(ctx, b.bound, "Watch", func(ctx context.Context) (failover.Record, error) { return b.on.Watch(ctx, seen) })
+}
+
+// answered makes a call that can be repeated, up to three times where the store does not answer in time, as one may on
+// a busy machine: what was asked for may have happened by then.
+func (b *bounded) answered(ctx context.Context, method string, call func(context.Context) (failover.Grant, error)) (g failover.Grant, err error) {
+	for range 3 {
+		if g, err = within(ctx, b.bound, method, call); !errors.Is(err, failover.ErrUnanswered) {
+			break
+		}
+		b.tb.Logf("%s: %v", method, err)
+	}
+	return g, err
 }
 
 // within makes a call of a method, on a goroutine that the test leaves behind if the call does not
