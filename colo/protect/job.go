@@ -202,6 +202,9 @@ func (j *Job) Run(ctx context.Context) error {
 		group.Go(func() { j.watchDisks(tools) })
 	}
 	group.Go(func() { j.watchSubscribers(tools) })
+	if t := port.cfg.TLS; t != nil {
+		group.Go(func() { j.watchCertificate(tools, t) })
+	}
 	for i, n := range j.cfg.Network {
 		group.Go(func() {
 			h := NetworkHost{Gate: j.keeper.Gate(), Checkpoint: j.request}

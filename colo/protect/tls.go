@@ -130,11 +130,7 @@ func inItsTime(t *tls.Config, err error) error {
 	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired || invalid.Cert == nil {
 		return err
 	}
-	now := time.Now
-	if t.Time != nil {
-		now = t.Time
-	}
-	if from := invalid.Cert.NotBefore; now().Before(from) {
+	if from := invalid.Cert.NotBefore; nowOf(t).Before(from) {
 		return &timeError{"is not valid before " + from.UTC().Format(time.RFC3339), err}
 	}
 	return &timeError{"was valid until " + invalid.Cert.NotAfter.UTC().Format(time.RFC3339), err}
