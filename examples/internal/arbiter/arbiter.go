@@ -87,9 +87,8 @@ func find(s, guest string, say func(line string)) (a failover.Arbiter, store *pr
 			return nil, nil, fmt.Errorf("%s: the guest has no name here to make a key of; want store:%s -endpoints %s -key KEY", s, etcdProgram, rest)
 		}
 		for member := range strings.SplitSeq(rest, ",") {
-			at := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(member, "http://"), "https://"), "/")
-			if !strings.Contains(at, ":") || strings.Contains(at, "/") {
-				return nil, nil, fmt.Errorf("%s: %q is not the HOST:PORT of a member", s, member)
+			if err := cli.CheckEndpoint(member); err != nil {
+				return nil, nil, fmt.Errorf("%s: %w", s, err)
 			}
 		}
 		path, err := beside(etcdProgram)

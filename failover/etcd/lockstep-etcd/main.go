@@ -88,6 +88,9 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	members := strings.Split(*endpoints, ",")
 	secure := strings.HasPrefix(members[0], "https://")
 	for _, m := range members {
+		if err := cli.CheckEndpoint(m); err != nil {
+			return cli.Wrong("-endpoints: %w", err)
+		}
 		if strings.HasPrefix(m, "https://") != secure {
 			return cli.Wrong("-endpoints: all of them have https:// in front, or none: to one without, the password and the record may go in clear")
 		}

@@ -13,7 +13,7 @@ import (
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	for _, args := range []string{
 		"", "-nonsense", "-endpoints a:1", "-key k", "-endpoints a:1 -key k stray", "-endpoints a:1 -key k -timeout 1ms",
-		"-endpoints https://a:1 -key k -cert c", "-endpoints a:1 -key k -cacert c",
+		"-endpoints https://a:1 -key k -cert c", "-endpoints a:1 -key k -cacert c", "-endpoints a -key k", "-endpoints a:1,https:// -key k",
 	} {
 		var out bytes.Buffer
 		err := run(t.Context(), strings.Fields(args), strings.NewReader(""), &out)
