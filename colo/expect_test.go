@@ -114,6 +114,39 @@ func TestAGoodbyeInTheMidstOfAHandoverIsSettledByTheArbiter(t *testing.T) {
 	}
 }
 
+// What a host has given back stays given back if it says that no end is expected any more, so that a goodbye after
+// that is settled by the arbiter as well; and whoever is about to give the guest away after the goodbye hears that
+// it is too late.
+func TestAGoodbyeCountsByWhetherTheGuestMayHaveBeenGivenAwayBefore(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			asked := 0
+			x := newPair(t, options{primary: func(c *colo.PrimaryConfig) {
+				c.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
+					asked++
+					return nil
+				})
+			}})
+			defer x.close()
+			ended := false
+			defer event.Subscribe(&x.p.bus, func(e event.CheckpointCommit) {
+				if e.Epoch == 1 && !ended {
+					ended = true
+					if before && !(x.primary.Expect(errMaintenance) && x.primary.Expect(nil)) {
+						t.Error("it is too late before there was a goodbye")
+					}
+					x.secondary.End()
+				}
+			})()
+			x.start(t.Context())
+			x.wait()
+			if inTime := x.primary.Expect(errMaintenance); inTime != before || (asked > 0) != before || x.p.err != nil {
+				t.Errorf("given away before: %v, the arbiter was asked %d times, in time %v: %v", before, asked, inTime, x.p.err)
+			}
+		})
+	}
+}
+
 // Where there is no arbiter to give it back to, the other side's goodbye is all that is needed.
 func TestAGoodbyeInTheMidstOfAHandoverIsEnoughWithoutAnArbiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -216,12 +216,25 @@ func (s *session) wasHanded() bool {
 // error matches cause, the event says that it was wanted (Released in event.Arbitration).
 // Who goes on is settled as ever, but a primary that hears a goodbye asks its arbiter, if it
 // has one, nevertheless: the host may have given the guest back to it. Nil: no end is expected any
-// more. The host calls Expect before it does what ends the session, from any goroutine,
-// any number of times; the last call before COLO_EXIT counts.
-func (s *session) Expect(cause error) {
+// more; what the host has given back it has given back, so that a goodbye says no more than before. The host
+// calls Expect before it does what ends the session, from any goroutine,
+// any number of times; the last call before COLO_EXIT counts. Expect returns false if it comes too late: a primary has
+// heard a goodbye, upon which it goes on and asks nobody. The host must not give the guest away
+// any more then.
+func (s *session) Expect(cause error) (inTime bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.expects = cause
+	s.expects, s.offered = cause, s.offered || cause != nil
+	return !s.unasked
+}
+
+// goesOnUnasked settles that this side goes on without a question, since the other one does not, and reports
+// whether that is so: where there is an arbiter, and the host may have given the guest back to it, it has to be asked.
+func (s *session) goesOnUnasked() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unasked = s.arbiter == nil || !s.offered
+	return s.unasked
 }
 
 // expected returns what Expect was told, nil if no end is expected.

@@ -163,11 +163,12 @@ func (p *Primary) Run(ctx context.Context) error {
 	sure, by, reason := !p.handedOver, event.ModeSecondary, ""
 	cancelled := ctx.Err() != nil && !errors.Is(err, ErrFailover)
 	switch {
-	case errors.As(err, &bye) && p.arbiter != nil && p.expected() != nil:
-		// The host is giving the guest away (Expect). The goodbye says that the
-		// other side does not run it; it does not say that this side may.
 	case errors.As(err, &bye):
-		sure, reason = true, bye.Reason
+		// Where the host gives the guest away (Expect), the goodbye says that the
+		// other side does not run it; it does not say that this side may.
+		if p.goesOnUnasked() {
+			sure, reason = true, bye.Reason
+		}
 	case sure:
 	case errors.Is(err, errEnd), cancelled && errors.Is(err, ctx.Err()):
 		sure, by = p.farewell(), event.ModePrimary

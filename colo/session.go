@@ -45,7 +45,7 @@ type session struct {
 	lost    chan struct{} // closed by Lost
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
-	expects error         // what Expect was told; nil: no end is expected
+	expects error         // what Expect was told last; nil: no end is expected
 	tornBy  error         // what a commit has failed by, half way; written as the machine becomes Torn
 
 	paused     bool          // this session's pause is in effect
@@ -71,6 +71,8 @@ type session struct {
 	where   State       // what Info reports of the guest
 	ended   bool        // without a takeover: too late for a failover
 	settled bool        // who goes on is known: too late for an end
+	offered bool        // an end was expected (Expect), so that the host may have given the guest away
+	unasked bool        // this side goes on, and nobody is asked: too late to give the guest away
 	ending  bool        // End was called
 	heeded  bool        // the end that was wished for has begun
 	giveUp  *time.Timer // ends the wait for a goodbye

@@ -68,7 +68,7 @@ type coloSession interface {
 	Failover() error
 	Fenced() error
 	Lost(error)
-	Expect(error)
+	Expect(error) bool
 	Info() colo.Info
 }
 

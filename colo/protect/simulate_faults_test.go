@@ -33,7 +33,7 @@ func (s *simulation) fault() {
 		s.together(h)
 		return
 	}
-	if s.befallsVersions(h) || s.befallsGrowth(h) || s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() {
+	if s.befallsVersions(h) || s.befallsGrowth(h) || s.befallsFurther(h) || s.befallsAKind(h) || s.befallsByMistake() || s.befallsTurns() {
 		return
 	}
 	if s.later != nil && s.later.IntN(6) == 0 {

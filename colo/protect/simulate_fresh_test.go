@@ -25,6 +25,7 @@ type ailing struct {
 	pause, resume, load, commit atomic.Int64 // so many calls fail
 	paused                      atomic.Int64 // a pause takes so long, in nanoseconds
 	tarries                     atomic.Int64 // each other method takes so long
+	spare                       atomic.Int64 // but so many calls before those do not fail
 	fence                       atomic.Int64 // so many calls of its fencer fail, each a while later
 	cuts                        atomic.Int64 // how often it has fenced
 }
@@ -47,7 +48,7 @@ func (g ailingGuest) Pause(ctx context.Context) error {
 			return err
 		}
 	}
-	fails := g.h.ails.pause.Load() > 0 && g.h.ails.pause.Add(-1) >= 0
+	fails := g.h.ails.fails(&g.h.ails.pause)
 	g.h.ails.unpaused.Store(fails)
 	if fails {
 		return g.h.vmFails()
@@ -64,7 +65,7 @@ func (g ailingGuest) Resume(ctx context.Context) error {
 	if s := g.h.job.State(); first && g.h.w.kept != nil && !g.h.restored && (s == Created || s == Waiting) {
 		g.h.w.startsAnew(g.h)
 	}
-	if g.h.ails.resume.Load() > 0 && g.h.ails.resume.Add(-1) >= 0 {
+	if g.h.ails.fails(&g.h.ails.resume) {
 		return g.h.vmFails()
 	}
 	return g.VM.Resume(ctx)
@@ -83,7 +84,7 @@ type ailingDevice struct{ h *host }
 
 func (d ailingDevice) VMState(f *vmstate.Fields) {
 	d.h.ails.tarry()
-	if one := &d.h.ails.load; f.Loading() && one.Load() > 0 && one.Add(-1) >= 0 {
+	if f.Loading() && d.h.ails.fails(&d.h.ails.load) {
 		d.h.ails.loaded.Store(true)
 		f.Fail(d.h.vmFails())
 	}
@@ -92,7 +93,7 @@ func (d ailingDevice) VMState(f *vmstate.Fields) {
 // PostLoad implements vmstate.PostLoader. Where it fails the guest is torn.
 func (d ailingDevice) PostLoad(uint32) error {
 	d.h.ails.tarry()
-	if one := &d.h.ails.commit; one.Load() > 0 && one.Add(-1) >= 0 {
+	if d.h.ails.fails(&d.h.ails.commit) {
 		return d.h.vmFails()
 	}
 	return nil
@@ -127,9 +128,14 @@ func (a *ailing) tarry() {
 	}
 }
 
+// fails reports whether a call fails now, of which so many are left to fail.
+func (a *ailing) fails(left *atomic.Int64) bool {
+	return left.Load() > 0 && a.spare.Add(-1) < 0 && left.Add(-1) >= 0
+}
+
 // heal ends it all.
 func (a *ailing) heal() {
-	for _, left := range []*atomic.Int64{&a.pause, &a.resume, &a.load, &a.commit, &a.paused, &a.tarries, &a.fence} {
+	for _, left := range []*atomic.Int64{&a.pause, &a.resume, &a.load, &a.commit, &a.paused, &a.tarries, &a.fence, &a.spare} {
 		left.Store(0)
 	}
 }

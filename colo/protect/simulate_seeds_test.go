@@ -56,6 +56,11 @@ var keptFresh = []uint64{
 	8700000158,  // a guest that could neither be saved nor resumed stood still in a job that went on
 }
 
+// keptTurns have found something, of what befalls a guest that is handed over.
+var keptTurns = []uint64{
+	549755814118, // the other host was torn by the last checkpoint: this one went on unasked, and gave up what it had gone on with
+}
+
 const (
 	// freshSeeds is the first of the seeds in which things happen that happen in no other. Planted
 	// faults are looked for in the others.
@@ -102,6 +107,7 @@ func TestSimulatedFaults(t *testing.T) {
 	var furthers ofFurther
 	var versions ofVersions
 	var growths ofGrowth
+	var turned ofTurns
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -128,6 +134,7 @@ func TestSimulatedFaults(t *testing.T) {
 			furthers.add(s)
 			versions.add(s)
 			growths.add(s)
+			turned.add(s)
 			if s.begins {
 				begins++
 			}
@@ -168,9 +175,9 @@ func TestSimulatedFaults(t *testing.T) {
 	begin, lost := time.Now(), 0
 	var run []uint64
 	if !isSet("seed") {
-		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh)
+		run = slices.Concat(keptSeeds, keptAsTheyAre, keptFresh, keptTurns)
 		for i := range n / 4 {
-			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i), growSeeds+5*uint64(i), versionSeeds+5*uint64(i)) // of 32, each kind in turn
+			run = append(run, freshSeeds+uint64(i), laterSeeds+uint64(i), kindSeeds+5*uint64(i), oddSeeds+5*uint64(i), furtherSeeds+5*uint64(i), growSeeds+5*uint64(i), versionSeeds+5*uint64(i), turnSeeds+5*uint64(i)) // of 32, each kind in turn
 		}
 	}
 	for i := range n {
@@ -211,6 +218,7 @@ func TestSimulatedFaults(t *testing.T) {
 	furthers.check(t)
 	versions.check(t)
 	growths.check(t)
+	turned.check(t)
 	if begins > 0 {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {

@@ -22,7 +22,7 @@ import (
 // disks. From kindSeeds on clocks run at other rates, the clock of the day is set, certificates are
 // renewed, or three hosts have disks that outlive them; from oddSeeds on persons make mistakes, too, and
 // from furtherSeeds on verbs are given up and methods take their time; from growSeeds on disks grow, and from
-// versionSeeds on hosts speak other versions. An operator switches over, migrates,
+// versionSeeds on hosts speak other versions, and from turnSeeds on more befalls a guest that is handed over. An operator switches over, migrates,
 // pauses, and says who is dead. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
@@ -52,6 +52,7 @@ type simulation struct {
 	further   further          // of seeds from furtherSeeds on
 	growth    growth           // of seeds from growSeeds on
 	versioned versioned        // of seeds from versionSeeds on
+	turns     turns            // of seeds from turnSeeds on
 	uneven    bool             // the hosts are configured differently
 	cuts      bool             // they have fencers
 	alone     bool             // there is no arbiter, unless there are three hosts
@@ -157,6 +158,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	s.mayGrow(seed)
 	s.hasItsKind(seed)
 	s.isVersioned(seed)
+	s.mayTurn(seed)
 	s.heed(seed)
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2

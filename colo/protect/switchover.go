@@ -209,7 +209,9 @@ func (j *Job) sendLast(ctx context.Context, s *session) (epoch uint64, err error
 // handOver does the primary's part of a switchover after sendLast, up to the note that tells the
 // other side to go on.
 func (j *Job) handOver(ctx context.Context, s *session, epoch uint64) error {
-	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
+	if !s.colo.Expect(errHandingOver) { // its connection may break before the other side's word is here
+		return fmt.Errorf("%s does not follow any more", s.peer.host) // and the guest goes on here without a question
+	}
 	from, err := j.giveUp(ctx, s, epoch)
 	if err != nil {
 		return err
