@@ -431,6 +431,17 @@ func (s *Secondary) Neighbors() []Neighbor { return s.known.All() }
 // Inherited ones do not count.
 func (s *Secondary) OutputLatency() event.Latency { return s.keep.OutputLatency() }
 
+// note counts a packet to the guest.
+func (s *Secondary) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.count.delivered++
+	} else {
+		s.count.refused++
+	}
+}
+
 // Stats returns the present counts.
 func (s *Secondary) Stats() SecondaryStats {
 	s.mu.Lock()

@@ -25,14 +25,3 @@ func (s *Secondary) give(early []byte) {
 		s.note(s.cfg.Deliver(early))
 	}
 }
-
-// note counts a packet to the guest.
-func (s *Secondary) note(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err == nil {
-		s.count.delivered++
-	} else {
-		s.count.refused++
-	}
-}
