@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // fullFor lets n writes of d find no room, after some that do. It returns what counts those that did not.
@@ -173,7 +174,7 @@ func TestReplicationGoesOnOnceThereIsRoomForMetadata(t *testing.T) {
 	ctx := context.Background()
 	for _, side := range []string{"primary", "secondary"} {
 		for _, journal := range []bool{false, true} {
-			for k := int64(0); ; k++ {
+			for k := int64(0); ; k += require.Many(int64(3), 1, 1) {
 				where := fmt.Sprintf("%s, journal %v, write %d", side, journal, k)
 				local, ldev := newPoweredFake(bytes.Repeat([]byte{0x11}, testSize)), newMetaDevice(testSize)
 				disk, dev := newPoweredFake(make([]byte, testSize)), newMetaDevice(testSize)

@@ -79,7 +79,7 @@ func TestTheTrackerReportsExactlyWhatWasWrittenIn10000Rounds(t *testing.T) {
 	t.Parallel()
 	rounds := 10_000
 	if testing.Short() {
-		rounds = 1000
+		rounds = 300
 	}
 	blocks := []Block{
 		pages(t, "ram", 700),
