@@ -41,6 +41,49 @@ func TestANameIsAtMostAsLongAsItMayBe(t *testing.T) {
 	must(t, conn.Close())
 }
 
+// Of the data of one option a client could else make a thousand times as much.
+func TestWhatIsToldOfAnExportIsToldOnce(t *testing.T) {
+	srv, _, path := serve(t, ServerConfig{}, ExportConfig{Name: "d", Disk: newRAM(4096), Description: strings.Repeat("x", maxName)})
+	if _, err := srv.Export(ExportConfig{Name: "e", Disk: newRAM(4096), Description: strings.Repeat("x", maxName+1)}); err == nil {
+		t.Error("a description is longer than clients take")
+	}
+	conn, err := net.Dial("unix", path)
+	must(t, err)
+	cfg := ClientConfig{}
+	cfg.setDefaults()
+	err = handshake(context.Background(), conn, cfg, func(d *dialogue) error {
+		const items = 30_000
+		data := binary.BigEndian.AppendUint32(nil, 1)
+		data = binary.BigEndian.AppendUint16(append(data, 'd'), items)
+		for i := range items {
+			data = binary.BigEndian.AppendUint16(data, uint16(1+i%5))
+		}
+		if err := d.send(optInfo, data); err != nil {
+			return err
+		}
+		told := map[uint16]int{}
+		for {
+			typ, p, err := d.reply(optInfo)
+			if err != nil {
+				return err
+			}
+			if typ == repAck {
+				break
+			}
+			told[binary.BigEndian.Uint16(p)]++
+		}
+		for _, kind := range []uint16{infoExport, infoName, infoDescription, infoBlockSize} {
+			if told[kind] != 1 {
+				t.Errorf("kind %d is told %d times", kind, told[kind])
+			}
+		}
+		_, err := d.choose("d")
+		return err
+	})
+	must(t, err)
+	must(t, conn.Close())
+}
+
 func TestAQueryHasNamesAsLongAsTheyMayBe(t *testing.T) {
 	long, longer := strings.Repeat("x", maxName), strings.Repeat("x", maxName+1)
 	for _, c := range []struct {

@@ -47,7 +47,7 @@ type ExportConfig struct {
 	// Generation, if not zero, is part of the name on the wire, see [Name].
 	// A client that asks for another generation is refused with ErrPolicy.
 	Generation  uint64
-	Description string // for people; may be empty
+	Description string // for people; may be empty, and has 4096 bytes at most
 	Disk        Disk
 	ReadOnly    bool
 	// MaxClients bounds the connections at a time; zero means one. With one,
@@ -82,6 +82,9 @@ type Export struct {
 func (s *Server) Export(cfg ExportConfig) (*Export, error) {
 	if len(Name(cfg.Name, cfg.Generation)) > maxName {
 		return nil, fmt.Errorf("nbd: export name of %d bytes", len(cfg.Name))
+	}
+	if len(cfg.Description) > maxName {
+		return nil, fmt.Errorf("nbd: description of %d bytes", len(cfg.Description))
 	}
 	if cfg.MaxClients == 0 {
 		cfg.MaxClients = 1

@@ -257,18 +257,16 @@ func (n *negotiation) sendInfo(opt uint32, e *Export, wanted []byte) error {
 	if err := n.reply(opt, repInfo, p); err != nil {
 		return err
 	}
+	named, described := false, e.cfg.Description == ""
 	for ; len(wanted) > 0; wanted = wanted[2:] {
 		var text string
 		typ := be.Uint16(wanted)
-		switch typ {
-		case infoName:
-			text = e.WireName()
-		case infoDescription:
-			text = e.cfg.Description
+		switch { // each once, however often it is asked for
+		case typ == infoName && !named:
+			text, named = e.WireName(), true
+		case typ == infoDescription && !described:
+			text, described = e.cfg.Description, true
 		default:
-			continue
-		}
-		if typ == infoDescription && text == "" {
 			continue
 		}
 		if err := n.reply(opt, repInfo, append(be.AppendUint16(nil, typ), text...)); err != nil {
