@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -42,12 +43,14 @@ func kernelsClient(t testing.TB, device int, path, name string, conns int) *kern
 	}
 	ends := []*os.File{k.dev}
 	var size int64
+	runtime.LockOSThread() // the kernel takes the connections of a device from one thread only
 	for range conns {
 		end, n, flags := chosen(t, path, name)
 		ends, size = append(ends, end), n
 		k.ioctl("NBD_SET_SOCK", 0xab00, end.Fd())
 		k.ioctl("NBD_SET_FLAGS", 0xab0a, uintptr(flags))
 	}
+	runtime.UnlockOSThread()
 	k.ioctl("NBD_SET_BLKSIZE", 0xab01, 512)
 	k.ioctl("NBD_SET_SIZE_BLOCKS", 0xab07, uintptr(size/512))
 	k.ioctl("NBD_SET_TIMEOUT", 0xab09, 30)
